@@ -1,0 +1,1 @@
+"""Bytes and annotations to batches: readers, transforms and the generated scenes."""

@@ -1,0 +1,1 @@
+"""Everything with side effects: configuration, training, evaluation, checkpoints, monitoring, prediction."""

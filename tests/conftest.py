@@ -1,0 +1,26 @@
+"""Fixtures every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real data beside the repository: skipped where absent, an error in CI."""
+    path = Path(os.environ.get("PVLR_SHARED", REPOSITORY.parent / "shared"))
+    if not path.is_dir():
+        message = f"no real data at {path} (set PVLR_SHARED)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message + ", and in CI it must be there")
+        pytest.skip(message)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _same_seed_every_test() -> None:
+    torch.manual_seed(0)
