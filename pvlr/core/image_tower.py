@@ -1,0 +1,167 @@
+"""open_clip's image towers: patch vectors and the pooled vector, both in the joint space."""
+
+from typing import Literal, Self
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pvlr.core.image_families import PatchFeatures, family_of
+from pvlr.core.protocols import ImageFeatures
+from pvlr.core.shapes import expect
+from pvlr.core.tower_files import TowerError
+
+__all__ = ["OpenClipImageTower"]
+
+
+class OpenClipImageTower(nn.Module):
+    """The image half of an open_clip model. It starts frozen; :meth:`set_trainable` thaws it.
+
+    ``patch_features="value"`` takes the value path of the last attention without its attention (MaskCLIP,
+    arXiv 2112.01071; for ResNets as DualCoOp does, arXiv 2206.09541): CLIP aligns the pooled vector with text, and the
+    pooled vector is a mixture of just these vectors. ``"final"`` takes the last block's own output.
+
+    ========================  =============================================  ========================================
+    tower                     value                                          final
+    ========================  =============================================  ========================================
+    VisionTransformer         last block with attention replaced by the      last block's output, norm, projection
+                              identity, norm, projection
+    ModifiedResNet            attention pool's value and output projections  attention pool's output at each position
+    timm VisionTransformer    attention pool's value path for each token,    norm, then the head's projection
+    with AttentionPoolLatent  then its MLP
+    ========================  =============================================  ========================================
+
+    Attributes:
+        dim: Width of the joint space (``d``).
+        image_size: Side of the square images it takes, in pixels.
+        grid: Patches along one side; ``n = grid²``, row by row.
+        patch_features: Which patch vectors it returns.
+        trainable: ``"frozen"``, ``"all"`` or how many of the last blocks are trained.
+    """
+
+    def __init__(self, visual: nn.Module, *, patch_features: PatchFeatures = "value") -> None:
+        """Take over an open_clip model's ``visual``.
+
+        Args:
+            visual: An open_clip ``VisionTransformer``, ``ModifiedResNet`` or ``TimmModel``; its parameters are shared.
+            patch_features: ``"value"`` or ``"final"``.
+
+        Raises:
+            TowerError: naming the class or setting that is not supported.
+        """
+        super().__init__()
+        if patch_features not in ("value", "final"):
+            raise TowerError(f"patch_features: expected 'value' or 'final', got '{patch_features}'")
+        self._family = family_of(visual, patch_features)
+        self.visual = visual
+        self.patch_features: PatchFeatures = patch_features
+        self.image_size = self._family.size
+        self.dim = self._family.dim
+        # Fixed sine positions are parameters that must never be trained.
+        self._fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
+        self.trainable: Literal["frozen", "all"] | int = "frozen"
+        self.set_trainable("frozen")
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self._family.stride
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks that :meth:`set_trainable` counts."""
+        return len(self._family.blocks(self.visual))
+
+    def check_image_size(self, image_size: int) -> None:
+        """Refuse a size that the tower cannot take.
+
+        Raises:
+            TowerError: the size is neither the tower's own nor a positive multiple of its patch size.
+        """
+        stride = self._family.stride
+        if image_size != self.image_size and (image_size < stride or image_size % stride):
+            raise TowerError(f"image_size: expected a positive multiple of {stride}, the patch size, got {image_size}")
+
+    def set_image_size(self, image_size: int) -> None:
+        """Take images of another size from now on, by interpolating the position embeddings (bicubic, antialiased).
+
+        Raises:
+            TowerError: see :meth:`check_image_size`.
+        """
+        self.check_image_size(image_size)
+        if image_size != self.image_size:
+            self._family.resize(self.visual, image_size)
+            self.image_size = image_size
+            self.set_trainable(self.trainable)
+
+    def set_trainable(self, mode: Literal["frozen", "all"] | int) -> None:
+        """Choose what is trained; what is not stays in evaluation mode even after ``train()``.
+
+        Args:
+            mode: ``"frozen"``, ``"all"``, or a number ``k``: the last ``k`` blocks and all that follows them.
+
+        Raises:
+            TowerError: any other mode.
+        """
+        if mode not in ("frozen", "all") and (
+            not isinstance(mode, int) or not 1 <= mode <= self.blocks or mode is True
+        ):
+            raise TowerError(f"trainable: expected 'frozen', 'all' or 1 to {self.blocks} blocks, got {mode!r}")
+        self.trainable = mode
+        self.requires_grad_(False)
+        for part in self._trained_parts():
+            part.requires_grad_(True)
+        for name, parameter in self.named_parameters():
+            if name in self._fixed:
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def trained_state_dict(self) -> dict[str, Tensor]:
+        """The trained parameters and the buffers (BatchNorm statistics) of the trained parts, by name."""
+        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trained = {id(module) for part in self._trained_modules() for module in part.modules()}
+        for prefix, module in self.named_modules():
+            if id(module) in trained:
+                names |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in names}
+
+    def train(self, mode: bool = True) -> Self:
+        """Put the trained parts, and only those, into training mode."""
+        super().train(False)
+        if mode and self.trainable != "frozen":
+            self.training = True
+            for part in self._trained_modules():
+                part.train(True)
+        return self
+
+    def forward(self, images: Float[Tensor, "b 3 s s"]) -> ImageFeatures:
+        """Encode normalised images.
+
+        Args:
+            images: ``b 3 s s`` with ``s = image_size``, normalised by the tower's mean and standard deviation.
+
+        Returns:
+            Patches ``b n d`` and the pooled vector ``b d``, which is open_clip's ``encode_image``; neither normalised.
+
+        Raises:
+            ShapeError: the images are of another size.
+        """
+        size = self.image_size
+        expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
+        return self._family.features(self.visual, images, self.patch_features)
+
+    def extra_repr(self) -> str:
+        """Say what it returns and what is trained."""
+        return (
+            f"patch_features={self.patch_features!r}, image_size={self.image_size}, grid={self.grid}, dim={self.dim}, "
+            f"trainable={self.trainable!r}"
+        )
+
+    def _trained_parts(self) -> list[nn.Module | nn.Parameter]:
+        if self.trainable == "all":
+            return [self.visual]
+        if self.trainable == "frozen":
+            return []
+        return [*self._family.blocks(self.visual)[-self.trainable :], *self._family.tail(self.visual)]
+
+    def _trained_modules(self) -> list[nn.Module]:
+        return [part for part in self._trained_parts() if isinstance(part, nn.Module)]

@@ -1,0 +1,292 @@
+"""open_clip's text towers: plain sentences, and sentences in which learnable context stands in for words."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pvlr.core.functional import attend, merge_heads, splice_context, split_heads
+from pvlr.core.protocols import PromptTokens
+from pvlr.core.shapes import expect
+from pvlr.core.tower_files import TowerError
+
+__all__ = ["OpenClipTextTower"]
+
+PLACEHOLDER = "X"  # one token in every tokenizer of open_clip's; tokenize_prompts() checks
+
+
+class OpenClipTextTower(nn.Module):
+    """The text half of an open_clip model, frozen for good: no parameter is trainable, no mode but evaluation.
+
+    A tower that is causal and pools at the end of the text needs no position after that end, and computes a beginning
+    that all prompts share only once (``path="prefix"``); both are exact. Any other tower runs the whole transformer
+    over the whole context length (``path="plain"``).
+
+    Attributes:
+        dim: Width of the joint space (``d``).
+        width: Width of a token embedding (``w``).
+        context_length: Most tokens a prompt may have (``t``).
+        path: How :meth:`encode_context` computes.
+    """
+
+    attn_mask: Tensor | None
+
+    def __init__(self, model: nn.Module, tokenizer: Callable[..., Tensor]) -> None:
+        """Take over the text modules of ``model``.
+
+        Args:
+            model: An ``open_clip.CLIP`` or ``open_clip.CustomTextCLIP``; its parameters are shared, and frozen.
+            tokenizer: Called as ``tokenizer(texts, context_length=t)``, returns int64 ``s t``.
+
+        Raises:
+            TowerError: naming the class or setting that is not supported.
+        """
+        super().__init__()
+        tower, pool, self._end_id = _text_parts(model)
+        self.context_length = int(tower.context_length)
+        self.width = int(tower.positional_embedding.shape[1])
+        self.token_embedding = tower.token_embedding
+        self.positional_embedding = tower.positional_embedding
+        self.transformer = tower.transformer
+        self.ln_final = tower.ln_final
+        self.text_projection = tower.text_projection
+        self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
+        self.dim = _projected_width(self.text_projection, self.width)
+        self.tokenizer = tokenizer
+        self._pool: str = pool
+        self._cut = _is_causal(self.attn_mask) and pool in ("argmax", "eos")
+        plain_blocks = all(_is_plain_block(block) for block in self.transformer.resblocks)
+        self.path: Literal["prefix", "plain"] = "prefix" if self._cut and plain_blocks else "plain"
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode, whatever is asked for."""
+        super().train(False)
+        return self
+
+    def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
+        """Tokenize one sentence per label, each beginning with the context.
+
+        Args:
+            sentences: One prompt per label, such as ``"a photo of a dog."``.
+            context: The words at the start of every sentence that the context replaces; None where the sentences begin
+                with ``tokens`` placeholders ``X``.
+            tokens: Number of context tokens (``m``), at least 1.
+
+        Returns:
+            Ids ``c t`` at the full context length, the stretch of the context, and where each prompt is pooled.
+
+        Raises:
+            TowerError: naming a sentence that is too long or does not begin with the context, or a context that is not
+                ``tokens`` tokens long.
+        """
+        if tokens < 1:
+            raise TowerError(f"tokens: expected at least 1 context token, got {tokens}")
+        words = " ".join([PLACEHOLDER] * tokens) if context is None else context
+        ids = self._tokenize(sentences)
+        first, empty = self._tokenize([words])[0], self.tokenizer([""], context_length=self.context_length)[0]
+        start, count = _stretch(first, empty)
+        if count != tokens:
+            raise TowerError(f"context '{words}': expected {tokens} tokens, the tower's tokenizer makes {count} of it")
+        begin = start + count
+        for sentence, same in zip(sentences, (ids[:, :begin] == first[:begin]).all(dim=1).tolist(), strict=True):
+            if not same:
+                raise TowerError(
+                    f"prompt '{sentence}': expected it to begin with the context '{words}', token by token"
+                )
+        return PromptTokens(ids=ids, start=start, length=count, end=self._ends(ids, sentences))
+
+    @torch.no_grad()
+    def encode(self, sentences: Sequence[str]) -> Float[Tensor, "s d"]:
+        """Encode plain sentences as open_clip's ``encode_text`` does: not normalised, without gradient.
+
+        Raises:
+            TowerError: naming a sentence that is too long.
+        """
+        ids = self._tokenize(sentences)
+        end = self._ends(ids, sentences)
+        return self._run(self.embed(ids[:, : self._needed(end)]), end)
+
+    def embed(self, ids: Int[Tensor, "*s"]) -> Float[Tensor, "*s w"]:
+        """Look up token embeddings, before positions are added."""
+        embeddings: Tensor = self.token_embedding(ids.to(self.token_embedding.weight.device))
+        return embeddings
+
+    def encode_context(
+        self, context: Float[Tensor, "m w"] | Float[Tensor, "c m w"], prompts: PromptTokens
+    ) -> Float[Tensor, "c d"]:
+        """Encode prompts with ``context`` in place of their context tokens.
+
+        Args:
+            context: Vectors of the width of token embeddings, shared by all labels (``m w``) or their own (``c m w``).
+            prompts: What :meth:`tokenize_prompts` returned.
+
+        Returns:
+            One vector per prompt, not normalised, equal to what the whole transformer computes from the same
+            embeddings (1e-5 in float32). Gradient flows to ``context`` alone.
+
+        Raises:
+            ShapeError: ``context`` does not fit the tower or the prompts.
+        """
+        count, length = prompts.ids.shape[0], prompts.length
+        if context.ndim == 3:
+            expect("context", context, "c m w", dtype="float", c=count, m=length, w=self.width)
+        else:
+            expect("context", context, "m w", dtype="float", m=length, w=self.width)
+        embeddings = self.embed(prompts.ids[:, : self._needed(prompts.end)])
+        context = context.to(embeddings)
+        # Shared context belongs to the beginning that is computed once; a label's own does not.
+        shared = prompts.start + (length if context.ndim == 2 else 0)
+        if self.path == "plain" or shared == 0:
+            return self._run(splice_context(embeddings, context, prompts.start), prompts.end)
+        embeddings = splice_context(embeddings, context, prompts.start)
+        return self._run_prefixed(embeddings[:1, :shared], embeddings[:, shared:], prompts.end)
+
+    def extra_repr(self) -> str:
+        """Say how the tower computes."""
+        return (
+            f"path={self.path!r}, dim={self.dim}, width={self.width}, context_length={self.context_length}, "
+            f"pool={self._pool!r}"
+        )
+
+    def _needed(self, end: Tensor) -> int:
+        # In a causal tower nothing looks at what comes after the last pooled position.
+        return int(end.max()) + 1 if self._cut else self.context_length
+
+    def _run(self, embeddings: Float[Tensor, "c t w"], end: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
+        length = embeddings.shape[1]
+        x = embeddings + self.positional_embedding[:length].to(embeddings.dtype)
+        mask = None if self.attn_mask is None else self.attn_mask[:length, :length]
+        return self._project(self.transformer(x, attn_mask=mask), end)
+
+    def _run_prefixed(
+        self, prefix: Float[Tensor, "1 p w"], rest: Float[Tensor, "c r w"], end: Int[Tensor, " c"]
+    ) -> Float[Tensor, "c d"]:
+        begin, length = prefix.shape[1], prefix.shape[1] + rest.shape[1]
+        positions = self.positional_embedding[:length].to(prefix.dtype)
+        prefix, rest = prefix + positions[:begin], rest + positions[begin:]
+        # True where row r of the rest may look: all of the prefix, and the rest up to itself.
+        mask = torch.ones(rest.shape[1], length, dtype=torch.bool, device=rest.device).tril(begin)
+        for block in self.transformer.resblocks:
+            prefix, rest = _prefixed_block(block, prefix, rest, mask)
+        return self._project(rest, end - begin)
+
+    def _project(self, x: Float[Tensor, "c t w"], end: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
+        rows = torch.arange(x.shape[0], device=x.device)
+        pooled: Tensor = self.ln_final(x[rows, end.to(x.device)])
+        if isinstance(self.text_projection, nn.Linear):
+            return self.text_projection(pooled)  # type: ignore[no-any-return]
+        return pooled if self.text_projection is None else pooled @ self.text_projection
+
+    def _tokenize(self, sentences: Sequence[str]) -> Int[Tensor, "s t"]:
+        if isinstance(sentences, str) or not sentences:
+            raise TowerError(f"sentences: expected a sequence of at least one sentence, got {sentences!r}")
+        # Tokenizers cut what is too long without a word, and pad each in its own way. Where twice the room changes
+        # the tokens, some were cut; what a row has beyond the row of the empty text are its tokens.
+        texts, room = list(sentences), self.context_length
+        ids, roomy = (self.tokenizer(texts, context_length=length) for length in (room, 2 * room))
+        differs = roomy != self.tokenizer([""], context_length=2 * room)
+        used = (differs * torch.arange(1, 2 * room + 1)).amax(dim=1, keepdim=True)
+        changed = (ids != roomy[:, :room]) & (torch.arange(room) < used)
+        for sentence, cut in zip(texts, ((used.squeeze(1) > room) | changed.any(dim=1)).tolist(), strict=True):
+            if cut:
+                raise TowerError(f"prompt '{sentence}': expected at most the {room} tokens the tower has, got more")
+        return ids
+
+    def _ends(self, ids: Int[Tensor, "s t"], sentences: Sequence[str]) -> Int[Tensor, " s"]:
+        if self._pool == "argmax":
+            return ids.argmax(dim=1)
+        if self._pool == "eos":
+            is_end = ids == self._end_id
+            for sentence, has_end in zip(sentences, is_end.any(dim=1).tolist(), strict=True):
+                if not has_end:
+                    raise TowerError(f"prompt '{sentence}': expected the end-of-text token {self._end_id}, found none")
+            return is_end.int().argmax(dim=1)
+        return torch.full((ids.shape[0],), self.context_length - 1 if self._pool == "last" else 0)
+
+
+def _prefixed_block(
+    block: Any, prefix: Float[Tensor, "1 p w"], rest: Float[Tensor, "c r w"], mask: Bool[Tensor, "r t"]
+) -> tuple[Float[Tensor, "1 p w"], Float[Tensor, "c r w"]]:
+    """One causal pre-norm block over sequences that share their first ``p`` tokens."""
+    attention = block.attn
+
+    def heads(x: Tensor) -> list[Tensor]:
+        projected = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+        return [split_heads(part, attention.num_heads) for part in projected.chunk(3, dim=-1)]
+
+    def finish(x: Tensor, attended: Tensor) -> Tensor:
+        x = x + block.ls_1(attention.out_proj(merge_heads(attended)))
+        return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
+
+    query, key, value = heads(prefix)
+    own_query, own_key, own_value = heads(rest)
+    begin = prefix.shape[1]
+    labels = rest.shape[0]
+    keys = torch.cat([key.expand(labels, -1, -1, -1), own_key], dim=2)
+    values = torch.cat([value.expand(labels, -1, -1, -1), own_value], dim=2)
+    causal = torch.ones(begin, begin, dtype=torch.bool, device=mask.device).tril()
+    return (
+        finish(prefix, attend(query, key, value, causal)),
+        finish(rest, attend(own_query, keys, values, mask)),
+    )
+
+
+def _text_parts(model: nn.Module) -> tuple[Any, str, int]:
+    from open_clip import CLIP, CustomTextCLIP
+    from open_clip.transformer import TextTransformer
+
+    if type(model) not in (CLIP, CustomTextCLIP):
+        raise TowerError(f"text tower: expected an open_clip CLIP or CustomTextCLIP, got {type(model).__name__}")
+    tower: Any = getattr(model, "text", model)
+    if tower is model:
+        pool, end_id = model.text_pool_type, model.text_eos_id
+    elif type(tower) is TextTransformer:
+        pool, end_id = tower.pool_type, tower.eos_id
+    else:
+        raise TowerError(f"text tower: expected open_clip's TextTransformer, got {type(tower).__name__}")
+    if getattr(tower, "cls_emb", None) is not None or getattr(tower, "use_pad_mask", False):
+        raise TowerError("text tower: a class token or a padding mask (CoCa) is not supported")
+    if tower.positional_embedding.shape[0] != tower.context_length:
+        raise TowerError(
+            f"text tower: expected {tower.context_length} positions, got {tower.positional_embedding.shape[0]}"
+        )
+    if pool not in ("argmax", "eos", "last", "first"):
+        raise TowerError(f"text tower: expected pooling argmax, eos, last or first, got '{pool}'")
+    return tower, str(pool), int(end_id)
+
+
+def _projected_width(projection: Any, width: int) -> int:
+    if projection is None:
+        return width
+    return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
+
+
+def _is_causal(mask: Tensor | None) -> bool:
+    return mask is not None and torch.equal(mask, torch.full_like(mask, float("-inf")).triu(1))
+
+
+def _is_plain_block(block: nn.Module) -> bool:
+    from open_clip.transformer import ResidualAttentionBlock
+
+    if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
+        return False
+    attention: Any = block.attn
+    return attention.in_proj_weight is not None and attention.bias_k is None and not attention.add_zero_attn
+
+
+def _stretch(words: Int[Tensor, " t"], empty: Int[Tensor, " t"]) -> tuple[int, int]:
+    """First position of some words, and how many tokens they are, by comparison with the row of the empty text.
+
+    The last position is left out: some tokenizers keep it for a token of their own.
+    """
+    differs = (words != empty).nonzero()
+    if len(differs) == 0:
+        return 0, 0
+    start, last = int(differs[0]), len(words) - 1
+    counts = (n for n in range(last - start) if torch.equal(words[start + n : last], empty[start : last - n]))
+    return start, next(counts, last - start)

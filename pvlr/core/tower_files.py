@@ -1,0 +1,281 @@
+"""From the name of a tower to its configuration and the file of its weights; every lack is named, nothing guessed."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from torch import nn
+
+__all__ = ["TowerError", "TowerSource", "find_source", "make_tokenizer", "read_weights"]
+
+CONFIG_NAME = "open_clip_config.json"
+WEIGHT_NAMES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+)
+HUB_WEIGHT_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # where open_clip looks on the Hub
+BUNDLED_PREFIX = "pvlr:"
+FOLDER_PREFIX = "local-dir:"
+HUB_PREFIX = "hf-hub:"
+HOW_TO_GIVE = "If it is on this machine, name it: --tower.weights PATH, or --tower.name local-dir:FOLDER."
+HOW_TO_GIVE_FOLDER = "If it is on this machine, name its folder: --tower.name local-dir:FOLDER."
+
+logger = logging.getLogger(__name__)
+
+
+class TowerError(ValueError):
+    """A tower that cannot be found, fetched, read or adapted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSource:
+    """Where a tower comes from.
+
+    Attributes:
+        name: The name asked for.
+        tokenizer_name: The name under which open_clip knows the tokenizer.
+        config: The model's configuration in open_clip's form.
+        preprocess: Image preprocessing that goes with the weights: ``mean``, ``std``, ``interpolation``, …
+        weights: File of the weights; None when it has still to be fetched (``tag``) or weights are to be random.
+        tag: open_clip's record of where published weights are.
+        wanted: What is fetched, in words, for messages.
+    """
+
+    name: str
+    tokenizer_name: str
+    config: dict[str, Any]
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    weights: Path | None = None
+    tag: dict[str, Any] | None = None
+    wanted: str = ""
+
+
+def find_source(name: str, weights: str | os.PathLike[str] | None, cache_dir: str | None) -> TowerSource:
+    """Resolve a tower's name without fetching any weights.
+
+    Args:
+        name: An open_clip model name, ``local-dir:FOLDER``, ``hf-hub:ORGANISATION/REPOSITORY`` or ``pvlr:NAME``.
+        weights: For an open_clip model name: a tag of open_clip's, a local file, or None for random weights.
+        cache_dir: Folder for what is downloaded; None for the usual cache.
+
+    Raises:
+        TowerError: naming what is unknown or missing, with the nearest known names.
+    """
+    if name.startswith((FOLDER_PREFIX, HUB_PREFIX, BUNDLED_PREFIX)) and weights is not None:
+        raise TowerError(f"weights: expected none with the name '{name}', which brings its own, got '{weights}'")
+    if name.startswith(BUNDLED_PREFIX):
+        return _folder_source(name, _bundled_folder(name))
+    if name.startswith(FOLDER_PREFIX):
+        return _folder_source(name, Path(name.removeprefix(FOLDER_PREFIX)))
+    if name.startswith(HUB_PREFIX):
+        return _hub_source(name, cache_dir)
+    return _known_source(name, weights)
+
+
+def _known_source(name: str, weights: str | os.PathLike[str] | None) -> TowerSource:
+    import open_clip
+
+    name = name.replace("/", "-")  # as open_clip reads names
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise TowerError(f"name: no tower is called '{name}'{_nearest(name, open_clip.list_models())}")
+    if weights is None:
+        return TowerSource(name=name, tokenizer_name=name, config=config, preprocess=_usual_preprocess(name))
+    tag = open_clip.get_pretrained_cfg(name, str(weights))
+    if tag:
+        _refuse_other_activation(name, str(weights), config, tag, open_clip.list_models())
+        wanted = f"the weights '{weights}' of '{name}'"
+        return TowerSource(name=name, tokenizer_name=name, config=config, preprocess=dict(tag), tag=tag, wanted=wanted)
+    if not Path(weights).is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        raise TowerError(f"weights: '{weights}' is neither a file nor known for '{name}'{_nearest(str(weights), tags)}")
+    return TowerSource(
+        name=name, tokenizer_name=name, config=config, preprocess=_usual_preprocess(name), weights=Path(weights)
+    )
+
+
+def _refuse_other_activation(
+    name: str, weights: str, config: Mapping[str, Any], tag: Mapping[str, Any], names: Sequence[str]
+) -> None:
+    # open_clip only warns here, and then computes other features than the weights were trained for.
+    trained, built = (("QuickGELU" if part.get("quick_gelu", False) else "GELU") for part in (tag, config))
+    if trained == built:
+        return
+    other = f"{name}-quickgelu" if trained == "QuickGELU" else name.removesuffix("-quickgelu")
+    hint = f"; ask for '{other}'" if other in names and other != name else ""
+    raise TowerError(f"weights: '{weights}' was trained with {trained}, but '{name}' computes {built}{hint}")
+
+
+def _usual_preprocess(name: str) -> dict[str, Any]:
+    # A file says nothing about preprocessing. Where all published weights of the model agree, so will the file;
+    # open_clip itself would fall back to CLIP's mean and std, which are wrong for SigLIP.
+    import open_clip
+
+    keys = ("mean", "std", "interpolation")
+    records = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    usual = {tuple(record[key] for key in keys) for record in records}
+    return dict(zip(keys, usual.pop(), strict=True)) if len(usual) == 1 else {}
+
+
+def _bundled_folder(name: str) -> Path:
+    assets = Path(str(files("pvlr"))) / "assets"
+    folder = assets / name.removeprefix(BUNDLED_PREFIX)
+    if not (folder / CONFIG_NAME).is_file() or folder.parent != assets:
+        known = [f"{BUNDLED_PREFIX}{path.parent.name}" for path in sorted(assets.glob(f"*/{CONFIG_NAME}"))]
+        raise TowerError(f"name: no tower called '{name}' comes with pvlr{_nearest(name, known)}")
+    return folder
+
+
+def _folder_source(name: str, folder: Path) -> TowerSource:
+    if not folder.is_dir():
+        raise TowerError(f"name: expected a folder after '{FOLDER_PREFIX}', found none at '{folder}'")
+    config, preprocess = _read_config(folder / CONFIG_NAME)
+    return TowerSource(
+        name=name,
+        tokenizer_name=f"{FOLDER_PREFIX}{folder}",
+        config=config,
+        preprocess=preprocess,
+        weights=_weights_in(folder),
+    )
+
+
+def _weights_in(folder: Path) -> Path:
+    for known in WEIGHT_NAMES:
+        if (folder / known).is_file():
+            return folder / known
+    others = sorted(path for ending in ("safetensors", "bin", "pt", "pth") for path in folder.glob(f"*.{ending}"))
+    if len(others) != 1:
+        found = ", ".join(path.name for path in others) or "none"
+        raise TowerError(f"{folder}: expected one file of weights, such as {WEIGHT_NAMES[0]}, found {found}")
+    return others[0]
+
+
+def _hub_source(name: str, cache_dir: str | None) -> TowerSource:
+    repository = name.removeprefix(HUB_PREFIX)
+    record = {"hf_hub": f"{repository}/"}
+    wanted = f"the tower '{name}'"
+    config, preprocess = _read_config(_fetch({"hf_hub": f"{repository}/{CONFIG_NAME}"}, wanted, cache_dir))
+    return TowerSource(
+        name=name, tokenizer_name=name, config=config, preprocess=preprocess, tag=record, wanted=f"{wanted} (weights)"
+    )
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        text = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TowerError(f"{path}: expected the tower's configuration, found no such file") from None
+    except (OSError, ValueError) as err:
+        raise TowerError(f"{path}: expected the tower's configuration as JSON, got {_reason(err)}") from None
+    config = text.get("model_cfg") if isinstance(text, dict) else None
+    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
+        raise TowerError(f"{path}: expected an entry 'model_cfg' with embed_dim, vision_cfg and text_cfg, found none")
+    return config, text.get("preprocess_cfg") or {}
+
+
+def read_weights(model: nn.Module, source: TowerSource, cache_dir: str | None) -> None:
+    """Load the weights of ``source`` into ``model``, fetching them first where they are not on this machine.
+
+    Pickled files are read with ``weights_only``; every weight must be there and fit.
+
+    Raises:
+        TowerError: in three lines where the weights cannot be fetched; naming the file where it cannot be read or
+            belongs to another model.
+    """
+    import open_clip
+
+    path = source.weights
+    if source.tag is not None:
+        path = _fetch(source.tag, source.wanted, cache_dir)
+    if path is None:
+        logger.warning("tower '%s' has random weights, since none were named", source.name)
+        return
+    try:
+        open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
+    except Exception as err:  # safetensors, pickle, zip and key errors share no base class
+        raise TowerError(f"{path}: expected the weights of '{source.name}', got {_reason(err)}") from err
+
+
+def make_tokenizer(source: TowerSource, cache_dir: str | None) -> Any:
+    """Build the tokenizer that goes with a tower.
+
+    Raises:
+        TowerError: in three lines where it has to be fetched and cannot be; naming the package it needs where that is
+            not installed.
+    """
+    import open_clip
+
+    hub = source.config["text_cfg"].get("hf_tokenizer_name")
+    wanted = f"the tokenizer of '{source.name}'"
+    if hub and find_spec("transformers") is None:
+        raise TowerError(f"{wanted} needs the package transformers, which is not installed (pip install transformers)")
+    try:
+        if hub and not source.tokenizer_name.startswith(FOLDER_PREFIX) and not Path(hub).is_dir():
+            _require_reachable(hub, ("tokenizer_config.json",), cache_dir)
+        return open_clip.get_tokenizer(source.tokenizer_name, cache_dir=cache_dir)
+    except Exception as err:
+        record = {"hf_hub": f"{hub}/"} if hub else {}
+        raise TowerError(_three_lines(wanted, record, HOW_TO_GIVE_FOLDER, err)) from err
+
+
+def _fetch(record: Mapping[str, Any], wanted: str, cache_dir: str | None) -> Path:
+    from open_clip.pretrained import download_pretrained
+
+    how = HOW_TO_GIVE_FOLDER if HUB_PREFIX in wanted else HOW_TO_GIVE
+    try:
+        if record.get("hf_hub"):
+            repository, filename = os.path.split(record["hf_hub"])
+            safe = f"{os.path.splitext(filename)[0]}.safetensors"  # which open_clip prefers
+            _require_reachable(repository, (filename, safe) if filename else HUB_WEIGHT_NAMES, cache_dir)
+        path = Path(download_pretrained(record, cache_dir=cache_dir))
+    except Exception as err:
+        raise TowerError(_three_lines(wanted, record, how, err)) from err
+    if not path.is_file():
+        raise TowerError(_three_lines(wanted, record, how, FileNotFoundError("nothing was downloaded")))
+    return path
+
+
+def _require_reachable(repository: str, filenames: Sequence[str], cache_dir: str | None) -> None:
+    # With no network, a download from the Hub retries for 46 s before it fails. One request without retries, and only
+    # for what is not in the cache yet, knows it at once. A file of another name is the download's own business.
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if any(isinstance(try_to_load_from_cache(repository, name, cache_dir=cache_dir), str) for name in filenames):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, filenames[0]), timeout=10)
+    except EntryNotFoundError:
+        return
+
+
+def _three_lines(wanted: str, record: Mapping[str, Any], how: str, err: Exception) -> str:
+    if record.get("hf_hub"):
+        place = f"the repository {os.path.split(record['hf_hub'])[0]} of the Hugging Face Hub"
+    else:
+        place = urlsplit(record.get("url", "")).netloc or "open_clip"
+    return f"Could not fetch {wanted}: {_reason(err)}\nIt comes from {place}.\n{how}"
+
+
+def _reason(err: BaseException) -> str:
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines else type(err).__name__
+    return text if len(text) <= 240 else f"{text[:239]}…"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=3, cutoff=0.4)
+    if near:
+        return f"; the nearest are {', '.join(near)}" if len(near) > 1 else f"; the nearest is {near[0]}"
+    return "; none is known" if not known else f"; known are {', '.join(known[:8])}{', …' if len(known) > 8 else ''}"

@@ -1,0 +1,156 @@
+"""Towers by name: a text tower and an image tower of one open_clip model, and what has to go with them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pvlr.core.image_tower import OpenClipImageTower
+from pvlr.core.text_tower import OpenClipTextTower
+from pvlr.core.tower_files import TowerError, find_source, make_tokenizer, read_weights
+
+__all__ = ["TowerError", "Towers", "load_towers", "weights_fingerprint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Towers:
+    """Both towers of one model.
+
+    Attributes:
+        name: The name they were asked for by.
+        text: The text tower, frozen.
+        image: The image tower, frozen until told otherwise.
+        preprocess: What images must go through: ``mean`` and ``std`` (three floats in [0, 1] each), ``size`` (pixels)
+            and ``interpolation`` (``"bicubic"``, …).
+        logit_scale: What the model multiplies cosine similarities by (already out of its logarithm).
+        logit_bias: What it adds to them; 0 where it has none.
+        fingerprint: sha256 over all weights as loaded (before any change of the image size) and the activation.
+    """
+
+    name: str
+    text: OpenClipTextTower
+    image: OpenClipImageTower
+    preprocess: dict[str, Any]
+    logit_scale: float
+    logit_bias: float
+    fingerprint: str
+
+
+def load_towers(
+    name: str,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
+    patch_features: Literal["value", "final"] = "value",
+    cache_dir: str | None = None,
+) -> Towers:
+    """Load both towers of an open_clip model, on the CPU, in float32, frozen and in evaluation mode.
+
+    Everything that can be refused is refused before any weights are fetched.
+
+    Args:
+        name: An open_clip model name (``ViT-B-16-quickgelu``), ``local-dir:FOLDER``, ``hf-hub:ORGANISATION/REPOSITORY``
+            or ``pvlr:scenes-clip``, which comes with pvlr.
+        weights: For an open_clip model name: a tag (``openai``), a local file, or None for random weights, which is
+            logged as a warning. The other names bring their own.
+        image_size: Side of the images in pixels, a multiple of the patch size (32 for ResNets); None for the tower's
+            own. Position embeddings are interpolated from the tower's own size.
+        patch_features: ``"value"`` or ``"final"``, see :class:`~pvlr.core.image_tower.OpenClipImageTower`.
+        cache_dir: Folder for what is downloaded; None for the usual cache.
+
+    Raises:
+        TowerError: naming the unknown name, the unsupported part or the broken file; in three lines where something
+            cannot be fetched: what was wanted, where it comes from, how to name a local copy.
+
+    Example:
+        >>> load_towers("ViT-B-16", weights="openai")
+        Traceback (most recent call last):
+            ...
+        pvlr.core.tower_files.TowerError: weights: 'openai' was trained with QuickGELU, but 'ViT-B-16' computes GELU;
+        ask for 'ViT-B-16-quickgelu'
+    """
+    source = find_source(name, weights, cache_dir)
+    model = _build(source.name, source.config)
+    image = OpenClipImageTower(model.visual, patch_features=patch_features)
+    if image_size is not None:
+        image.check_image_size(image_size)
+    text = OpenClipTextTower(model, make_tokenizer(source, cache_dir))
+    if text.dim != image.dim:
+        raise TowerError(f"name: '{name}' has text vectors of width {text.dim} and image vectors of width {image.dim}")
+    read_weights(model, source, cache_dir)
+    fingerprint = weights_fingerprint(model.state_dict(), activation=_activation(source.config))
+    if image_size is not None:
+        image.set_image_size(image_size)
+    return Towers(
+        name=name,
+        text=text,
+        image=image,
+        preprocess=_preprocess(source.preprocess, image.image_size),
+        logit_scale=float(model.logit_scale.detach().exp()),
+        logit_bias=0.0 if model.logit_bias is None else float(model.logit_bias.detach()),
+        fingerprint=fingerprint,
+    )
+
+
+def weights_fingerprint(weights: Mapping[str, Tensor], *, activation: str = "") -> str:
+    """sha256 over names, shapes, dtypes and contents of ``weights``, in the order of their names.
+
+    Args:
+        weights: Tensors by name, as ``state_dict()`` returns them.
+        activation: The activation function, which leaves no trace in the weights.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> weights_fingerprint({"w": torch.zeros(2)}) == weights_fingerprint({"w": torch.zeros(2)})
+        True
+        >>> weights_fingerprint({"w": torch.zeros(2)}) == weights_fingerprint({"w": torch.tensor([0.0, 1e-30])})
+        False
+    """
+    digest = hashlib.sha256(activation.encode())
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _build(name: str, config: Mapping[str, Any]) -> Any:
+    from open_clip import CLIP, CustomTextCLIP
+
+    if "multimodal_cfg" in config:
+        raise TowerError(f"name: '{name}' is a CoCa model, which is not supported")
+    if "hf_model_name" in config["text_cfg"]:
+        raise TowerError(f"name: '{name}' has a text tower of the class HFTextEncoder, which is not supported")
+    rest = {key: value for key, value in config.items() if key != "custom_text"}
+    # Every patch is needed, in training too; and no file but the one asked for is fetched.
+    rest["vision_cfg"] = {**config["vision_cfg"], "patch_dropout": 0.0}
+    if "timm_model_name" in config["vision_cfg"]:
+        rest["vision_cfg"]["timm_model_pretrained"] = False
+    kind: type[nn.Module] = CustomTextCLIP if config.get("custom_text", False) else CLIP
+    try:
+        return kind(**rest)
+    except Exception as err:  # whatever a wrong number in a configuration leads to
+        raise TowerError(f"name: the configuration of '{name}' does not describe a model: {err}") from err
+
+
+def _activation(config: Mapping[str, Any]) -> str:
+    return "QuickGELU" if config.get("quick_gelu", False) else "GELU"
+
+
+def _preprocess(record: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    from open_clip.transform import PreprocessCfg
+
+    usual = PreprocessCfg()
+    return {
+        "mean": tuple(float(x) for x in record.get("mean") or usual.mean),
+        "std": tuple(float(x) for x in record.get("std") or usual.std),
+        "size": image_size,
+        "interpolation": str(record.get("interpolation") or usual.interpolation),
+    }
