@@ -1,6 +1,6 @@
 """open_clip's image towers: patch vectors and the pooled vector, both in the joint space."""
 
-from typing import Literal, Self
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class OpenClipImageTower(nn.Module):
                 names |= {f"{prefix}.{name}" for name, _ in module.named_buffers(recurse=False)}
         return {name: tensor for name, tensor in self.state_dict().items() if name in names}
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "OpenClipImageTower":
         """Put the trained parts, and only those, into training mode."""
         super().train(False)
         if mode and self.trainable != "frozen":

@@ -1,7 +1,7 @@
 """open_clip's text towers: plain sentences, and sentences in which learnable context stands in for words."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -63,7 +63,7 @@ class OpenClipTextTower(nn.Module):
         self.requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "OpenClipTextTower":
         """Stay in evaluation mode, whatever is asked for."""
         super().train(False)
         return self

@@ -75,11 +75,12 @@ def load_towers(
         ask for 'ViT-B-16-quickgelu'
     """
     source = find_source(name, weights, cache_dir)
+    _refuse_unsupported(source.name, source.config)
+    tokenizer = make_tokenizer(source, cache_dir)
     model = _build(source.name, source.config)
-    image = OpenClipImageTower(model.visual, patch_features=patch_features)
+    text, image = OpenClipTextTower(model, tokenizer), OpenClipImageTower(model.visual, patch_features=patch_features)
     if image_size is not None:
         image.check_image_size(image_size)
-    text = OpenClipTextTower(model, make_tokenizer(source, cache_dir))
     if text.dim != image.dim:
         raise TowerError(f"name: '{name}' has text vectors of width {text.dim} and image vectors of width {image.dim}")
     read_weights(model, source, cache_dir)
@@ -121,13 +122,16 @@ def weights_fingerprint(weights: Mapping[str, Tensor], *, activation: str = "") 
     return digest.hexdigest()
 
 
-def _build(name: str, config: Mapping[str, Any]) -> Any:
-    from open_clip import CLIP, CustomTextCLIP
-
+def _refuse_unsupported(name: str, config: Mapping[str, Any]) -> None:
     if "multimodal_cfg" in config:
         raise TowerError(f"name: '{name}' is a CoCa model, which is not supported")
     if "hf_model_name" in config["text_cfg"]:
         raise TowerError(f"name: '{name}' has a text tower of the class HFTextEncoder, which is not supported")
+
+
+def _build(name: str, config: Mapping[str, Any]) -> Any:
+    from open_clip import CLIP, CustomTextCLIP
+
     rest = {key: value for key, value in config.items() if key != "custom_text"}
     # Every patch is needed, in training too; and no file but the one asked for is fetched.
     rest["vision_cfg"] = {**config["vision_cfg"], "patch_dropout": 0.0}

@@ -1,0 +1,129 @@
+"""Small open_clip models of every supported kind, no parameter of which is zero or default."""
+
+import json
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+VOCABULARY = 49408
+SENTENCES = ("a photo of a dog.", "a photo of a traffic light.", "a photo of a tv monitor seen from afar.")
+
+_TEXT = {"context_length": 24, "vocab_size": VOCABULARY, "width": 32, "heads": 4, "layers": 3}
+_VIT = {"image_size": 32, "layers": 3, "width": 32, "patch_size": 8, "head_width": 16}
+_SIGLIP_TEXT = _TEXT | {
+    "no_causal_mask": True,
+    "pool_type": "last",
+    "proj_bias": True,
+    "norm_kwargs": {"eps": 1e-6},
+    "act_kwargs": {"approximate": "tanh"},
+}
+
+# One entry per way of computing that open_clip's published models have.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "vit": {"embed_dim": 24, "quick_gelu": True, "vision_cfg": _VIT, "text_cfg": _TEXT},
+    "vit_avg": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": _VIT
+        | {"pool_type": "avg", "final_ln_after_pool": True, "ls_init_value": 0.5, "no_ln_pre": True}
+        | {"pos_embed_type": "sin_cos_2d"},
+        "text_cfg": _TEXT | {"pool_type": "eos", "eos_id": VOCABULARY - 1, "ls_init_value": 0.5, "proj_bias": True},
+    },
+    "custom_blocks": {
+        "embed_dim": 24,
+        "vision_cfg": _VIT | {"qk_norm": True},
+        "text_cfg": _TEXT | {"qk_norm": True, "scale_fc": True},
+    },
+    "resnet": {
+        "embed_dim": 24,
+        "vision_cfg": {"image_size": 96, "layers": [1, 2, 1, 1], "width": 8, "patch_size": None, "head_width": 64},
+        "text_cfg": _TEXT,
+    },
+    "siglip": {
+        "embed_dim": 64,
+        "init_logit_bias": -10,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": _SIGLIP_TEXT,
+    },
+    "siglip_projected": {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": ""},
+        "text_cfg": _SIGLIP_TEXT | {"pool_type": "argmax"},
+    },
+}
+
+
+def small_model(kind: str, seed: int = 0, **changes: dict[str, Any]) -> Any:
+    """A perturbed model; ``changes`` overlay ``text_cfg`` and ``vision_cfg``."""
+    from open_clip import CLIP, CustomTextCLIP
+
+    config = deepcopy(CONFIGS[kind])
+    for part, overlay in changes.items():
+        config[part] |= overlay
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = (CustomTextCLIP if config.pop("custom_text", False) else CLIP)(**config)
+    return perturb(model, seed).eval()
+
+
+@torch.no_grad()
+def perturb(model: nn.Module, seed: int) -> nn.Module:
+    """Move every parameter and every running statistic away from where it started."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    for parameter in model.parameters():
+        parameter.add_(noise(parameter), alpha=0.05 if parameter.ndim > 1 else 0.2)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.add_(noise(buffer), alpha=0.2)
+        elif name.endswith("running_var"):
+            buffer.mul_(torch.exp(0.3 * noise(buffer)))
+    return model
+
+
+def write_folder(folder: Path, kind: str, seed: int = 0) -> Any:
+    """Write a model the way open_clip's ``local-dir:`` reads it; returns the model."""
+    from safetensors.torch import save_file
+
+    model = small_model(kind, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
+    config = {"model_cfg": CONFIGS[kind], "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return model
+
+
+class WordTokenizer:
+    """One token per word, padded and cut as other tokenizers are; stands in for those that need a download."""
+
+    def __init__(self, begin: Sequence[int], end: Sequence[int], pad: int, last: int | None = None) -> None:
+        self.begin, self.end, self.pad, self.last = list(begin), list(end), pad, last
+
+    def __call__(self, texts: Sequence[str], context_length: int) -> Tensor:
+        room = context_length - (self.last is not None)
+        rows = []
+        for text in texts:
+            words = [5 + sum(word.encode()) * 31 % 20_000 for word in text.lower().replace(".", " .").split()]
+            words = words[: room - len(self.begin) - len(self.end)]
+            row = [*self.begin, *words, *self.end]
+            rows.append(row + [self.pad] * (room - len(row)) + ([] if self.last is None else [self.last]))
+        return torch.tensor(rows)
+
+
+def tokenizer_for(kind: str, context_length: int = 24) -> Callable[..., Tensor]:
+    """CLIP's own tokenizer, or for SigLIP one that pads, ends and begins as SigLIP's does."""
+    from open_clip import SimpleTokenizer
+
+    if kind == "siglip":
+        return WordTokenizer(begin=(), end=(1,), pad=1)
+    return SimpleTokenizer(context_length=context_length)
