@@ -1,0 +1,409 @@
+"""The image tower against open_clip's own outputs and slow references, one token at a time."""
+
+import copy
+import pickle
+from functools import cache
+from typing import Any
+
+import jaxtyping
+import open_clip
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from tower_models import CONFIGS, small_model
+
+from pvlr.core.image_families import resize_positions
+from pvlr.core.image_tower import OpenClipImageTower
+from pvlr.core.protocols import ImageTower
+from pvlr.core.shapes import ShapeError
+from pvlr.core.towers import TowerError
+
+CASES = [
+    ("vit", "value"),
+    ("vit", "final"),
+    ("vit_avg", "value"),
+    ("vit_avg", "final"),
+    ("custom_blocks", "final"),
+    ("resnet", "value"),
+    ("resnet", "final"),
+    ("siglip", "value"),
+    ("siglip_projected", "value"),
+    ("siglip_projected", "final"),
+]
+
+
+@pytest.fixture
+def unchecked():
+    """Switch the annotations' run-time checks off, so that the library's own messages are seen."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def fresh(kind: str, how: str = "value") -> OpenClipImageTower:
+    return OpenClipImageTower(small_model(kind).visual, patch_features=how)
+
+
+@cache
+def small(kind: str, how: str) -> OpenClipImageTower:
+    return fresh(kind, how)
+
+
+def some_images(tower: OpenClipImageTower, count: int = 2, seed: int = 0) -> Tensor:
+    shape = (count, 3, tower.image_size, tower.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def vit_reference(visual: Any, images: Tensor, how: str) -> Tensor:
+    index = [len(visual.transformer.resblocks) - (2 if how == "value" else 1)]
+    x = visual.forward_intermediates(images, indices=index, output_fmt="NLC")["image_intermediates"][0]
+    if how == "value":
+        # A token alone attends to itself alone: its attention is its own value.
+        last = visual.transformer.resblocks[-1]
+        x = torch.cat([last(x[:, i : i + 1]) for i in range(x.shape[1])], dim=1)
+    return visual.ln_post(x) @ visual.proj
+
+
+def resnet_reference(visual: Any, images: Tensor, how: str) -> Tensor:
+    cells = visual.forward_intermediates(images, indices=[4])["image_intermediates"][0]
+    side, pool = cells.shape[-1], visual.attnpool
+    if how == "value":
+        # open_clip's own pool over a picture of one cell: mean and cell are the same token.
+        alone = copy.deepcopy(pool)
+        alone.positional_embedding = nn.Parameter(torch.zeros(2, cells.shape[1]))
+        rows = [alone(cells[:, :, y : y + 1, x : x + 1]) for y in range(side) for x in range(side)]
+        return torch.stack(rows, dim=1)
+    x = cells.flatten(2).transpose(1, 2)
+    x = torch.cat([x.mean(1, keepdim=True), x], dim=1) + pool.positional_embedding
+    query, key, value = pool.q_proj(x), pool.k_proj(x), pool.v_proj(x)
+    width = x.shape[-1] // pool.num_heads
+    out = torch.zeros_like(x)
+    for image in range(len(x)):
+        for head in range(pool.num_heads):
+            part = slice(head * width, (head + 1) * width)
+            for i in range(x.shape[1]):
+                scores = torch.stack([query[image, i, part] @ k[part] for k in key[image]]) / width**0.5
+                out[image, i, part] = sum(w * v[part] for w, v in zip(scores.softmax(0), value[image], strict=True))
+    return pool.c_proj(out)[:, 1:]
+
+
+def timm_reference(visual: Any, images: Tensor, how: str) -> Tensor:
+    trunk = visual.trunk
+    x = trunk.forward_intermediates(images, indices=1, norm=True, output_fmt="NLC", intermediates_only=True)[0]
+    if how == "value":
+        x = torch.stack([trunk.attn_pool(x[:, i : i + 1]) for i in range(x.shape[1])], dim=1)
+    return visual.head(trunk.head(x))
+
+
+REFERENCES = {"vit": vit_reference, "custom": vit_reference, "resnet": resnet_reference, "siglip": timm_reference}
+
+
+@pytest.mark.parametrize(("kind", "how"), CASES)
+@torch.no_grad()
+def test_features_are_what_the_tower_computes(kind, how):
+    tower = small(kind, how)
+    images = some_images(tower)
+    patches, pooled = tower(images)
+    torch.testing.assert_close(pooled, tower.visual(images), rtol=1e-5, atol=1e-5)
+    expected = REFERENCES[kind.split("_")[0]](tower.visual, images, how)
+    torch.testing.assert_close(patches, expected, rtol=1e-5, atol=1e-5)
+    assert patches.shape == (2, tower.grid**2, tower.dim)
+    assert (patches[:, 0] - patches[:, 1]).abs().max() > 1e-3  # patches differ
+    assert isinstance(tower, ImageTower)
+    assert tower.dim == CONFIGS[kind]["embed_dim"]
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "siglip_projected"])
+@torch.no_grad()
+def test_value_and_final_differ(kind):
+    value, final = (small(kind, how)(some_images(small(kind, how))) for how in ("value", "final"))
+    assert (value.patches - final.patches).abs().max() > 1e-2
+    torch.testing.assert_close(value.pooled, final.pooled, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    case=st.sampled_from([("vit", "value"), ("resnet", "final"), ("siglip", "value")]),
+    count=st.integers(1, 4),
+    seed=st.integers(0, 2**32 - 1),
+)
+@torch.no_grad()
+def test_an_image_gives_the_same_alone_as_in_a_batch(case, count, seed):
+    tower = small(*case)
+    images = some_images(tower, count, seed)
+    whole, alone = tower(images), tower(images[-1:])
+    torch.testing.assert_close(whole.patches[-1:], alone.patches, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(whole.pooled[-1:], alone.pooled, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@torch.no_grad()
+def test_patches_run_row_by_row(kind):
+    # What changes at the bottom left of the picture changes the first patch of the last row most.
+    tower = small(kind, "value")
+    images = some_images(tower, 1)
+    changed = images.clone()
+    side = tower.image_size // tower.grid
+    changed[:, :, -side:, :side] += 3.0
+    moved = (tower(changed).patches - tower(images).patches).norm(dim=-1)[0]
+    assert int(moved.argmax()) == tower.grid * (tower.grid - 1)
+
+
+# ------------------------------------------------------------------------------------------------ other image sizes
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 7), (7, 4), (3, 14), (4, 4)])
+def test_positions_are_resized_as_open_clip_does(old, new):
+    table = torch.randn(1 + old * old, 6)
+
+    class _Visual:
+        grid_size = (new, new)
+
+    class _Model:
+        visual = _Visual()
+
+    state = {"visual.positional_embedding": table}
+    open_clip.model.resize_pos_embed(state, _Model())
+    torch.testing.assert_close(resize_positions(table, new), state["visual.positional_embedding"], rtol=0, atol=1e-6)
+
+
+def test_positions_that_are_no_square_are_refused():
+    with pytest.raises(TowerError, match="positions: expected one class token and a square grid, got 7 rows"):
+        resize_positions(torch.zeros(7, 2), 3)
+
+
+@pytest.mark.parametrize(("kind", "size"), [("vit", 48), ("vit_avg", 16), ("resnet", 64), ("siglip", 96)])
+@torch.no_grad()
+def test_another_image_size_runs_and_its_own_changes_nothing(kind, size):
+    tower = fresh(kind)
+    own, images = tower.image_size, some_images(tower)
+    before = tower(images)
+    tower.set_image_size(own)
+    assert torch.equal(tower(images).patches, before.patches)
+    ratio = own // tower.grid
+    tower.set_image_size(size)
+    assert (tower.image_size, tower.grid) == (size, size // ratio)
+    patches, pooled = tower(some_images(tower))
+    assert patches.shape == (2, (size // ratio) ** 2, tower.dim)
+    assert torch.isfinite(patches).all()
+    torch.testing.assert_close(pooled, tower.visual(some_images(tower)), rtol=1e-5, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+@torch.no_grad()
+def test_a_resnet_at_another_size_sees_the_same_where_nothing_depends_on_the_size():
+    # The value path knows no positions: a cell whose surroundings are the same has the same one.
+    tower = fresh("resnet")
+    # 32 pixels are one cell, and zero padding reaches less than 5 cells into the picture.
+    content = torch.randn(1, 3, 416, 416)
+    tower.set_image_size(352)
+    corner = tower(content[..., :352, :352].contiguous()).patches.view(11, 11, -1)
+    tower.set_image_size(416)
+    whole = tower(content).patches.view(13, 13, -1)
+    torch.testing.assert_close(whole[:6, :6], corner[:6, :6], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "message"),
+    [
+        ("vit", 20, "image_size: expected a positive multiple of 8, the patch size, got 20"),
+        ("vit", 0, "image_size: expected a positive multiple of 8, the patch size, got 0"),
+        ("vit", -8, "image_size: expected a positive multiple of 8, the patch size, got -8"),
+        ("resnet", 80, "image_size: expected a positive multiple of 32, the patch size, got 80"),
+        ("siglip", 100, "image_size: expected a positive multiple of 16, the patch size, got 100"),
+    ],
+)
+def test_refused_image_sizes(kind, size, message):
+    tower = small(kind, "value")
+    for method in (tower.check_image_size, tower.set_image_size):
+        with pytest.raises(TowerError, match=message):
+            method(size)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("mode", ["frozen", 1, "all"])
+def test_frozen_batch_norms_do_not_move(mode):
+    tower = fresh("resnet")
+    tower.set_trainable(mode)
+    nn.Sequential(tower).train()
+    before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
+    tower(some_images(tower))
+    moved = {name for name, buffer in tower.named_buffers() if not torch.equal(buffer, before[name])}
+    expected = {"frozen": set(), "all": set(before), 1: {name for name in before if "layer4" in name}}[mode]
+    assert moved == expected
+    tower.eval()
+    assert not any(module.training for module in tower.modules())
+
+
+TAILS = {
+    "vit": ["visual.ln_post", "visual.proj"],
+    "vit_avg": ["visual.ln_post", "visual.proj"],
+    "resnet": ["visual.attnpool"],
+    "siglip": ["visual.trunk.norm", "visual.trunk.attn_pool"],
+}
+LAST = {
+    "vit": ["visual.transformer.resblocks.2", "visual.transformer.resblocks.1"],
+    "vit_avg": ["visual.transformer.resblocks.2", "visual.transformer.resblocks.1"],
+    "resnet": ["visual.layer4.0", "visual.layer3.0"],
+    "siglip": ["visual.trunk.blocks.5", "visual.trunk.blocks.4"],
+}
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("kind", TAILS)
+def test_the_last_blocks_are_trained_and_nothing_else(kind, blocks):
+    tower = fresh(kind)
+    tower.set_trainable(blocks)
+    tower.train()
+    parts = tuple(f"{part}." for part in LAST[kind][:blocks] + TAILS[kind])
+    trained = {name for name, _ in tower.named_parameters() if f"{name}.".startswith(parts)}
+    assert trained
+    assert {name for name, parameter in tower.named_parameters() if parameter.requires_grad} == trained
+    patches, pooled = tower(some_images(tower))
+    (patches.square().sum() + pooled.square().sum()).backward()
+    assert {name for name, parameter in tower.named_parameters() if parameter.grad is not None} == trained
+    # What is saved: those parameters, and the statistics that move with them.
+    saved = set(tower.trained_state_dict())
+    assert saved - trained == {name for name, _ in tower.named_buffers() if name.startswith(parts)}
+    tower.set_trainable("frozen")
+    assert not any(parameter.requires_grad for parameter in tower.parameters())
+    assert not any(module.training for module in tower.modules())
+    assert tower.trained_state_dict() == {}
+
+
+@pytest.mark.parametrize("kind", ["vit", "vit_avg", "resnet", "siglip"])
+def test_all_is_all_but_what_is_fixed(kind):
+    tower = fresh(kind)
+    tower.set_trainable("all")
+    tower.set_image_size(tower.image_size * 2)  # and stays so
+    frozen = {name for name, parameter in tower.named_parameters() if not parameter.requires_grad}
+    assert frozen == ({"visual.positional_embedding"} if kind == "vit_avg" else set())  # sine and cosine
+    tower.train()
+    assert all(module.training for module in tower.modules())
+    assert "trainable='all'" in repr(tower)
+    everything = set(tower.state_dict()) - frozen
+    assert set(tower.trained_state_dict()) == everything
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("mode", ["some", 0, -1, 4, True, 1.0, None])
+def test_refused_training_modes(mode):
+    with pytest.raises(TowerError, match=f"trainable: expected 'frozen', 'all' or 1 to 3 blocks, got {mode!r}"):
+        small("vit", "value").set_trainable(mode)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "siglip"])
+@torch.no_grad()
+def test_copies_and_pickles(kind):
+    tower = fresh(kind)
+    images = some_images(tower)
+    for other in (copy.deepcopy(tower), pickle.loads(pickle.dumps(tower))):  # noqa: S301
+        assert torch.equal(other(images).patches, tower(images).patches)
+        other.set_trainable(1)
+        assert not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+@pytest.mark.parametrize("case", [("vit", "value"), ("resnet", "value"), ("siglip", "value")])
+@torch.no_grad()
+def test_bfloat16_under_autocast(case):
+    tower = small(*case)
+    images = some_images(tower)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = tower(images)
+    for got, expected in zip(cast, tower(images), strict=True):
+        assert torch.isfinite(got).all()
+        error = (got.float() - expected).norm() / expected.norm()
+        assert error < 0.05
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 3, 40, 40), r"images: expected axes 'b rgb height width' with height=32, got shape \(2, 3, 40, 40\)"),
+        ((2, 3, 32, 40), r"images: expected axes .* with width=32, got shape \(2, 3, 32, 40\)"),
+        ((2, 1, 32, 32), r"images: expected axes .* with rgb=3, got shape \(2, 1, 32, 32\)"),
+        ((3, 32, 32), r"images: expected axes 'b rgb height width', got shape \(3, 32, 32\)"),
+    ],
+)
+def test_refused_images(shape, message):
+    with pytest.raises(ShapeError, match=message):
+        small("vit", "value")(torch.zeros(shape))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_refused_bytes():
+    with pytest.raises(ShapeError, match=r"images: expected a tensor of dtype float, got torch\.uint8"):
+        small("vit", "value")(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def _timm(name: str, **vision: Any) -> nn.Module:
+    return small_model("siglip", vision_cfg={"timm_model_name": name, **vision}).visual
+
+
+def _vit(**vision: Any) -> nn.Module:
+    return small_model("vit", vision_cfg=vision).visual
+
+
+def _with_pool_positions() -> nn.Module:
+    visual = _timm("test_vit")
+    visual.trunk.attn_pool.pos_embed = nn.Parameter(torch.zeros(100, 64))
+    return visual
+
+
+REFUSED = {
+    "class": (
+        lambda: nn.Linear(1, 1),
+        "value",
+        "image tower: expected open_clip's VisionTransformer, ModifiedResNet or TimmModel, got Linear",
+    ),
+    "features": (lambda: _vit(), "last", "patch_features: expected 'value' or 'final', got 'last'"),
+    "attentional pool": (
+        lambda: _vit(attentional_pool=True, attn_pooler_heads=4),
+        "value",
+        "image tower: pooling by AttentionalPooler is not supported",
+    ),
+    "no pool": (lambda: _vit(pool_type="none"), "value", "image tower: expected pooling 'tok' or 'avg', got 'none'"),
+    "custom block": (
+        lambda: _vit(qk_norm=True),
+        "value",
+        "patch_features: 'value' needs blocks of the class ResidualAttentionBlock, got CustomResidualAttentionBlock",
+    ),
+    "no square": (lambda: _vit(image_size=(32, 40)), "value", "image tower: expected a square image, got 32 × 40"),
+    "convolutions": (
+        lambda: _timm("test_convnext", timm_pool="avg"),
+        "value",
+        "image tower: expected timm's VisionTransformer, got timm's ConvNeXt",
+    ),
+    "timm's token": (
+        lambda: _timm("test_vit", timm_pool="token"),
+        "value",
+        "image tower: expected timm's AttentionPoolLatent without positions, got pooling 'token'",
+    ),
+    "pool positions": (
+        _with_pool_positions,
+        "value",
+        "image tower: expected timm's AttentionPoolLatent without positions, got pooling AttentionPoolLatent",
+    ),
+    "no projection": (
+        lambda: _timm("test_vit"),
+        "final",
+        "patch_features: 'final' needs a projection after the pooling, and this tower has none",
+    ),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_towers(case):
+    build, how, message = REFUSED[case]
+    with pytest.raises(TowerError) as caught:
+        OpenClipImageTower(build(), patch_features=how)
+    assert str(caught.value) == message
