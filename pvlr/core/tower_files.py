@@ -219,11 +219,13 @@ def make_tokenizer(source: TowerSource, cache_dir: str | None) -> Any:
     hub = source.config["text_cfg"].get("hf_tokenizer_name")
     wanted = f"the tokenizer of '{source.name}'"
     if hub and find_spec("transformers") is None:
-        raise TowerError(f"{wanted} needs the package transformers, which is not installed (pip install transformers)")
+        raise TowerError(_lacking(wanted, "transformers"))
     try:
         if hub and not source.tokenizer_name.startswith(FOLDER_PREFIX) and not Path(hub).is_dir():
             _require_reachable(hub, ("tokenizer_config.json",), cache_dir)
         return open_clip.get_tokenizer(source.tokenizer_name, cache_dir=cache_dir)
+    except ImportError as err:
+        raise TowerError(_lacking(wanted, err.name or str(err))) from err
     except Exception as err:
         record = {"hf_hub": f"{hub}/"} if hub else {}
         raise TowerError(_three_lines(wanted, record, HOW_TO_GIVE_FOLDER, err)) from err
@@ -266,6 +268,10 @@ def _three_lines(wanted: str, record: Mapping[str, Any], how: str, err: Exceptio
     else:
         place = urlsplit(record.get("url", "")).netloc or "open_clip"
     return f"Could not fetch {wanted}: {_reason(err)}\nIt comes from {place}.\n{how}"
+
+
+def _lacking(wanted: str, package: str) -> str:
+    return f"{wanted} needs the package {package}, which is not installed (pip install {package})"
 
 
 def _reason(err: BaseException) -> str:
