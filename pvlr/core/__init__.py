@@ -1,1 +1,75 @@
-"""Tensors in, tensors out: the blocks of PVLR and the functions they are made of."""
+"""Tensors in, tensors out: the blocks of PVLR and the functions they are made of.
+
+Importing this loads torch, einops and jaxtyping, and nothing else of weight: one block costs one block.
+"""
+
+from pvlr.core.attention import DualModalAttention, DualModalOutput, LabelRelation, RelationMap
+from pvlr.core.functional import (
+    attend,
+    attention_map,
+    cosine_scores,
+    fuse_maps,
+    gate,
+    merge_heads,
+    pool_regions,
+    prior_bias,
+    splice_context,
+    split_heads,
+)
+from pvlr.core.fusion import FusionBlock
+from pvlr.core.head import SimilarityHead
+from pvlr.core.labels import LabelError, LabelSet
+from pvlr.core.losses import asymmetric_loss, binary_cross_entropy
+from pvlr.core.metrics import (
+    MultiLabelReport,
+    PrecisionRecall,
+    average_precision,
+    mean_average_precision,
+    multilabel_report,
+    precision_recall,
+    top_k,
+)
+from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
+from pvlr.core.protocols import ImageFeatures, ImageTower, PromptTokens, TextTower
+from pvlr.core.shapes import ShapeError, expect
+
+__all__ = [
+    "ContextPrompter",
+    "DualModalAttention",
+    "DualModalOutput",
+    "FusionBlock",
+    "ImageFeatures",
+    "ImageTower",
+    "KnowledgePrompter",
+    "LabelError",
+    "LabelRelation",
+    "LabelSet",
+    "MultiLabelReport",
+    "PrecisionRecall",
+    "PromptBank",
+    "PromptTokens",
+    "RelationMap",
+    "ShapeError",
+    "SimilarityHead",
+    "TextTower",
+    "asymmetric_loss",
+    "attend",
+    "attention_map",
+    "average_precision",
+    "binary_cross_entropy",
+    "cosine_scores",
+    "encode_knowledge",
+    "expect",
+    "fuse_maps",
+    "gate",
+    "load_label_vectors",
+    "mean_average_precision",
+    "merge_heads",
+    "multilabel_report",
+    "pool_regions",
+    "precision_recall",
+    "prior_bias",
+    "splice_context",
+    "split_heads",
+    "top_k",
+]

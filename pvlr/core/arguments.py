@@ -1,0 +1,78 @@
+"""Checks of plain arguments (numbers and choices) that several blocks share: one sentence per refusal."""
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["require_choice", "require_heads", "require_int", "require_number"]
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a ``value`` that is none of ``choices``.
+
+    Raises:
+        ValueError: naming the argument, the choices and the value.
+
+    Example:
+        >>> require_choice("norm", "pre", ("pre", "post"))
+        >>> require_choice("norm", "prae", ("pre", "post"))
+        Traceback (most recent call last):
+            ...
+        ValueError: norm: expected one of 'pre', 'post', got 'prae'
+    """
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def require_int(name: str, value: object, *, least: int) -> None:
+    """Refuse what is not a whole number of at least ``least``.
+
+    Raises:
+        ValueError: naming the argument, the bound and the value.
+
+    Example:
+        >>> require_int("layers", 0, least=1)
+        Traceback (most recent call last):
+            ...
+        ValueError: layers: expected a whole number of at least 1, got 0
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+
+
+def require_number(
+    name: str, value: object, *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf
+) -> None:
+    """Refuse what is not a finite number with ``above < value``, ``least <= value`` and ``value < below``.
+
+    Raises:
+        ValueError: naming the argument, the range and the value.
+
+    Example:
+        >>> require_number("temperature", 0.0, above=0.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: temperature: expected a finite number > 0, got 0.0
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not (above < value and least <= value < below):  # type: ignore[operator]
+        bounds = [(">", above), (">=", least), ("<", below)]
+        said = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
+        raise ValueError(f"{name}: expected a finite number {said}".rstrip() + f", got {value!r}")
+
+
+def require_heads(dim: int, heads: int) -> None:
+    """Refuse a width that does not split evenly over the heads.
+
+    Raises:
+        ValueError: naming ``dim``, ``heads`` and both values.
+
+    Example:
+        >>> require_heads(10, 4)
+        Traceback (most recent call last):
+            ...
+        ValueError: dim: expected a multiple of heads=4, got 10
+    """
+    require_int("dim", dim, least=1)
+    require_int("heads", heads, least=1)
+    if dim % heads:
+        raise ValueError(f"dim: expected a multiple of heads={heads}, got {dim}")

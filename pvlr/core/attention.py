@@ -1,0 +1,310 @@
+"""Attention of labels to labels, and of labels and patches to each other."""
+
+from typing import Literal, NamedTuple
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pvlr.core.arguments import require_choice, require_heads, require_int
+from pvlr.core.functional import attend, attention_map, merge_heads, split_heads
+from pvlr.core.shapes import ShapeError, expect
+
+__all__ = ["DualModalAttention", "DualModalOutput", "LabelRelation", "MultiHeadAttention", "RelationMap"]
+
+NORMS = ("pre", "post")
+DIRECTIONS = ("both", "labels", "patches", "none")
+_Factors = tuple[Tensor, Tensor]
+
+
+class RelationMap(NamedTuple):
+    """An attention map over labels, kept as its two factors: ``softmax(query keyᵀ / √e)``.
+
+    The factors grow with ``c``, the map with ``c²``: ten thousand labels never need the map itself.
+
+    Attributes:
+        query: ``... h c e``.
+        key: ``... h c e``.
+
+    Example:
+        >>> import torch
+        >>> relation = RelationMap(torch.zeros(1, 2, 4), torch.zeros(1, 2, 4))
+        >>> relation.dense()
+        tensor([[[0.5000, 0.5000], [0.5000, 0.5000]]])
+        >>> relation.attend(torch.tensor([[[1.0], [3.0]]]))
+        tensor([[[2.], [2.]]])
+    """
+
+    query: Float[Tensor, "... h c e"]
+    key: Float[Tensor, "... h c e"]
+
+    def attend(self, values: Float[Tensor, "... h c f"]) -> Float[Tensor, "... h c f"]:
+        """The map times ``values``, by fused attention; leading axes broadcast."""
+        # The map may have been made in another width than it is used in (once in float32, then under autocast).
+        return attend(self.query.to(values.dtype), self.key.to(values.dtype), values)
+
+    def dense(self) -> Float[Tensor, "... h c c"]:
+        """The map itself, float32."""
+        return attention_map(self.query, self.key)
+
+
+class MultiHeadAttention(nn.Module):
+    """Projections around :func:`~pvlr.core.functional.attend`: ``Out(attend(Q x, K s, V s))``.
+
+    The key projection has no bias: a constant added to all keys shifts every row of scores, and a softmax does not
+    see it.
+
+    Args:
+        dim: Joint width ``d``, a multiple of ``heads``.
+        heads: Number of heads ``h``.
+        zero_out: Start the output projection at zero, so that the branch adds nothing before the first step.
+    """
+
+    def __init__(self, *, dim: int, heads: int, zero_out: bool) -> None:
+        super().__init__()
+        require_heads(dim, heads)
+        self.heads = heads
+        self.q_proj = nn.Linear(dim, dim)
+        self.k_proj = nn.Linear(dim, dim, bias=False)
+        self.v_proj = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, dim)
+        for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        if zero_out:
+            nn.init.zeros_(self.out_proj.weight)
+
+    def forward(
+        self, queries: Float[Tensor, "... q d"], source: Float[Tensor, "... k d"]
+    ) -> tuple[Float[Tensor, "... q d"], tuple[Float[Tensor, "... h q e"], Float[Tensor, "... h k e"]]]:
+        """What ``queries`` gather from ``source``, and the two factors (query, key) of the map by which they do."""
+        query, key = split_heads(self.q_proj(queries), self.heads), split_heads(self.k_proj(source), self.heads)
+        gathered = attend(query, key, split_heads(self.v_proj(source), self.heads))
+        return self.out_proj(merge_heads(gathered)), (query, key)
+
+
+class LabelRelation(nn.Module):
+    """Self-attention over the label axis, which also returns its map.
+
+    ``pre``: ``x + MHA(LN x)``, with the output projection at zero at the start; ``post``: ``LN(x + MHA(x))``.
+    Labels carry no position: permuting them permutes the output. Every label may change every other's output.
+
+    Args:
+        dim: Joint width ``d``, a multiple of ``heads``.
+        heads: Number of heads ``h``.
+        norm: Where the layer norm sits.
+
+    Example:
+        >>> import torch
+        >>> block = LabelRelation(dim=8, heads=2)
+        >>> labels, relation = block(torch.ones(5, 8))
+        >>> labels.shape, relation.dense().shape
+        (torch.Size([5, 8]), torch.Size([2, 5, 5]))
+        >>> block
+        LabelRelation(dim=8, heads=2, norm='pre')
+    """
+
+    def __init__(self, *, dim: int, heads: int = 8, norm: Literal["pre", "post"] = "pre") -> None:
+        super().__init__()
+        require_heads(dim, heads)
+        require_choice("norm", norm, NORMS)
+        self.dim, self.heads, self.norm_first = dim, heads, norm == "pre"
+        self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=self.norm_first)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, labels: Float[Tensor, "*b c d"]) -> tuple[Float[Tensor, "*b c d"], RelationMap]:
+        """Relate labels ``... c d`` to each other.
+
+        Raises:
+            ShapeError: where ``labels`` is not ``... c d`` of the width of the block.
+        """
+        expect("labels", labels, "... c d", dtype="float", d=self.dim)
+        if self.norm_first:
+            normed = self.norm(labels)
+            gathered, factors = self.attention(normed, normed)
+            return labels + gathered, RelationMap(*factors)
+        gathered, factors = self.attention(labels, labels)
+        return self.norm(labels + gathered), RelationMap(*factors)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return f"dim={self.dim}, heads={self.heads}, norm={'pre' if self.norm_first else 'post'!r}"
+
+    def __repr__(self) -> str:
+        return f"LabelRelation({self.extra_repr()})"
+
+
+class DualModalOutput(NamedTuple):
+    """Label and patch vectors that have looked at each other.
+
+    Attributes:
+        labels: ``b c d``.
+        patches: ``b n d``.
+        label_maps: For each layer what labels looked at, ``b h c n``; empty unless asked for.
+        patch_maps: For each layer what patches looked at, ``b h n c``; empty unless asked for.
+    """
+
+    labels: Float[Tensor, "b c d"]
+    patches: Float[Tensor, "b n d"]
+    label_maps: tuple[Float[Tensor, "b h c n"], ...] = ()
+    patch_maps: tuple[Float[Tensor, "b h n c"], ...] = ()
+
+
+class _Side(nn.Module):
+    """One direction of one layer: ``x`` looks at ``source``, then its feed-forward."""
+
+    def __init__(self, *, dim: int, heads: int, feedforward: int, norm_first: bool) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=norm_first)
+        # In pre-norm form both sides' norms belong to the layer, which reads each twice: as queries and as source.
+        self.norm = None if norm_first else nn.LayerNorm(dim)
+        self.feedforward = _FeedForward(dim=dim, hidden=feedforward, norm_first=norm_first) if feedforward else None
+
+    def forward(self, x: Tensor, queries: Tensor, source: Tensor) -> tuple[Tensor, _Factors]:
+        gathered, factors = self.attention(queries, source)
+        x = x + gathered
+        if self.norm is not None:
+            x = self.norm(x)
+        return (x if self.feedforward is None else self.feedforward(x)), factors
+
+
+class _FeedForward(nn.Module):
+    """``pre``: ``x + W2 gelu(W1 LN x)``, ``W2`` zero at the start; ``post``: ``LN(x + W2 gelu(W1 x))``."""
+
+    def __init__(self, *, dim: int, hidden: int, norm_first: bool) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.norm = nn.LayerNorm(dim)
+        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        if norm_first:
+            nn.init.zeros_(self.down.weight)
+            nn.init.zeros_(self.down.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm_first:
+            out: Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
+        else:
+            out = self.norm(x + self.down(F.gelu(self.up(x))))
+        return out
+
+
+class _DualModalLayer(nn.Module):
+    """Both directions in parallel, from the same inputs; a direction that is switched off has no parameters."""
+
+    def __init__(self, *, dim: int, heads: int, direction: str, feedforward: int, norm_first: bool) -> None:
+        super().__init__()
+        self.norm_labels = nn.LayerNorm(dim) if norm_first else None
+        self.norm_patches = nn.LayerNorm(dim) if norm_first else None
+        both = {name: direction in ("both", name) for name in ("labels", "patches")}
+
+        def side() -> _Side:
+            return _Side(dim=dim, heads=heads, feedforward=feedforward, norm_first=norm_first)
+
+        self.labels = side() if both["labels"] else None
+        self.patches = side() if both["patches"] else None
+
+    def forward(self, labels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, _Factors | None, _Factors | None]:
+        normed_labels = labels if self.norm_labels is None else self.norm_labels(labels)
+        normed_patches = patches if self.norm_patches is None else self.norm_patches(patches)
+        looked_labels, looked_patches = labels, patches
+        label_factors = patch_factors = None
+        if self.labels is not None:
+            looked_labels, label_factors = self.labels(labels, normed_labels, normed_patches)
+        if self.patches is not None:
+            looked_patches, patch_factors = self.patches(patches, normed_patches, normed_labels)
+        return looked_labels, looked_patches, label_factors, patch_factors
+
+
+class DualModalAttention(nn.Module):
+    """Labels look at patches and patches look at labels, in parallel and from the same inputs.
+
+    ``pre``, the default: ``T' = T + MHA(q=LN T, kv=LN X)``, ``X' = X + MHA(q=LN X, kv=LN T)``, then for each side
+    ``x + W2 gelu(W1 LN x)`` if asked for; the last projection of every branch starts at zero. ``post``: ``LN(x +
+    branch(x))`` without the inner norms. Patches that look at labels mix them: adding a label then changes the
+    others' scores. Labels that look at patches do not.
+
+    Args:
+        dim: Joint width ``d``, a multiple of ``heads``.
+        heads: Number of heads ``h``.
+        direction: Who looks: ``"both"``, ``"labels"`` or ``"patches"`` alone, or ``"none"``.
+        layers: How many times.
+        feedforward: Hidden width of the feed-forward after the attention; 0 for none.
+        norm: Where the layer norms sit.
+
+    Example:
+        >>> import torch
+        >>> block = DualModalAttention(dim=8, heads=2, direction="labels")
+        >>> out = block(torch.ones(5, 8), torch.ones(3, 7, 8), maps=True)
+        >>> out.labels.shape, out.patches.shape, out.label_maps[0].shape, out.patch_maps
+        (torch.Size([3, 5, 8]), torch.Size([3, 7, 8]), torch.Size([3, 2, 5, 7]), ())
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int = 8,
+        direction: Literal["both", "labels", "patches", "none"] = "both",
+        layers: int = 1,
+        feedforward: int = 0,
+        norm: Literal["pre", "post"] = "pre",
+    ) -> None:
+        super().__init__()
+        require_heads(dim, heads)
+        require_choice("direction", direction, DIRECTIONS)
+        require_int("layers", layers, least=1)
+        require_int("feedforward", feedforward, least=0)
+        require_choice("norm", norm, NORMS)
+        self.dim, self.heads, self.direction, self.feedforward, self.norm = dim, heads, direction, feedforward, norm
+        self.depth = layers
+        self.layers = nn.ModuleList(
+            _DualModalLayer(
+                dim=dim, heads=heads, direction=direction, feedforward=feedforward, norm_first=norm == "pre"
+            )
+            for _ in range(layers if direction != "none" else 0)
+        )
+
+    def forward(
+        self, labels: Float[Tensor, "c d"] | Float[Tensor, "b c d"], patches: Float[Tensor, "b n d"], maps: bool = False
+    ) -> DualModalOutput:
+        """Let labels and patches look at each other.
+
+        Args:
+            labels: ``c d``, then what can be done once for all images is; or ``b c d``.
+            patches: ``b n d``.
+            maps: Whether to write out the attention maps, float32.
+
+        Raises:
+            ShapeError: where the axes do not fit.
+        """
+        axes = expect("patches", patches, "b n d", dtype="float", d=self.dim)
+        if labels.dim() == 2:
+            expect("labels", labels, "c d", dtype="float", d=self.dim)
+        else:
+            expect("labels", labels, "b c d", dtype="float", b=axes["b"], d=self.dim)
+        if axes["n"] == 0 or labels.shape[-2] == 0:
+            # A softmax over nothing is NaN.
+            raise ShapeError(f"labels, patches: expected one of each or more, got c={labels.shape[-2]}, n={axes['n']}")
+        label_maps: list[Tensor] = []
+        patch_maps: list[Tensor] = []
+        for layer in self.layers:
+            labels, patches, label_factors, patch_factors = layer(labels, patches)
+            if maps and label_factors is not None:
+                label_maps.append(attention_map(*label_factors))
+            if maps and patch_factors is not None:
+                patch_maps.append(attention_map(*patch_factors))
+        if labels.dim() == 2:
+            labels = labels.expand(axes["b"], -1, -1)
+        return DualModalOutput(labels, patches, tuple(label_maps), tuple(patch_maps))
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        return (
+            f"dim={self.dim}, heads={self.heads}, direction={self.direction!r}, layers={self.depth}, "
+            f"feedforward={self.feedforward}, norm={self.norm!r}"
+        )
+
+    def __repr__(self) -> str:
+        return f"DualModalAttention({self.extra_repr()})"

@@ -1,0 +1,276 @@
+"""Everything in PVLR that has a formula and no parameters, as pure functions of tensors."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.core.shapes import ShapeError, expect
+
+__all__ = [
+    "attend",
+    "attention_map",
+    "cosine_scores",
+    "fuse_maps",
+    "gate",
+    "merge_heads",
+    "pool_regions",
+    "prior_bias",
+    "splice_context",
+    "split_heads",
+    "widened",
+]
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if that is what it already is.
+
+    Scores, maps and losses are computed at this width whatever autocast chose (law 8 of the method).
+
+    Example:
+        >>> widened(torch.zeros(1, dtype=torch.bfloat16)).dtype, widened(torch.zeros(1, dtype=torch.float64)).dtype
+        (torch.float32, torch.float64)
+    """
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def split_heads(x: Float[Tensor, "... n he"], heads: int) -> Float[Tensor, "... h n e"]:
+    """Split the last axis into heads: channel ``h * e_size + e`` goes to head ``h``.
+
+    Example:
+        >>> split_heads(torch.arange(4.0).view(1, 4), heads=2).tolist()
+        [[[0.0, 1.0]], [[2.0, 3.0]]]
+    """
+    return rearrange(x, "... n (h e) -> ... h n e", h=heads)
+
+
+def merge_heads(x: Float[Tensor, "... h n e"]) -> Float[Tensor, "... n he"]:
+    """Undo :func:`split_heads`.
+
+    Example:
+        >>> merge_heads(split_heads(torch.arange(4.0).view(1, 4), heads=2)).tolist()
+        [[0.0, 1.0, 2.0, 3.0]]
+    """
+    return rearrange(x, "... h n e -> ... n (h e)")
+
+
+def attend(
+    query: Float[Tensor, "... h q e"],
+    key: Float[Tensor, "... h k e"],
+    value: Float[Tensor, "... h k f"],
+    mask: Bool[Tensor, "... q k"] | Float[Tensor, "... q k"] | None = None,
+) -> Float[Tensor, "... h q f"]:
+    """``softmax(query keyᵀ / √e) value`` by fused attention, without the ``q k`` map in memory.
+
+    Leading axes broadcast: labels without a batch axis may attend to a batch of patches.
+
+    Args:
+        query: ``... h q e``.
+        key: ``... h k e``.
+        value: ``... h k f``.
+        mask: Bool (True: may attend) or float (added before the softmax), broadcastable to ``... h q k``. A query
+            that may attend to nothing gets zeros.
+
+    Example:
+        >>> key, value = torch.eye(2)[None], torch.tensor([[[1.0], [3.0]]])
+        >>> attend(torch.zeros(1, 1, 2), key, value)
+        tensor([[[2.]]])
+    """
+    # The fused kernels want one leading axis; without it the plain path would write the whole map.
+    lead = query.dim() == key.dim() == value.dim() == 3
+    if lead:
+        query, key, value = query[None], key[None], value[None]
+    else:
+        batch = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])  # type: ignore[no-untyped-call]
+        query, key, value = (x.expand(*batch, *x.shape[-3:]) for x in (query, key, value))
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return out[0] if lead else out
+
+
+def attention_map(
+    query: Float[Tensor, "... h q e"],
+    key: Float[Tensor, "... h k e"],
+    mask: Bool[Tensor, "... q k"] | Float[Tensor, "... q k"] | None = None,
+) -> Float[Tensor, "... h q k"]:
+    """``softmax(query keyᵀ / √e)``, the map that :func:`attend` uses, written out in float32.
+
+    Args:
+        query: ``... h q e``.
+        key: ``... h k e``; leading axes broadcast.
+        mask: As in :func:`attend`; a row whose every entry is False is all zeros, as there.
+
+    Returns:
+        Weights ``... h q k`` in [0, 1], each row summing to 1; float64 for float64 inputs.
+
+    Example:
+        >>> attention_map(torch.zeros(1, 1, 2), torch.eye(2)[None])
+        tensor([[[0.5000, 0.5000]]])
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        scores = widened(query) @ widened(key).transpose(-2, -1) / math.sqrt(query.shape[-1])
+        if mask is None:
+            return scores.softmax(dim=-1)
+        if mask.dtype != torch.bool:
+            return (scores + mask).softmax(dim=-1)
+        weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
+        return weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
+
+
+def gate(logits: Float[Tensor, "..."], a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """``σ(logits) a + (1 − σ(logits)) b``, elementwise with broadcasting.
+
+    Example:
+        >>> gate(torch.tensor([0.0, 100.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 3.0]))
+        tensor([2., 1.])
+    """
+    share = torch.sigmoid(logits)
+    return share * a + (1 - share) * b
+
+
+def fuse_maps(
+    map_a: Float[Tensor, "... h q k"], map_b: Float[Tensor, "... h q k"], mix: Float[Tensor, " h"]
+) -> Float[Tensor, "... h q k"]:
+    """``mix_h · map_a + (1 − mix_h) · map_b`` for each head; with ``mix`` in [0, 1] rows still sum to 1.
+
+    Example:
+        >>> fuse_maps(torch.ones(1, 1, 2), torch.zeros(1, 1, 2), torch.tensor([0.25]))
+        tensor([[[0.2500, 0.2500]]])
+    """
+    share = mix[:, None, None]
+    return share * map_a + (1 - share) * map_b
+
+
+def cosine_scores(
+    image: Float[Tensor, "b n d"],
+    labels: Float[Tensor, "b c d"] | Float[Tensor, "c d"],
+    *,
+    scale: Tensor | float = 1.0,
+    bias: Tensor | float = 0.0,
+) -> Float[Tensor, "b n c"]:
+    """``scale · cos(image, labels) + bias`` for every patch and label, in float32 whatever autocast chose.
+
+    Args:
+        image: Patch vectors ``b n d``.
+        labels: Label vectors, ``c d`` for all images or ``b c d`` for each; none has to be normalised.
+        scale: Factor of the cosine.
+        bias: Added to the scaled cosine.
+
+    Returns:
+        Scores ``b n c``, float32 (float64 for float64 inputs). A zero vector scores ``bias``.
+
+    Raises:
+        ShapeError: where the axes do not fit.
+
+    Example:
+        >>> cosine_scores(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]]), scale=10.0)
+        tensor([[[6., 8.]]])
+    """
+    axes = expect("image", image, "b n d", dtype="float")
+    if labels.dim() == 2:
+        expect("labels", labels, "c d", dtype="float", d=axes["d"])
+    else:
+        expect("labels", labels, "b c d", dtype="float", b=axes["b"], d=axes["d"])
+    with torch.autocast(image.device.type, enabled=False):
+        patches, classes = (F.normalize(widened(x), dim=-1) for x in (image, labels))
+        return scale * (patches @ classes.transpose(-2, -1)) + bias
+
+
+def pool_regions(
+    scores: Float[Tensor, "b n c"], how: Literal["max", "mean", "softmax"] = "max", temperature: float = 0.1
+) -> Float[Tensor, "b c"]:
+    """Aggregate the scores of the patches into one score per label, each label on its own.
+
+    Args:
+        scores: ``b n c``, at least one patch.
+        how: ``"max"``, ``"mean"``, or ``"softmax"``: ``Σ_n softmax_n(s / τ) s``, which lies between the two.
+        temperature: ``τ > 0`` in units of the scores, read by ``"softmax"`` alone; towards 0 it is the maximum,
+            towards ∞ the mean.
+
+    Raises:
+        ShapeError: where ``scores`` is not ``b n c`` or has no patch.
+        ValueError: where ``how`` is unknown or ``temperature`` is not positive.
+
+    Example:
+        >>> scores = torch.tensor([[[0.0], [2.0]]])
+        >>> pool_regions(scores, "max").item(), pool_regions(scores, "mean").item()
+        (2.0, 1.0)
+    """
+    if expect("scores", scores, "b n c", dtype="float")["n"] == 0:
+        raise ShapeError(f"scores: expected at least one patch on axis n of 'b n c', got shape {tuple(scores.shape)}")
+    require_choice("how", how, ("max", "mean", "softmax"))
+    with torch.autocast(scores.device.type, enabled=False):
+        scores = widened(scores)
+        if how == "max":
+            return scores.amax(dim=1)
+        if how == "mean":
+            return scores.mean(dim=1)
+        require_number("temperature", temperature, above=0.0)
+        return ((scores / temperature).softmax(dim=1) * scores).sum(dim=1)
+
+
+def splice_context(
+    embeddings: Float[Tensor, "c t w"], context: Float[Tensor, "m w"] | Float[Tensor, "c m w"], start: int
+) -> Float[Tensor, "c t w"]:
+    """Replace positions ``start … start + m − 1`` of every prompt by the context; all others keep their values.
+
+    Args:
+        embeddings: Token embeddings ``c t w``.
+        context: ``m w`` shared by all labels, or ``c m w``, one per label.
+        start: First position replaced.
+
+    Raises:
+        ShapeError: where the widths or label counts differ.
+        ValueError: where the context does not fit between ``start`` and the end of the prompt.
+
+    Example:
+        >>> splice_context(torch.zeros(1, 4, 1), torch.ones(2, 1), start=1).flatten().tolist()
+        [0.0, 1.0, 1.0, 0.0]
+    """
+    axes = expect("embeddings", embeddings, "c t w", dtype="float")
+    if context.dim() == 2:
+        length = expect("context", context, "m w", dtype="float", w=axes["w"])["m"]
+    else:
+        length = expect("context", context, "c m w", dtype="float", c=axes["c"], w=axes["w"])["m"]
+    require_int("start", start, least=0)
+    if start + length > axes["t"]:
+        raise ValueError(f"start: expected start + {length} context tokens within t={axes['t']}, got start={start}")
+    context = context.to(embeddings.dtype).expand(axes["c"], length, axes["w"])
+    return torch.cat([embeddings[:, :start], context, embeddings[:, start + length :]], dim=1)
+
+
+@torch.no_grad()
+def prior_bias(scores: Float[Tensor, "..."], prior: float) -> float:
+    """The bias with which the mean probability ``σ(scores + bias)`` is ``prior``, found by bisection in float64.
+
+    Args:
+        scores: Any shape, at least one score, all finite.
+        prior: Mean probability asked for, in (0, 1).
+
+    Raises:
+        ValueError: where there is no score, one is not finite, or ``prior`` is outside (0, 1).
+
+    Example:
+        >>> round(prior_bias(torch.zeros(3), prior=0.05), 4)
+        -2.9444
+    """
+    require_number("prior", prior, above=0.0, below=1.0)
+    values = scores.detach().to("cpu", torch.float64)  # Not every accelerator has float64.
+    if values.numel() == 0 or not bool(values.isfinite().all()):
+        raise ValueError(f"scores: expected finite scores and at least one, got shape {tuple(scores.shape)}")
+    # If all scores were the largest (smallest) one, the answer would be the lower (upper) bound.
+    logit = math.log(prior) - math.log1p(-prior)
+    low, high = logit - values.max().item(), logit - values.min().item()
+    for _ in range(100):
+        middle = (low + high) / 2
+        if not low < middle < high:
+            break
+        if torch.sigmoid(values + middle).mean().item() < prior:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2

@@ -1,0 +1,141 @@
+"""Where the fixed and the learnable label vectors, and their relations, become one."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pvlr.core.arguments import require_choice, require_heads
+from pvlr.core.attention import NORMS, RelationMap
+from pvlr.core.functional import gate, merge_heads, split_heads
+from pvlr.core.shapes import expect
+
+__all__ = ["FusionBlock"]
+
+MODES = ("gate", "sum", "knowledge", "context")
+
+
+class FusionBlock(nn.Module):
+    """Fuse knowledge vectors and context vectors of the same labels.
+
+    ``gate``: ``g = σ(W [T_ka ; T_ca] + b)``, ``T = g ⊙ T_ka + (1 − g) ⊙ T_ca`` with ``W``, ``b`` at zero at the start,
+    so that the gate opens at one half; then the relations: ``M = λ M_ka + (1 − λ) M_ca`` with one ``λ ∈ (0, 1)`` per
+    head, ½ at the start, and ``T + Out(M V(LN T))`` (``post``: ``LN(T + Out(M V(T)))``). ``M`` is never written out:
+    the product is linear in it. ``sum``: ``T_ka + T_ca``. ``knowledge`` and ``context``: that input, unchanged.
+
+    Args:
+        dim: Joint width ``d``, a multiple of ``heads``.
+        heads: Number of heads ``h``, that of the maps.
+        mode: As above; all but ``"gate"`` have no parameters and read no map.
+        norm: Where the layer norm of the relations sits.
+        maps: Whether ``gate`` has the part that mixes relations; False where the label vectors come without maps.
+
+    Example:
+        >>> block = FusionBlock(dim=4, heads=2, maps=False)
+        >>> block(torch.full((3, 4), 1.0), torch.full((3, 4), 3.0))[0]
+        tensor([2., 2., 2., 2.], grad_fn=...)
+        >>> block
+        FusionBlock(dim=4, heads=2, mode='gate', norm='pre', maps=False)
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int = 8,
+        mode: Literal["gate", "sum", "knowledge", "context"] = "gate",
+        norm: Literal["pre", "post"] = "pre",
+        maps: bool = True,
+    ) -> None:
+        super().__init__()
+        require_heads(dim, heads)
+        require_choice("mode", mode, MODES)
+        require_choice("norm", norm, NORMS)
+        self.dim, self.heads, self.mode, self.maps = dim, heads, mode, maps
+        self.norm_first = norm == "pre"
+        if mode != "gate":
+            return
+        self.gate = nn.Linear(2 * dim, dim)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+        if not maps:
+            return
+        self.mix_logit = nn.Parameter(torch.zeros(heads))
+        self.norm = nn.LayerNorm(dim)
+        self.v_proj, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.v_proj.weight)
+        nn.init.zeros_(self.v_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+        if self.norm_first:
+            nn.init.zeros_(self.out_proj.weight)
+        else:
+            nn.init.xavier_uniform_(self.out_proj.weight)
+
+    @property
+    def mix(self) -> Float[Tensor, " h"]:
+        """``λ``: the share of the knowledge map in each head, in (0, 1)."""
+        if self.mode != "gate" or not self.maps:
+            raise ValueError(f"mix: only a FusionBlock with mode 'gate' and maps mixes maps, this is {self!r}")
+        return torch.sigmoid(self.mix_logit)
+
+    def forward(
+        self,
+        knowledge: Float[Tensor, "*#b c d"] | None,
+        context: Float[Tensor, "*#b c d"] | None,
+        knowledge_map: RelationMap | None = None,
+        context_map: RelationMap | None = None,
+    ) -> Float[Tensor, "... c d"]:
+        """Fuse label vectors.
+
+        Args:
+            knowledge: ``... c d``; None if the mode does not read it.
+            context: ``... c d``; None if the mode does not read it. Leading axes broadcast against knowledge's.
+            knowledge_map: Relation of the knowledge vectors, ``... h c e``.
+            context_map: Relation of the context vectors; both maps or neither, and neither leaves relations out.
+
+        Raises:
+            ShapeError: where the axes do not fit.
+            ValueError: where an input the mode reads, or one of two maps, is missing.
+        """
+        if self.mode == "knowledge":
+            return self._given("knowledge", knowledge)
+        if self.mode == "context":
+            return self._given("context", context)
+        knowledge = self._given("knowledge", knowledge)
+        context = self._given("context", context, c=knowledge.shape[-2])
+        if self.mode == "sum":
+            return knowledge + context
+        # W [a ; b] = W_a a + W_b b, so that vectors without a batch axis are multiplied once, not for every image.
+        of_knowledge, of_context = self.gate.weight.chunk(2, dim=1)
+        opening = F.linear(knowledge, of_knowledge) + F.linear(context, of_context, self.gate.bias)
+        labels = gate(opening, knowledge, context)
+        if (knowledge_map is None) != (context_map is None):
+            missing = "knowledge_map" if knowledge_map is None else "context_map"
+            raise ValueError(f"{missing}: expected both maps or neither, got only the other one")
+        if knowledge_map is None or context_map is None:
+            return labels
+        if not self.maps:
+            raise ValueError(f"knowledge_map, context_map: expected none, got both, but this is {self!r}")
+        for name, relation in (("knowledge_map", knowledge_map), ("context_map", context_map)):
+            expect(name, relation.query, "... h c e", h=self.heads, c=labels.shape[-2])
+        values = split_heads(self.v_proj(self.norm(labels) if self.norm_first else labels), self.heads)
+        share = self.mix[:, None, None]
+        mixed = share * knowledge_map.attend(values) + (1 - share) * context_map.attend(values)
+        fused: Tensor = labels + self.out_proj(merge_heads(mixed))
+        return fused if self.norm_first else self.norm(fused)
+
+    def _given(self, name: str, vectors: Tensor | None, **sizes: int) -> Tensor:
+        if vectors is None:
+            raise ValueError(f"{name}: expected vectors '... c d' in mode {self.mode!r}, got None")
+        expect(name, vectors, "... c d", dtype="float", d=self.dim, **sizes)  # type: ignore[arg-type]
+        return vectors
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        norm = "pre" if self.norm_first else "post"
+        return f"dim={self.dim}, heads={self.heads}, mode={self.mode!r}, norm={norm!r}, maps={self.maps}"
+
+    def __repr__(self) -> str:
+        return f"FusionBlock({self.extra_repr()})"

@@ -1,0 +1,84 @@
+"""Similarities of patches and labels, aggregated into one logit per label."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pvlr.core.arguments import require_choice, require_number
+from pvlr.core.functional import cosine_scores, pool_regions, widened
+from pvlr.core.shapes import expect
+
+__all__ = ["SimilarityHead"]
+
+AGGREGATIONS = ("max", "mean", "softmax")
+
+
+class SimilarityHead(nn.Module):
+    """``logit[b, c] = aggregate_n (scale · cos(patch[b, n], label[b, c]) + bias)``: the labels are the classifier.
+
+    Its parameters are two numbers, so that it serves any list of labels.
+
+    Args:
+        scale: Factor of the cosine at the start, above 0; kept as its logarithm.
+        bias: Added to every score at the start.
+        aggregation: How the scores of the patches become one, see :func:`~pvlr.core.functional.pool_regions`.
+        temperature: Of the aggregation ``"softmax"``, in units of the scores.
+        learnable: Whether scale and bias are trained.
+
+    Example:
+        >>> head = SimilarityHead(scale=10.0, bias=-3.0)
+        >>> round(head(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[1.0, 0.0]])).item(), 4)
+        3.0
+        >>> head
+        SimilarityHead(scale=10.0, bias=-3.0, aggregation='max', temperature=0.1, learnable=True)
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: float = 10.0,
+        bias: float = 0.0,
+        aggregation: Literal["max", "mean", "softmax"] = "max",
+        temperature: float = 0.1,
+        learnable: bool = True,
+    ) -> None:
+        super().__init__()
+        require_number("scale", scale, above=0.0)
+        require_number("bias", bias)
+        require_choice("aggregation", aggregation, AGGREGATIONS)
+        require_number("temperature", temperature, above=0.0)
+        self._start = (scale, bias)
+        self.aggregation, self.temperature, self.learnable = aggregation, temperature, learnable
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learnable)
+        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
+
+    def forward(
+        self, patches: Float[Tensor, "b n d"], labels: Float[Tensor, "b c d"] | Float[Tensor, "c d"]
+    ) -> Float[Tensor, "b c"]:
+        """Logits ``b c``, float32 whatever autocast chose (float64 for float64 inputs).
+
+        Args:
+            patches: Patch vectors ``b n d``, at least one patch.
+            labels: Label vectors, ``c d`` for all images or ``b c d`` for each.
+
+        Raises:
+            ShapeError: where the axes do not fit.
+        """
+        axes = expect("patches", patches, "b n d", dtype="float")
+        expect("labels", labels, "... c d", dtype="float", d=axes["d"])
+        scores = cosine_scores(patches, labels, scale=widened(self.log_scale).exp(), bias=widened(self.bias))
+        return pool_regions(scores, self.aggregation, self.temperature)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments; what has been learned since is in the parameters."""
+        scale, bias = self._start
+        return (
+            f"scale={scale}, bias={bias}, aggregation={self.aggregation!r}, temperature={self.temperature}, "
+            f"learnable={self.learnable}"
+        )
+
+    def __repr__(self) -> str:
+        return f"SimilarityHead({self.extra_repr()})"

@@ -1,0 +1,371 @@
+"""From label names to label vectors: fixed prompts that know, and learnable prompts that adapt."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.core.attention import NORMS, DualModalAttention, LabelRelation, RelationMap
+from pvlr.core.functional import widened
+from pvlr.core.labels import LabelError, LabelSet
+from pvlr.core.protocols import PromptTokens, TextTower
+from pvlr.core.shapes import ShapeError, expect
+
+__all__ = ["ContextPrompter", "KnowledgePrompter", "PromptBank", "encode_knowledge", "load_label_vectors"]
+
+RELATIONS = ("attention", "none")
+CONDITIONS = ("none", "image")
+
+
+@dataclass(frozen=True)
+class PromptBank:
+    """The sentences in which labels are put to a text tower.
+
+    Args:
+        labels: The labels.
+        templates: Sentences with one ``{}`` for the label's readable text.
+        descriptions: Label name to sentences added to its templates; None: those of ``labels``.
+        context_words: Words the learnable context starts from; None: it does not start from words.
+        context_tokens: Number of context tokens ``m``; as many as ``context_words`` have.
+        suffix: What follows the label in a learnable prompt.
+
+    Raises:
+        ValueError: where a template has not exactly one ``{}``, or a label would have no sentence.
+        LabelError: where a description belongs to no label.
+
+    Example:
+        >>> bank = PromptBank(LabelSet(("cat", "traffic_light")))
+        >>> bank.fixed()
+        (('a photo of a cat.',), ('a photo of a traffic light.',))
+        >>> PromptBank(LabelSet(("cat",)), context_words=None, context_tokens=2).context_sentences()
+        ('X X cat.',)
+    """
+
+    labels: LabelSet
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    descriptions: Mapping[str, tuple[str, ...]] | None = None
+    context_words: str | None = "a photo of a"
+    context_tokens: int = 4
+    suffix: str = "."
+
+    def __post_init__(self) -> None:
+        for template in self.templates:
+            if template.count("{}") != 1 or {"{", "}"} & set(template.replace("{}", "")):
+                raise ValueError(f"templates: expected exactly one {{}} for the label, got {template!r}")
+        # The label set's own checks: every description belongs to a label and is a sequence of sentences.
+        if self.descriptions is not None:
+            LabelSet(self.labels.names, descriptions=self.descriptions)
+        require_int("context_tokens", self.context_tokens, least=1)
+        if self.context_words is not None and not self.context_words.strip():
+            raise ValueError("context_words: expected words, or None to start from none, got an empty text")
+        for name, sentences in zip(self.labels, self.fixed(), strict=True):
+            if not sentences:
+                raise ValueError(f"templates: expected a template or a description for every label, {name!r} has none")
+
+    def fixed(self) -> tuple[tuple[str, ...], ...]:
+        """For each label its sentences: the templates filled in, then its descriptions."""
+        described = self.labels.descriptions if self.descriptions is None else self.descriptions
+        # Not str.format: a label's own braces would be read as fields.
+        return tuple(
+            (*(template.replace("{}", text) for template in self.templates), *described.get(name, ()))
+            for name, text in self.labels.readable.items()
+        )
+
+    @property
+    def context_prefix(self) -> str:
+        """The words in the place of the context: those it starts from, or one placeholder for each token."""
+        return self.context_words if self.context_words is not None else " ".join(["X"] * self.context_tokens)
+
+    def context_sentences(self) -> tuple[str, ...]:
+        """For each label the sentence whose first words the learnable context replaces."""
+        return tuple(f"{self.context_prefix} {text}{self.suffix}" for text in self.labels.texts)
+
+
+@torch.no_grad()
+def encode_knowledge(bank: PromptBank, encode: Callable[[list[str]], Tensor], batch: int = 256) -> Float[Tensor, "c k"]:
+    """``T_hard[c] = mean_k norm(E(sentence_k(c)))``: every label's sentences, encoded, normalised and averaged.
+
+    Args:
+        bank: The prompts.
+        encode: From a list of ``s`` sentences to vectors ``s k``: a text tower's, or any sentence encoder's.
+        batch: Most sentences given to ``encode`` at once.
+
+    Returns:
+        ``c k``, float32, without gradient; of length 1 where a label has one sentence, else at most 1.
+
+    Raises:
+        ShapeError: where ``encode`` returns anything but one float vector per sentence, all of one width.
+        ValueError: where an encoding is zero or not finite.
+
+    Example:
+        >>> bank = PromptBank(LabelSet(("a", "bcd")), templates=("{}", "two {}"))
+        >>> encode_knowledge(bank, lambda sentences: torch.tensor([[float(len(s)), 0.0] for s in sentences]))
+        tensor([[1., 0.],
+                [1., 0.]])
+    """
+    require_int("batch", batch, least=1)
+    grouped = bank.fixed()
+    sentences = [sentence for group in grouped for sentence in group]
+    parts: list[Tensor] = []
+    for start in range(0, len(sentences), batch):
+        asked = sentences[start : start + batch]
+        vectors = encode(asked)
+        known_width = {"k": parts[0].shape[1]} if parts else {}
+        expect("encode", vectors, "s k", dtype="float", s=len(asked), **known_width)  # type: ignore[arg-type]
+        vectors = vectors.float()
+        length = vectors.norm(dim=-1)
+        if not bool((length.isfinite() & (length > 0)).all()):
+            worst = asked[int((~(length.isfinite() & (length > 0))).nonzero()[0])]
+            raise ValueError(
+                f"encode: expected a finite vector other than zero for every sentence, not so for {worst!r}"
+            )
+        parts.append(vectors / length[:, None])
+    encoded = torch.cat(parts).split([len(group) for group in grouped])  # type: ignore[no-untyped-call]
+    return torch.stack([group.mean(dim=0) for group in encoded])
+
+
+def load_label_vectors(path: str | Path, labels: LabelSet) -> Float[Tensor, "c k"]:
+    """Read label vectors made elsewhere, in the order of ``labels``.
+
+    Args:
+        path: A ``.npz`` file with the arrays ``names`` (texts, ``r``) and ``vectors`` (numbers, ``r k``); it may
+            hold more labels than asked for. Nothing in it is ever executed.
+        labels: The labels asked for.
+
+    Returns:
+        ``c k``, float32, as in the file (not normalised).
+
+    Raises:
+        LabelError: where the file is not such a file, or lacks a label (by name).
+    """
+    import numpy as np  # Not needed by any block.
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names, vectors = file["names"], file["vectors"]
+    except KeyError as err:
+        raise LabelError(f"{path}: expected the arrays 'names' and 'vectors', {err.args[0]}") from None
+    except Exception as err:  # numpy, zipfile and zlib each have their own for a damaged file.
+        raise LabelError(f"{path}: expected a readable .npz file of label vectors, {err}") from None
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise LabelError(f"{path}: expected 'names' to be one axis of texts, got {names.dtype} {names.shape}")
+    if vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.shape[0] != names.shape[0] or vectors.shape[1] == 0:
+        found = f"{vectors.dtype} {vectors.shape}"
+        raise LabelError(f"{path}: expected 'vectors' to be {names.shape[0]} rows of floats, got {found}")
+    try:
+        held = LabelSet(tuple(names.tolist()))
+        rows = [held.index(name) for name in labels]
+    except LabelError as err:
+        raise LabelError(f"{path}: {err}") from None
+    chosen = torch.from_numpy(vectors[rows].astype(np.float32))
+    if not bool(chosen.isfinite().all()):
+        raise LabelError(
+            f"{path}: expected finite vectors, {labels.names[int((~chosen.isfinite()).nonzero()[0, 0])]!r} has none"
+        )
+    return chosen
+
+
+class KnowledgePrompter(nn.Module):
+    """``(T_ka, M_ka) = SA(T_hard)``: what fixed vectors know about labels, related to each other.
+
+    Args:
+        dim: Joint width ``d``.
+        heads: Number of heads of the relation.
+        source_dim: Width ``k`` of the vectors if they come from elsewhere: a learned projection ``k → d`` is put
+            before the relation. None: they are ``d`` wide, and are not projected.
+        relation: ``"attention"``, or ``"none"`` to leave the vectors as they are.
+        norm: Where the layer norm of the relation sits.
+
+    Example:
+        >>> labels, relation = KnowledgePrompter(dim=8, heads=2, source_dim=5)(torch.ones(3, 5))
+        >>> labels.shape, relation.dense().shape
+        (torch.Size([3, 8]), torch.Size([2, 3, 3]))
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int = 8,
+        source_dim: int | None = None,
+        relation: Literal["attention", "none"] = "attention",
+        norm: Literal["pre", "post"] = "pre",
+    ) -> None:
+        super().__init__()
+        require_int("dim", dim, least=1)
+        if source_dim is not None:
+            require_int("source_dim", source_dim, least=1)
+        require_choice("relation", relation, RELATIONS)
+        require_choice("norm", norm, NORMS)
+        self.dim, self.heads, self.source_dim, self.norm = dim, heads, source_dim, norm
+        self.projection = None if source_dim is None else nn.Linear(source_dim, dim, bias=False)
+        self.relation = LabelRelation(dim=dim, heads=heads, norm=norm) if relation == "attention" else None
+
+    def forward(self, vectors: Float[Tensor, "c k"]) -> tuple[Float[Tensor, "c d"], RelationMap | None]:
+        """Project (if asked for) and relate.
+
+        Args:
+            vectors: ``c k`` (``k = d`` without a projection), for instance :func:`encode_knowledge`'s.
+
+        Returns:
+            Label vectors ``c d`` and the factors of their map (None without a relation).
+
+        Raises:
+            ShapeError: where ``vectors`` has another width than asked for.
+        """
+        expect("vectors", vectors, "c k", dtype="float", k=self.dim if self.source_dim is None else self.source_dim)
+        labels = vectors if self.projection is None else self.projection(vectors)
+        if self.relation is None:
+            return labels, None
+        related, relation = self.relation(labels)
+        return related, relation
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        relation = "none" if self.relation is None else "attention"
+        return (
+            f"dim={self.dim}, heads={self.heads}, source_dim={self.source_dim}, relation={relation!r}, "
+            f"norm={self.norm!r}"
+        )
+
+    def __repr__(self) -> str:
+        return f"KnowledgePrompter({self.extra_repr()})"
+
+
+class ContextPrompter(nn.Module):
+    """``T_soft[c] = norm(E_t([v_1 … v_m, name_c, .]))`` with learnable ``v``; then ``(T_ca, M_ca) = SA(T_soft)``.
+
+    Args:
+        width: Width ``w`` of the text tower's token embeddings.
+        dim: Joint width ``d``.
+        tokens: Number of context tokens ``m``.
+        classes: A number ``c``: every label has a context of its own (and the label list is fixed). None: one
+            context for all.
+        condition: ``"image"``: ``T_soft`` first looks at the patches, as in
+            :class:`~pvlr.core.attention.DualModalAttention`, and becomes ``b c d``.
+        heads: Number of heads of the relation and the condition.
+        relation: ``"attention"``, or ``"none"`` to leave the vectors as they are.
+        norm: Where the layer norms sit.
+        std: Standard deviation of the context at the start, until :meth:`start_from` sets it.
+
+    Example:
+        >>> prompter = ContextPrompter(width=6, dim=8, heads=2, condition="image")
+        >>> labels, relation = prompter.relate(torch.ones(3, 8), torch.ones(2, 5, 8))
+        >>> prompter.context.shape, labels.shape
+        (torch.Size([4, 6]), torch.Size([2, 3, 8]))
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        dim: int,
+        tokens: int = 4,
+        classes: int | None = None,
+        condition: Literal["none", "image"] = "none",
+        heads: int = 8,
+        relation: Literal["attention", "none"] = "attention",
+        norm: Literal["pre", "post"] = "pre",
+        std: float = 0.02,
+    ) -> None:
+        super().__init__()
+        for name, number in (("width", width), ("dim", dim), ("tokens", tokens)):
+            require_int(name, number, least=1)
+        if classes is not None:
+            require_int("classes", classes, least=1)
+        require_choice("condition", condition, CONDITIONS)
+        require_choice("relation", relation, RELATIONS)
+        require_choice("norm", norm, NORMS)
+        require_number("std", std, least=0.0)
+        self.width, self.dim, self.tokens, self.classes = width, dim, tokens, classes
+        self.heads, self.norm, self.std = heads, norm, std
+        shape = (tokens, width) if classes is None else (classes, tokens, width)
+        self.context = nn.Parameter(torch.randn(shape) * std)
+        looking = (
+            DualModalAttention(dim=dim, heads=heads, direction="labels", norm=norm) if condition == "image" else None
+        )
+        self.condition = looking
+        self.relation = LabelRelation(dim=dim, heads=heads, norm=norm) if relation == "attention" else None
+
+    @torch.no_grad()
+    def start_from(self, embeddings: Float[Tensor, "m w"]) -> None:
+        """Copy token embeddings of words into the context, for every label if each has its own.
+
+        Raises:
+            ShapeError: where ``embeddings`` is not ``m w`` of this prompter.
+        """
+        expect("embeddings", embeddings, "m w", dtype="float", m=self.tokens, w=self.width)
+        self.context.copy_(embeddings.expand_as(self.context))
+
+    def encode(self, text: TextTower, prompts: PromptTokens) -> Float[Tensor, "c d"]:
+        """``T_soft``: the prompts with the context in place, encoded and normalised, float32.
+
+        Args:
+            text: The tower; gradient flows through it to the context.
+            prompts: The tower's own tokens of :meth:`PromptBank.context_sentences`.
+
+        Raises:
+            ShapeError: where the tower returns anything but one vector of width ``d`` per label, or this prompter
+                has a context per label and the prompts are of another number of labels.
+            ValueError: where the prompts leave another number of positions to the context.
+        """
+        labels = expect("prompts.ids", prompts.ids, "c t", dtype="int")["c"]
+        if prompts.length != self.tokens:
+            raise ValueError(f"prompts: expected {self.tokens} positions for the context, got {prompts.length}")
+        if self.classes is not None and labels != self.classes:
+            raise ShapeError(f"prompts: expected {self.classes} labels, each with its context, got {labels}")
+        vectors = text.encode_context(self.context, prompts)
+        expect("text.encode_context", vectors, "c d", dtype="float", c=labels, d=self.dim)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return F.normalize(widened(vectors), dim=-1)
+
+    def relate(
+        self, vectors: Float[Tensor, "c d"], patches: Float[Tensor, "b n d"] | None = None
+    ) -> tuple[Float[Tensor, "*b c d"], RelationMap | None]:
+        """``T_ca`` and its map from ``T_soft``: look at the patches (if conditioned on them), then relate.
+
+        Args:
+            vectors: ``T_soft``, ``c d``.
+            patches: ``b n d``, needed with ``condition="image"`` and not read without.
+
+        Returns:
+            Label vectors, ``c d`` (conditioned: ``b c d``), and the factors of their map (None without a relation).
+
+        Raises:
+            ShapeError: where the axes do not fit.
+            ValueError: where the condition has no patches to look at.
+        """
+        expect("vectors", vectors, "c d", dtype="float", d=self.dim)
+        labels = vectors
+        if self.condition is not None:
+            if patches is None:
+                raise ValueError("patches: expected patches 'b n d' with condition='image', got None")
+            labels = self.condition(labels, patches).labels
+        if self.relation is None:
+            return labels, None
+        related, relation = self.relation(labels)
+        return related, relation
+
+    def forward(
+        self, text: TextTower, prompts: PromptTokens, patches: Float[Tensor, "b n d"] | None = None
+    ) -> tuple[Float[Tensor, "*b c d"], RelationMap | None]:
+        """:meth:`encode`, then :meth:`relate`."""
+        return self.relate(self.encode(text, prompts), patches)
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments."""
+        condition = "none" if self.condition is None else "image"
+        relation = "none" if self.relation is None else "attention"
+        return (
+            f"width={self.width}, dim={self.dim}, tokens={self.tokens}, classes={self.classes}, "
+            f"condition={condition!r}, heads={self.heads}, relation={relation!r}, norm={self.norm!r}, std={self.std}"
+        )
+
+    def __repr__(self) -> str:
+        return f"ContextPrompter({self.extra_repr()})"
