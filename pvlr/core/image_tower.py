@@ -91,7 +91,6 @@ class OpenClipImageTower(nn.Module):
         if image_size != self.image_size:
             self._family.resize(self.visual, image_size)
             self.image_size = image_size
-            self.set_trainable(self.trainable)
 
     def set_trainable(self, mode: Literal["frozen", "all"] | int) -> None:
         """Choose what is trained; what is not stays in evaluation mode even after ``train()``.
