@@ -1,0 +1,79 @@
+"""What data sets hand over: samples, and batches of them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+__all__ = ["Batch", "DataError", "Sample", "collate"]
+
+
+class DataError(ValueError):
+    """A file, folder or setting from which no data can be read: one sentence that names it, with what was found."""
+
+
+class Sample(NamedTuple):
+    """One picture and what is known about it.
+
+    Args:
+        image: pixels as the transform left them.
+        target: 1 for a label that is present, 0 for one that is not.
+        known: whether `target` says anything; where it is false, `target` holds 0.
+        index: position in the data set.
+    """
+
+    image: Float[Tensor, "3 s s"]
+    target: Float[Tensor, " c"]
+    known: Bool[Tensor, " c"]
+    index: int
+
+
+class Batch(NamedTuple):
+    """Samples stacked along a leading axis `b`; see `Sample` for the fields.
+
+    Example:
+        >>> sample = Sample(torch.zeros(3, 4, 4), torch.tensor([0.0, 1.0]), torch.tensor([True, True]), index=7)
+        >>> batch = collate([sample, sample])
+        >>> batch.image.shape, batch.index.tolist()
+        (torch.Size([2, 3, 4, 4]), [7, 7])
+    """
+
+    image: Float[Tensor, "b 3 s s"]
+    target: Float[Tensor, "b c"]
+    known: Bool[Tensor, "b c"]
+    index: Int64[Tensor, " b"]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        """The batch on a device; `index` stays on the host, where it names pictures in messages."""
+        image, target, known = (x.to(device, non_blocking=non_blocking) for x in self[:3])
+        return Batch(image, target, known, self.index)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples in the order given.
+
+    Raises:
+        DataError: if there is no sample, or the samples differ in the shape of image or target.
+
+    Example:
+        >>> collate([Sample(torch.ones(3, 2, 2), torch.ones(1), torch.ones(1, dtype=torch.bool), index=0)]).known
+        tensor([[True]])
+    """
+    if not samples:
+        raise DataError("samples: expected at least one to make a batch of, got none")
+    first = samples[0]
+    for sample in samples:
+        for name in ("image", "target", "known"):
+            expected, found = tuple(getattr(first, name).shape), tuple(getattr(sample, name).shape)
+            if expected != found:
+                raise DataError(
+                    f"sample {sample.index}: expected {name} of shape {expected} as in sample {first.index}, got {found}"
+                )
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        torch.stack([sample.target for sample in samples]),
+        torch.stack([sample.known for sample in samples]),
+        torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+    )

@@ -1,0 +1,88 @@
+"""Decode picture files, whoever wrote them."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pvlr.data.batch import DataError
+
+__all__ = ["FORMATS", "MAX_PIXELS", "decode_rgb"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+"""Formats that are read; each further decoder would be further code facing unknown bytes."""
+MAX_PIXELS = 100_000_000
+"""Ceiling of width times height: such a picture takes 300 MB when decoded."""
+
+
+def decode_rgb(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode a picture to 8 bits a channel, upright.
+
+    The first frame of an animation is taken, the orientation that a camera noted is applied, transparent parts are
+    laid on white, and 16-bit greys are scaled (not clipped) to 8 bits. The name's ending is not looked at.
+
+    Args:
+        path: a file in one of `FORMATS`, at most `MAX_PIXELS` large.
+
+    Returns:
+        the picture in mode RGB.
+
+    Raises:
+        DataError: naming the file and why it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (3, 2), 128).save(f"{folder}/grey.png")
+        ...     picture = decode_rgb(f"{folder}/grey.png")
+        >>> picture.mode, picture.size, picture.getpixel((0, 0))
+        ('RGB', (3, 2), (128, 128, 128))
+    """
+    path = Path(path)
+    try:
+        # Pillow warns of what leaves the pixels alone (a corrupt EXIF block) and of sizes that are checked here.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(
+                        f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}"
+                    )
+                image.load()
+                return _to_rgb(_upright(image))
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected a picture, found no such file") from None
+    except IsADirectoryError:
+        raise DataError(f"{path}: expected a picture, found a folder") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: expected a picture ({', '.join(FORMATS)}), found something else") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: expected at most {MAX_PIXELS:,} pixels, found far more") from None
+    except OSError as err:
+        raise DataError(f"{path}: expected a whole picture, but {err.strerror or err}") from err
+    except Exception as err:
+        # Broken bytes surface from Pillow's readers as SyntaxError, struct.error, IndexError and others.
+        raise DataError(f"{path}: expected a whole picture, but {str(err) or type(err).__name__}") from err
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a corrupt EXIF block says nothing about orientation, and the pixels are there
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow's own conversion clips at 255, which would leave nearly all of a 16-bit picture white.
+        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, layer).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,162 @@
+"""Pictures to tensors: resizing, augmentation and the tower's normalisation."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+
+from pvlr.data.batch import DataError
+
+__all__ = ["ImageTransform", "TransformConfig", "cutout"]
+
+GREY = 127
+"""Level, of 255, of what augmentation leaves empty."""
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """How pictures become tensors.
+
+    `size`, `mean`, `std` and `interpolation` are the tower's; the others act in training only.
+
+    Args:
+        size: side of the square in pixels; pictures are resized to it without keeping their proportions, so that
+            nothing at the border is cut off (its label would stay).
+        mean: of red, green and blue, on the scale from 0 to 1.
+        std: of red, green and blue, on the same scale.
+        interpolation: "bicubic", "bilinear" or "nearest"; the first two smooth when they shrink.
+        flip: whether half of the pictures are mirrored.
+        rand_augment: whether two random operations of RandAugment act on each picture.
+        cutout: side of the square that is painted grey, as a share of the picture's side in [0, 1]; 0 for none.
+
+    Raises:
+        DataError: naming the field, what was expected and what was found.
+
+    Example:
+        >>> TransformConfig(size=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), cutout=0.0).interpolation
+        'bicubic'
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    flip: bool = True
+    rand_augment: bool = True
+    cutout: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise DataError(f"transform.size: expected at least 1 pixel, got {self.size}")
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            if len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and min(values) <= 0):
+                kind = "positive numbers" if name == "std" else "numbers"
+                raise DataError(f"transform.{name}: expected three finite {kind}, got {values}")
+            object.__setattr__(self, name, values)
+        if self.interpolation not in INTERPOLATIONS:
+            raise DataError(
+                f"transform.interpolation: expected one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}"
+            )
+        if not 0 <= self.cutout <= 1:
+            raise DataError(f"transform.cutout: expected a share from 0 to 1, got {self.cutout}")
+
+
+class ImageTransform:
+    """Turn a picture into the tensor a tower reads.
+
+    Args:
+        config: sizes and switches.
+        train: whether the augmentations act.
+
+    Example:
+        >>> config = TransformConfig(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> white = Image.new("RGB", (20, 10), (255, 255, 255))
+        >>> ImageTransform(config)(white).unique()
+        tensor([1.])
+        >>> augment = ImageTransform(config, train=True)
+        >>> first, second = (augment(white, torch.Generator().manual_seed(1)) for _ in range(2))
+        >>> torch.equal(first, second)
+        True
+    """
+
+    def __init__(self, config: TransformConfig, train: bool = False) -> None:
+        self.config, self.train = config, train
+        mode = v2.InterpolationMode(config.interpolation)
+        self.resize: Callable[[Any], Any] = v2.Resize((config.size, config.size), interpolation=mode, antialias=True)
+        self.augmentations: list[Callable[[Any], Any]] = []
+        if train and config.flip:
+            self.augmentations.append(v2.RandomHorizontalFlip(0.5))
+        if train and config.rand_augment:
+            bilinear = v2.InterpolationMode.BILINEAR
+            self.augmentations.append(v2.RandAugment(interpolation=bilinear, fill=[GREY, GREY, GREY]))
+
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Float[Tensor, "3 s s"]:
+        """Transform one picture.
+
+        Args:
+            image: mode RGB, any size.
+            generator: the source of all randomness (on the CPU); without it, it is drawn from torch's own.
+
+        Returns:
+            the normalised picture, float32.
+        """
+        image = self.resize(image)
+        if not self.train:
+            return self._normalise(F.pil_to_tensor(image))
+        seed = int(torch.randint(2**62, (), generator=generator))
+        # torchvision draws from the global generator. `default_generator` and not `torch.manual_seed`, which would
+        # also set the generators of GPUs, and those are not put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            for augment in self.augmentations:
+                image = augment(image)
+            pixels = F.pil_to_tensor(image)
+            if self.config.cutout > 0:
+                pixels = cutout(pixels, share=self.config.cutout, center=torch.rand(2))
+        return self._normalise(pixels)
+
+    def _normalise(self, pixels: UInt8[Tensor, "3 s s"]) -> Float[Tensor, "3 s s"]:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.config.mean, self.config.std))
+        return (pixels.float() / 255 - mean) / std
+
+    def __repr__(self) -> str:
+        return f"ImageTransform(config={self.config!r}, train={self.train})"
+
+
+def cutout(
+    pixels: UInt8[Tensor, "3 s s"], *, share: float, center: Float[Tensor, " 2"], fill: int = GREY
+) -> UInt8[Tensor, "3 s s"]:
+    """Paint a square over a picture (DeVries & Taylor 2017, arXiv:1708.04552).
+
+    Args:
+        pixels: levels from 0 to 255; left as they are.
+        share: side of the square as a share of the picture's side, in [0, 1].
+        center: of the square, row and column, each in [0, 1]; what sticks out of the picture is cut off.
+        fill: level of the square.
+
+    Returns:
+        a new picture.
+
+    Example:
+        >>> cutout(torch.zeros(3, 4, 4, dtype=torch.uint8), share=0.5, center=torch.tensor([0.5, 0.0]), fill=9)[0]
+        tensor([[0, 0, 0, 0],
+                [9, 0, 0, 0],
+                [9, 0, 0, 0],
+                [0, 0, 0, 0]], dtype=torch.uint8)
+    """
+    side = pixels.shape[-1]
+    width = round(share * side)
+    row, column = (round(float(c) * side - width / 2) for c in center)
+    result = pixels.clone()
+    result[:, max(0, row) : max(0, row + width), max(0, column) : max(0, column + width)] = fill
+    return result
