@@ -1,0 +1,305 @@
+"""Pascal VOC: pictures and labels from its folders, and how to obtain them."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+from xml.etree import ElementTree
+
+import torch
+from jaxtyping import Bool, Float, Int8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from pvlr.core.labels import LabelError, LabelSet
+from pvlr.data.batch import DataError, Sample
+from pvlr.data.images import decode_rgb
+from pvlr.data.sampling import Draw, derive_seed
+
+__all__ = ["VOC_LABELS", "Difficult", "Transform", "VOCDataset", "obtain_voc", "read_annotation"]
+
+VOC_LABELS = LabelSet(
+    (
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+        "horse",
+        "motorbike",
+        "person",
+        "pottedplant",
+        "sheep",
+        "sofa",
+        "train",
+        "tvmonitor",
+    ),
+    readable={"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"},
+)
+"""The 20 labels, by the names that the files use."""
+
+Difficult = Literal["unknown", "A", "B", "C"]
+Transform = Callable[[Image.Image, torch.Generator], Tensor]
+
+MAX_XML_BYTES = 1_000_000
+PRESENT, DIFFICULT, ABSENT = 1, 0, -1
+
+
+class VOCDataset(Dataset[Sample]):
+    """A split of Pascal VOC, or of a data set in its layout.
+
+    Labels are read from `Annotations`, all of them at once. A label whose every object is `difficult` is treated by
+    one of four conventions of the literature:
+
+    | `difficult` | in training | in test |
+    |---|---|---|
+    | `unknown` | unknown | unknown |
+    | `A` | present | unknown |
+    | `B` | absent | unknown |
+    | `C` | absent | absent |
+
+    Args:
+        root: the folder that holds `VOCdevkit`, or `VOCdevkit` itself, or `VOC<year>`.
+        year: names the folder `VOC<year>`.
+        split: names the list `ImageSets/Main/<split>.txt`.
+        labels: order of the targets' columns; without it, that of `VOC<year>/labels.json` (as `LabelSet.to_json`
+            gives) if there is one, else `VOC_LABELS`.
+        difficult: convention for labels of which only difficult objects are seen.
+        transform: takes the picture and a generator that is a function of (seed, epoch, index); without it, pictures
+            become tensors from 0 to 1 of their own size.
+        train: which column of the conventions applies.
+
+    Attributes:
+        target: 1 for present labels, else 0, `n c`.
+        known: false where nothing is known about a label, `n c`.
+        identifiers: names of the pictures without ending.
+
+    Raises:
+        DataError: naming the file or folder that is missing or broken.
+
+    Example:
+        >>> from pvlr.data.scenes import ScenesConfig, write_scenes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_scenes(folder, ScenesConfig(train=2, val=1, test=1))
+        ...     data = VOCDataset(folder, split="trainval", train=True)
+        ...     sample = data[2]
+        >>> len(data), len(data.labels), sample.target.shape, sample.index
+        (3, 20, torch.Size([20]), 2)
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        year: str = "2007",
+        split: str = "trainval",
+        labels: LabelSet | None = None,
+        difficult: Difficult = "unknown",
+        transform: Transform | None = None,
+        train: bool,
+    ) -> None:
+        if difficult not in ("unknown", "A", "B", "C"):
+            raise DataError(f"difficult: expected 'unknown', 'A', 'B' or 'C', got {difficult!r}")
+        self.folder = _find(Path(root), year)
+        self.split, self.difficult, self.transform, self.train = split, difficult, transform, train
+        self.labels = labels if labels is not None else _read_labels(self.folder)
+        self.identifiers = _read_split(self.folder, split)
+        states = torch.full((len(self.identifiers), len(self.labels)), ABSENT, dtype=torch.int8)
+        for row, identifier in enumerate(self.identifiers):
+            if not self.path(row).is_file():
+                raise DataError(f"{self.path(row)}: expected a picture of the split {split!r}, found no such file")
+            annotation = self.folder / "Annotations" / f"{identifier}.xml"
+            for name, state in read_annotation(annotation).items():
+                try:
+                    states[row, self.labels.index(name)] = state
+                except LabelError as err:
+                    raise DataError(f"{annotation}: {err}") from None
+        self.target, self.known = _targets(states, difficult, train)
+
+    def path(self, index: int) -> Path:
+        """The file of a picture."""
+        return self.folder / "JPEGImages" / f"{self.identifiers[index]}.jpg"
+
+    def summary(self) -> str:
+        """One line: how many images, labels, positives per image and unknown labels."""
+        positives, unknown = float(self.target.sum()) / len(self), int((~self.known).sum())
+        return (
+            f"{self.folder.name} {self.split}: {len(self):,} images, {len(self.labels)} labels, "
+            f"{positives:.2f} positives per image, {unknown:,} unknown labels (difficult: {self.difficult})"
+        )
+
+    def __len__(self) -> int:
+        return len(self.identifiers)
+
+    def __getitem__(self, position: int | Draw) -> Sample:
+        """A sample by its index, or by a `Draw` that brings the seed of the transform along."""
+        if isinstance(position, Draw):
+            index, seed = position
+        else:
+            index, seed = position, derive_seed(0, 0, position)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
+        picture = decode_rgb(self.path(index))
+        if self.transform is None:
+            image = F.pil_to_tensor(picture).float() / 255
+        else:
+            image = self.transform(picture, torch.Generator().manual_seed(seed))
+        return Sample(image, self.target[index], self.known[index], index)
+
+
+def read_annotation(path: Path) -> dict[str, int]:
+    """The labels of a picture by its annotation file: 1 where an object is easy, 0 where all are difficult.
+
+    Files with a document type or entities are refused: they can make a parser read other files or fill the memory.
+
+    Raises:
+        DataError: naming the file and what is wrong with it.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "1.xml")
+        ...     _ = path.write_text("<annotation><object><name>cat</name></object></annotation>")
+        ...     read_annotation(path)
+        {'cat': 1}
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_XML_BYTES + 1)
+    except OSError as err:
+        raise DataError(f"{path}: expected an annotation, but {err.strerror or err}") from None
+    if len(data) > MAX_XML_BYTES:
+        raise DataError(f"{path}: expected an annotation of at most {MAX_XML_BYTES:,} bytes, found more")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: expected an annotation in UTF-8, found other bytes") from None
+    for forbidden in ("<!DOCTYPE", "<!ENTITY"):
+        if forbidden in text:
+            raise DataError(f"{path}: expected an annotation without document type and entities, found {forbidden}")
+    try:
+        tree = ElementTree.fromstring(text)
+    except (ElementTree.ParseError, ValueError) as err:
+        raise DataError(f"{path}: expected well-formed XML, but {err}") from None
+    if tree.tag != "annotation":
+        raise DataError(f"{path}: expected the element <annotation>, found <{tree.tag}>")
+    states: dict[str, int] = {}
+    for item in tree.iterfind("object"):
+        name = (item.findtext("name") or "").strip()
+        mark = (item.findtext("difficult") or "0").strip()
+        if not name:
+            raise DataError(f"{path}: expected every <object> to have a <name>, found one without")
+        if mark not in ("0", "1"):
+            raise DataError(f"{path}: expected <difficult> of {name!r} to be 0 or 1, found {mark!r}")
+        states[name] = max(states.get(name, DIFFICULT), PRESENT if mark == "0" else DIFFICULT)
+    return states
+
+
+def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["never", "download"] = "never") -> None:
+    """Download Pascal VOC below `root` if asked to and it is not there; it appears whole or not at all.
+
+    Args:
+        root: the folder that will hold `VOCdevkit/VOC<year>`.
+        year: 2007 (trainval and test) or 2008 to 2012 (trainval; the test labels were never published).
+        how: "never" leaves it to `VOCDataset` to say what is missing; "download" asks `torchvision` for it.
+
+    Raises:
+        DataError: in three lines: what was wanted and why it failed, from where, and how to use a folder instead.
+    """
+    if how not in ("never", "download"):
+        raise DataError(f"how: expected 'never' or 'download', got {how!r}")
+    root = Path(root)
+    if how == "never" or _candidate(root, year) is not None:
+        return
+    try:
+        from torchvision.datasets import VOCDetection
+
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".voc-", dir=root) as partial:
+            for split in ("trainval", "test") if year == "2007" else ("trainval",):
+                VOCDetection(partial, year=year, image_set=split, download=True)
+            found = next(Path(partial).glob(f"**/VOC{year}"), None)
+            if found is None:
+                raise FileNotFoundError(f"the archive holds no folder VOC{year}")
+            target = root / "VOCdevkit" / f"VOC{year}"
+            target.parent.mkdir(exist_ok=True)
+            found.rename(target)
+    except Exception as err:
+        # The network, the host, a checksum, the disk: each library beneath has its own kind of error.
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise DataError(
+            f"{root}: expected to obtain Pascal VOC {year}, but {reason}\n"
+            "It was asked for through torchvision.datasets.VOCDetection(download=True).\n"
+            f"If you have it elsewhere, name the folder that holds VOCdevkit/VOC{year}: --data.root FOLDER"
+        ) from err
+
+
+def _candidate(root: Path, year: str) -> Path | None:
+    name = f"VOC{year}"
+    places = [root / "VOCdevkit" / name, root / name]
+    if root.name == name:
+        places.append(root)
+    return next((place for place in places if place.is_dir()), None)
+
+
+def _find(root: Path, year: str) -> Path:
+    folder = _candidate(root, year)
+    if folder is None:
+        raise DataError(f"{root}: expected a folder that holds VOCdevkit/VOC{year}, found none")
+    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        if not (folder / part).is_dir():
+            raise DataError(f"{folder}: expected the folder {part} in it, found none")
+    return folder
+
+
+def _read_labels(folder: Path) -> LabelSet:
+    path = folder / "labels.json"
+    if not path.is_file():
+        return VOC_LABELS
+    try:
+        return LabelSet.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as err:
+        raise DataError(f"{path}: expected a label set, but {err}") from None
+
+
+def _read_split(folder: Path, split: str) -> tuple[str, ...]:
+    path = folder / "ImageSets" / "Main" / f"{split}.txt"
+    if not path.is_file():
+        # Lists per class are named <class>_<split>; the others are the splits.
+        there = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
+        raise DataError(f"{path}: expected the list of the split {split!r}, found {', '.join(there) or 'no lists'}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise DataError(f"{path}: expected a list of pictures, but {err}") from None
+    identifiers = tuple(line.split()[0] for line in text.splitlines() if line.strip())
+    if not identifiers:
+        raise DataError(f"{path}: expected at least one picture, found an empty list")
+    seen: set[str] = set()
+    for identifier in identifiers:
+        if "/" in identifier or "\\" in identifier:
+            raise DataError(f"{path}: expected names of pictures without folders, found {identifier!r}")
+        if identifier in seen:
+            raise DataError(f"{path}: expected every picture once, found {identifier!r} twice")
+        seen.add(identifier)
+    return identifiers
+
+
+def _targets(
+    states: Int8[Tensor, "n c"], difficult: Difficult, train: bool
+) -> tuple[Float[Tensor, "n c"], Bool[Tensor, "n c"]]:
+    present, hard = states == PRESENT, states == DIFFICULT
+    if difficult == "A" and train:
+        return (present | hard).float(), torch.ones_like(hard)
+    absent = difficult == "C" or (difficult == "B" and train)
+    return present.float(), torch.ones_like(hard) if absent else ~hard
