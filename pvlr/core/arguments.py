@@ -53,7 +53,8 @@ def require_number(
             ...
         ValueError: temperature: expected a finite number > 0, got 0.0
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Comparisons alone (NaN fails them all), because torch.compile traces them with numbers it does not know.
+    number = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
     if not number or not (above < value and least <= value < below):  # type: ignore[operator]
         bounds = [(">", above), (">=", least), ("<", below)]
         said = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
