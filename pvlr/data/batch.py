@@ -27,7 +27,7 @@ class Sample(NamedTuple):
     image: Float[Tensor, "3 s s"]
     target: Float[Tensor, " c"]
     known: Bool[Tensor, " c"]
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
 class Batch(NamedTuple):
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     image: Float[Tensor, "b 3 s s"]
     target: Float[Tensor, "b c"]
     known: Bool[Tensor, "b c"]
-    index: Int64[Tensor, " b"]
+    index: Int64[Tensor, " b"]  # type: ignore[assignment]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
         """The batch on a device; `index` stays on the host, where it names pictures in messages."""
@@ -69,7 +69,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
             expected, found = tuple(getattr(first, name).shape), tuple(getattr(sample, name).shape)
             if expected != found:
                 raise DataError(
-                    f"sample {sample.index}: expected {name} of shape {expected} as in sample {first.index}, got {found}"
+                    f"sample {sample.index}: expected {name} of shape {expected} like sample {first.index}, got {found}"
                 )
     return Batch(
         torch.stack([sample.image for sample in samples]),

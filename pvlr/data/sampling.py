@@ -29,7 +29,7 @@ class Draw(NamedTuple):
     The seed travels with the position, so a worker needs to know neither the epoch nor who it is.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     seed: int
 
 
