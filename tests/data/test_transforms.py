@@ -1,0 +1,152 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from voc_tree import write_voc
+
+from pvlr.data.batch import DataError
+from pvlr.data.sampling import make_loader
+from pvlr.data.transforms import GREY, ImageTransform, TransformConfig, cutout
+from pvlr.data.voc import VOCDataset
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def config(**changes: object) -> TransformConfig:
+    return TransformConfig(**{"size": 16, "mean": MEAN, "std": STD} | changes)
+
+
+def noise(seed: int, width: int = 40, height: int = 30) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, size=(height, width, 3), dtype=np.uint8))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("name", ["bicubic", "bilinear"])
+def test_evaluation_is_resize_and_normalisation(name: str) -> None:
+    picture = noise(0)
+    resized = picture.resize((16, 16), getattr(Image.Resampling, name.upper()))
+    expected = (np.asarray(resized) / 255 - np.array(MEAN)) / np.array(STD)
+    found = ImageTransform(config(interpolation=name))(picture)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+
+
+def test_training_without_augmentation_is_evaluation() -> None:
+    plain = config(flip=False, rand_augment=False, cutout=0.0)
+    assert torch.equal(
+        ImageTransform(plain, train=True)(noise(1), seeded(3)), ImageTransform(config())(noise(1), seeded(4))
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(picture=st.integers(0, 2**32), seed=st.integers(0, 2**62), other=st.integers(0, 2**62))
+def test_augmentation_is_a_function_of_its_generator(picture: int, seed: int, other: int) -> None:
+    transform, image = ImageTransform(config(), train=True), noise(picture)
+    torch.default_generator.manual_seed(other)
+    state = torch.get_rng_state()
+    first = transform(image, seeded(seed))
+    assert torch.equal(torch.get_rng_state(), state), "the global generator moved"
+    torch.default_generator.manual_seed(other + 1)
+    assert torch.equal(transform(image, seeded(seed)), first)
+
+
+def test_the_global_generator_comes_back_after_a_failure() -> None:
+    def broken(image: object) -> object:
+        torch.rand(3)
+        raise RuntimeError("broken")
+
+    transform = ImageTransform(config(), train=True)
+    transform.augmentations = [broken]
+    state = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="broken"):
+        transform(noise(0), seeded(0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("switch", [{"flip": True}, {"rand_augment": True}, {"cutout": 0.5}])
+def test_each_augmentation_acts_when_switched_on(switch: dict[str, object]) -> None:
+    plain = {"flip": False, "rand_augment": False, "cutout": 0.0}
+    transform = ImageTransform(config(**plain | switch), train=True)
+    unchanged = ImageTransform(config())(noise(2))
+    results = [transform(noise(2), seeded(seed)) for seed in range(20)]
+    assert any(not torch.equal(result, unchanged) for result in results)
+    if "flip" in switch:
+        mirrored = [torch.equal(result, unchanged.flip(-1)) for result in results]
+        assert 4 <= sum(mirrored) <= 16
+        assert all(m or torch.equal(r, unchanged) for m, r in zip(mirrored, results, strict=True))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    side=st.integers(1, 20), share=st.floats(0, 1), row=st.floats(0, 1), column=st.floats(0, 1), seed=st.integers(0, 99)
+)
+def test_cutout_paints_one_square_and_nothing_else(
+    side: int, share: float, row: float, column: float, seed: int
+) -> None:
+    pixels = torch.randint(0, 256, (3, side, side), generator=seeded(seed)).to(torch.uint8)
+    before = pixels.clone()
+    result = cutout(pixels, share=share, center=torch.tensor([row, column]), fill=GREY)
+    assert torch.equal(pixels, before)
+    # By the definition: painted where row and column both lie within the square.
+    width = round(share * side)
+    tops = [round(float(torch.tensor(c)) * side - width / 2) for c in (row, column)]
+    for i in range(side):
+        for j in range(side):
+            inside = tops[0] <= i < tops[0] + width and tops[1] <= j < tops[1] + width
+            assert torch.equal(
+                result[:, i, j], torch.full((3,), GREY, dtype=torch.uint8) if inside else before[:, i, j]
+            )
+
+
+def test_cutout_is_painted_before_normalisation() -> None:
+    only_cutout = config(flip=False, rand_augment=False, cutout=1.0)
+    result = ImageTransform(only_cutout, train=True)(Image.new("RGB", (20, 20), "white"), seeded(0))
+    grey = (GREY / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    painted = torch.isclose(result, grey.view(3, 1, 1), atol=1e-6).all(dim=0)
+    assert painted.any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 0}, "transform.size: expected at least 1 pixel, got 0"),
+        ({"mean": (0.5, 0.5)}, "transform.mean: expected three finite numbers"),
+        ({"mean": (0.5, 0.5, float("nan"))}, "transform.mean: expected three finite numbers"),
+        ({"std": (0.5, 0.0, 0.5)}, "transform.std: expected three finite positive numbers"),
+        (
+            {"interpolation": "cubic"},
+            "transform.interpolation: expected one of bicubic, bilinear, nearest, got 'cubic'",
+        ),
+        ({"cutout": 1.5}, "transform.cutout: expected a share from 0 to 1, got 1.5"),
+        ({"cutout": -0.1}, "transform.cutout: expected a share from 0 to 1, got -0.1"),
+        ({"cutout": float("nan")}, "transform.cutout: expected a share from 0 to 1, got nan"),
+    ],
+)
+def test_refusals(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        config(**changes)
+
+
+def test_transforms_pickle_and_print_as_constructor_calls() -> None:
+    transform = ImageTransform(config(), train=True)
+    for copy in (pickle.loads(pickle.dumps(transform)), eval(repr(transform))):  # noqa: S307
+        assert torch.equal(copy(noise(5), seeded(6)), transform(noise(5), seeded(6)))
+
+
+def test_augmented_batches_are_the_same_with_and_without_workers(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    data = VOCDataset(tmp_path, transform=ImageTransform(config(), train=True), train=True)
+    loads = [
+        [batch.image for batch in make_loader(data, batch_size=2, seed=1, epoch=epoch, shuffle=True, workers=workers)]
+        for epoch, workers in ((0, 0), (0, 2), (1, 0))
+    ]
+    assert all(torch.equal(x, y) for x, y in zip(loads[0], loads[1], strict=True))
+    assert not all(torch.equal(x, y) for x, y in zip(loads[0], loads[2], strict=True))

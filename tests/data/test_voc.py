@@ -1,0 +1,256 @@
+import csv
+import json
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from voc_tree import TRAINVAL, annotation, write_voc
+
+from pvlr.core.labels import LabelSet
+from pvlr.data.batch import DataError
+from pvlr.data.sampling import Draw, derive_seed, make_loader
+from pvlr.data.voc import VOC_LABELS, VOCDataset, obtain_voc, read_annotation
+
+
+@pytest.fixture
+def devkit(tmp_path: Path) -> Path:
+    return write_voc(tmp_path / "data")
+
+
+def row(data: VOCDataset, index: int, *, value: bool = True) -> set[str]:
+    return {name for name, known in zip(data.labels, data.known[index].tolist(), strict=True) if known is value}
+
+
+def positives(data: VOCDataset, index: int) -> set[str]:
+    return {name for name, target in zip(data.labels, data.target[index].tolist(), strict=True) if target == 1}
+
+
+def test_labels_are_the_twenty_and_readable() -> None:
+    assert len(VOC_LABELS) == 20
+    assert [VOC_LABELS.readable[name] for name in ("diningtable", "pottedplant", "tvmonitor", "cat")] == [
+        "dining table",
+        "potted plant",
+        "tv monitor",
+        "cat",
+    ]
+    assert list(VOC_LABELS) == sorted(VOC_LABELS)
+
+
+@pytest.mark.parametrize(
+    ("difficult", "train", "cat"),
+    [
+        ("unknown", True, "unknown"),
+        ("unknown", False, "unknown"),
+        ("A", True, "present"),
+        ("A", False, "unknown"),
+        ("B", True, "absent"),
+        ("B", False, "unknown"),
+        ("C", True, "absent"),
+        ("C", False, "absent"),
+    ],
+)
+def test_conventions_for_difficult_objects(devkit: Path, difficult: str, train: bool, cat: str) -> None:
+    data = VOCDataset(devkit.parent.parent, difficult=difficult, train=train)
+    assert positives(data, 0) == {"dog", "person"}, "one easy object is enough"
+    assert positives(data, 1) == {"sofa"} | ({"cat"} if cat == "present" else set())
+    assert row(data, 1, value=False) == ({"cat"} if cat == "unknown" else set())
+    assert positives(data, 2) == set()
+    assert row(data, 3, value=False) == ({"diningtable"} if cat == "unknown" else set())
+    assert not (data.target.bool() & ~data.known).any()
+
+
+@pytest.mark.parametrize("up", [0, 1, 2])
+def test_root_may_be_any_of_the_three_folders(devkit: Path, up: int) -> None:
+    root = [devkit, *devkit.parents][up]
+    assert VOCDataset(root, split="test", train=False).identifiers == ("000006", "000007")
+
+
+def test_samples(devkit: Path) -> None:
+    seen: list[int] = []
+
+    def transform(image: Image.Image, generator: torch.Generator) -> torch.Tensor:
+        seen.append(generator.initial_seed())
+        assert (image.mode, image.size) == ("RGB", (30, 24))
+        return torch.zeros(3, 2, 2)
+
+    data = VOCDataset(devkit, transform=transform, train=True)
+    sample = data[1]
+    assert (len(data), sample.index, sample.image.shape) == (5, 1, (3, 2, 2))
+    assert torch.equal(sample.target, data.target[1])
+    assert torch.equal(sample.known, data.known[1])
+    assert data[Draw(1, 77)].index == 1
+    assert seen == [derive_seed(0, 0, 1), 77]
+    for index in (-1, 5):
+        with pytest.raises(IndexError, match=f"index: expected a number from 0 to 4, got {index}"):
+            data[index]
+    plain = VOCDataset(devkit, train=True)[0].image
+    assert plain.shape == (3, 24, 30)
+    assert 0 <= plain.min() < plain.max() <= 1
+
+
+def test_it_pickles_and_reads_in_workers(devkit: Path) -> None:
+    data = pickle.loads(pickle.dumps(VOCDataset(devkit, train=True)))
+    batches = list(make_loader(data, batch_size=2, workers=1))
+    assert torch.equal(torch.cat([batch.target for batch in batches]), data.target)
+
+
+def test_labels_given_then_the_files_then_voc(devkit: Path) -> None:
+    assert VOCDataset(devkit, train=True).labels == VOC_LABELS
+    names = ("sofa", "person", "dog", "cat", "diningtable")
+    (devkit / "labels.json").write_text(json.dumps(LabelSet(names).to_json()))
+    data = VOCDataset(devkit, train=True)
+    assert data.labels.names == names
+    assert positives(data, 0) == {"dog", "person"}
+    assert VOCDataset(devkit, labels=VOC_LABELS, train=True).labels == VOC_LABELS
+
+
+def test_summary(devkit: Path) -> None:
+    assert VOCDataset(devkit, train=True).summary() == (
+        "VOC2007 trainval: 5 images, 20 labels, 1.00 positives per image, 2 unknown labels (difficult: unknown)"
+    )
+
+
+def remove(path: Path) -> None:
+    path.rename(path.with_name(path.name + ".gone"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "named", "message"),
+    [
+        (lambda f: remove(f), "data", "expected a folder that holds VOCdevkit/VOC2007, found none"),
+        (lambda f: remove(f / "Annotations"), "VOC2007", "expected the folder Annotations in it, found none"),
+        (lambda f: remove(f / "JPEGImages"), "VOC2007", "expected the folder JPEGImages in it, found none"),
+        (
+            lambda f: remove(f / "ImageSets/Main/trainval.txt"),
+            "trainval.txt",
+            "expected the list of the split 'trainval', found test",
+        ),
+        (lambda f: (f / "ImageSets/Main/trainval.txt").write_text("\n \n"), "trainval.txt", "at least one picture"),
+        (lambda f: (f / "ImageSets/Main/trainval.txt").write_bytes(b"\xff\xfe"), "trainval.txt", "expected a list"),
+        (lambda f: (f / "ImageSets/Main/trainval.txt").write_text("../x\n"), "trainval.txt", "without folders"),
+        (
+            lambda f: (f / "ImageSets/Main/trainval.txt").write_text("000001\n000001\n"),
+            "trainval.txt",
+            "expected every picture once, found '000001' twice",
+        ),
+        (lambda f: remove(f / "JPEGImages/000003.jpg"), "000003.jpg", "expected a picture of the split 'trainval'"),
+        (lambda f: remove(f / "Annotations/000003.xml"), "000003.xml", "expected an annotation, but No such file"),
+        (
+            lambda f: (f / "Annotations/000003.xml").write_text(annotation([("persn", 0)])),
+            "000003.xml",
+            "unknown label 'persn', the nearest known one is 'person'",
+        ),
+        (lambda f: (f / "labels.json").write_text("{"), "labels.json", "expected a label set, but"),
+        (lambda f: (f / "labels.json").write_text('{"names": []}'), "labels.json", "expected at least one label"),
+        (lambda f: (f / "labels.json").write_text("[1]"), "labels.json", "expected a label set, but"),
+    ],
+)
+def test_refusals_name_the_file(devkit: Path, damage: object, named: str, message: str) -> None:
+    damage(devkit)
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        VOCDataset(devkit.parent.parent, train=True)
+    text = str(caught.value)
+    assert Path(text.split(": ")[0]).name == named
+    assert "\n" not in text
+
+
+def test_an_unknown_convention_is_refused(devkit: Path) -> None:
+    with pytest.raises(ValueError, match="difficult") as caught:
+        VOCDataset(devkit, difficult="D", train=True)
+    assert isinstance(caught.value, DataError)
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY x "xxxx">]><annotation>&x;</annotation>'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected well-formed XML"),
+        (b"<annotation><object></annotation>", "expected well-formed XML"),
+        (b"<annotation>\x00</annotation>", "expected well-formed XML"),
+        (b"<scene/>", "expected the element <annotation>, found <scene>"),
+        (b"<annotation><object/></annotation>", "expected every <object> to have a <name>"),
+        (annotation([("cat", 2)]).encode(), "expected <difficult> of 'cat' to be 0 or 1, found '2'"),
+        (BOMB.encode(), "without document type and entities, found <!DOCTYPE"),
+        (BOMB.encode("utf-16"), "expected an annotation in UTF-8"),
+        (b"<annotation>" + b" " * 1_000_000 + b"</annotation>", "at most 1,000,000 bytes"),
+        (b'<?xml version="1.0" encoding="utf-7"?>' + b"<annotation>&x;</annotation>", "expected well-formed XML"),
+    ],
+)
+def test_annotations_that_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "1.xml"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_annotation(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_annotations_that_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "1.xml"
+    path.write_bytes(b"\xef\xbb\xbf<?xml version='1.0'?><annotation><object><name> cat </name></object></annotation>")
+    assert read_annotation(path) == {"cat": 1}
+    path.write_text(annotation([("cat", 1), ("cat", 0), ("dog", 1)]))
+    assert read_annotation(path) == {"cat": 1, "dog": 0}
+
+
+class Download:
+    """Stands in for torchvision's class: writes a data set, or half of one."""
+
+    def __init__(self, fail_at: str | None = None, message: str = "the network\nis down") -> None:
+        self.fail_at, self.message, self.asked = fail_at, message, []
+
+    def __call__(self, root: str, *, year: str, image_set: str, download: bool) -> None:
+        self.asked.append((year, image_set, download))
+        if image_set == self.fail_at:
+            raise RuntimeError(self.message)
+        if not (Path(root) / "VOCdevkit").exists():
+            write_voc(Path(root))
+
+
+def test_obtaining_downloads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Download()
+    monkeypatch.setattr("torchvision.datasets.VOCDetection", fake)
+    obtain_voc(tmp_path / "new", "2007", "never")
+    assert not (tmp_path / "new").exists()
+    for _ in range(2):
+        obtain_voc(tmp_path / "new", "2007", "download")
+    assert fake.asked == [("2007", "trainval", True), ("2007", "test", True)]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["VOCdevkit"]
+    assert len(VOCDataset(tmp_path / "new", train=True)) == len(TRAINVAL)
+
+
+@pytest.mark.parametrize("fail_at", ["trainval", "test"])
+def test_a_failed_download_leaves_nothing_and_says_three_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: str
+) -> None:
+    monkeypatch.setattr("torchvision.datasets.VOCDetection", Download(fail_at))
+    with pytest.raises(DataError) as caught:
+        obtain_voc(tmp_path, "2007", "download")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert lines[0] == f"{tmp_path}: expected to obtain Pascal VOC 2007, but the network is down"
+    assert "torchvision.datasets.VOCDetection" in lines[1]
+    assert lines[2].endswith("--data.root FOLDER")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_real_annotations_agree_with_the_official_table(shared: Path) -> None:
+    folder = shared / "data" / "voc-mini"
+    with (folder / "labels.csv").open(newline="") as file:
+        table = {Path(line["path"]).stem: [int(line[name]) for name in VOC_LABELS] for line in csv.DictReader(file)}
+    for split, count in (("trainval", 1012), ("test", 1013)):
+        data = VOCDataset(folder, split=split, train=split == "trainval")
+        expected = torch.tensor([table[identifier] for identifier in data.identifiers])
+        assert len(data) == count
+        assert torch.equal(data.target, (expected == 1).float())
+        assert torch.equal(data.known, expected != 0)
+
+
+def test_real_pictures_decode(shared: Path) -> None:
+    data = VOCDataset(shared / "data" / "voc-mini", split="test", train=False)
+    for index in range(0, len(data), 100):
+        assert min(data[index].image.shape[1:]) == 256
