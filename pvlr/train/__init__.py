@@ -1,1 +1,30 @@
 """Everything with side effects: configuration, training, evaluation, checkpoints, monitoring, prediction."""
+
+from pvlr.train.config import (
+    ConfigError,
+    DataConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TowerConfig,
+)
+from pvlr.train.predict import TrainedRun, load_run, tag
+from pvlr.train.run import Results, train
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "LoopConfig",
+    "LossConfig",
+    "OptimizerConfig",
+    "Results",
+    "RunConfig",
+    "ScheduleConfig",
+    "TowerConfig",
+    "TrainedRun",
+    "load_run",
+    "tag",
+    "train",
+]

@@ -1,0 +1,139 @@
+"""Checkpoints that are whole or absent, checked before they are trusted, with a predecessor to fall back on."""
+
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+__all__ = ["CheckpointError", "Checkpoints", "write_atomically"]
+
+LOG = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used."""
+
+
+def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> str:
+    """Write a file so that at any moment, even if the power fails, ``path`` is the old file or the new one, whole.
+
+    Args:
+        path: The file; its folder exists.
+        content: Bytes, or a function that writes them to a binary file.
+
+    Returns:
+        sha256 of the file, 64 hexadecimal digits.
+    """
+    return _write(path, content, before=None)
+
+
+class Checkpoints:
+    """The checkpoints of one run: ``step-<number>.pt`` and, beside each, its sha256.
+
+    Args:
+        folder: Where they are; made when the first is saved.
+        keep: How many of the newest are kept, at least 1.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoints = Checkpoints(Path(folder))
+        ...     _ = checkpoints.save({"weight": torch.ones(1)}, step=3)
+        ...     path, state = checkpoints.load()
+        >>> path.name, state
+        ('step-00000003.pt', {'weight': tensor([1.])})
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self.folder, self.keep = Path(folder), keep
+
+    def paths(self) -> list[Path]:
+        """Checkpoints that are there, oldest first."""
+        return sorted(self.folder.glob("step-*.pt"))
+
+    def save(self, state: Mapping[str, Any], *, step: int) -> Path:
+        """Save a state of tensors and plain values; older checkpoints go only once the new one is in place."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{step:08d}.pt"
+        if path.exists() and _defect(path) is None:
+            return path  # The same step of the same run: the same state.
+
+        def beside(digest: str) -> None:
+            write_atomically(_digest_path(path), f"{digest}  {path.name}\n".encode())
+
+        _write(path, lambda file: torch.save(dict(state), file), before=beside)
+        for old in self.paths()[: -self.keep]:
+            old.unlink()
+            _digest_path(old).unlink(missing_ok=True)
+        return path
+
+    def load(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is sound, on the CPU; None where there is none at all.
+
+        A damaged one is passed over, with a warning that names it and the one that is used. Only tensors and plain
+        values are read, never code.
+
+        Raises:
+            CheckpointError: where there are checkpoints, and all are damaged.
+        """
+        damaged: list[str] = []
+        for path in reversed(self.paths()):
+            defect = _defect(path)
+            if defect is None:
+                try:
+                    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                except Exception as err:
+                    defect = (str(err).splitlines() or [type(err).__name__])[0]
+                else:
+                    if damaged:
+                        LOG.warning("damaged checkpoint %s; going on from %s", "; ".join(damaged), path)
+                    return path, state
+            damaged.append(f"{path} ({defect})")
+        if damaged:
+            raise CheckpointError(f"{self.folder}: every checkpoint is damaged: {'; '.join(damaged)}")
+        return None
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _defect(path: Path) -> str | None:
+    beside = _digest_path(path)
+    if not beside.is_file():
+        return f"{beside.name} is missing"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if beside.read_text(errors="replace").split()[:1] == [digest] else "its sha256 is another"
+
+
+def _write(path: Path, content: bytes | Callable[[IO[bytes]], object], before: Callable[[str], None] | None) -> str:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        partial.chmod(0o644)
+        if before is not None:
+            before(digest)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return digest

@@ -1,0 +1,72 @@
+"""From a function with typed arguments to a command: options, a configuration file, and errors of one line."""
+
+import shlex
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from pvlr.train.stop import Interrupted
+
+__all__ = ["command"]
+
+
+def command(function: Callable[..., Any], args: Sequence[str] | None = None) -> int:
+    """Run a function as a command line program.
+
+    Its dataclass arguments become dotted options (``--loop.epochs 2``), ``--config FILE`` reads them from YAML,
+    ``--print_config`` writes such a file and ``--help`` tells about each.
+
+    Args:
+        function: The function; its docstring and those of its arguments' classes are the help.
+        args: Arguments of the command line; None: those of this process.
+
+    Returns:
+        The exit code: 0; 2 for a mistake in the configuration or the data, told in one line on stderr; 130 or 143
+        where SIGINT or SIGTERM stopped it.
+    """
+    from jsonargparse import auto_cli
+
+    try:
+        auto_cli(
+            function,
+            as_positional=False,
+            args=None if args is None else list(args),
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+    except Interrupted as stop:
+        print(f"interrupted {stop}\ngo on with: {_again(args)}", file=sys.stderr)
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except ArgumentError as err:
+        return _refuse(" ".join(str(err).split()))
+    except OSError as err:
+        return _refuse(str(err))
+    except ValueError as err:
+        # A refusal is raised by this package. Anything else is a defect, and its traceback is wanted.
+        if not _from_here(err.__traceback__):
+            raise
+        return _refuse(str(err))
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def _again(args: Sequence[str] | None) -> str:
+    words = sys.argv if args is None else [sys.argv[0], *args]
+    return shlex.join(["python", *words, *(() if "--run.resume=require" in words else ("--run.resume=require",))])
+
+
+def _from_here(traceback: TracebackType | None) -> bool:
+    if traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return str(traceback.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "pvlr"

@@ -1,0 +1,339 @@
+"""What a run can be told, one frozen dataclass per concern; every field is read, every range is checked."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.data.scenes import ScenesConfig
+
+__all__ = [
+    "ConfigError",
+    "DataConfig",
+    "LoopConfig",
+    "LossConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "TowerConfig",
+    "config_differences",
+    "config_from_json",
+    "config_to_json",
+]
+
+T = TypeVar("T")
+
+# A run may go on with these changed: they decide how long, where and how often, not what is computed at a step.
+# (The folder of the data may move: that the data is the same is checked by its content.)
+MAY_CHANGE = (
+    "data.root",
+    "data.obtain",
+    "data.workers",
+    "loop.epochs",
+    "loop.eval_batch_size",
+    "loop.evaluate_every",
+    "loop.checkpoint_every",
+    "loop.device",
+    "loop.compile",
+    "tower.cache_dir",
+    "run.",
+)
+
+
+class ConfigError(ValueError):
+    """A field of the configuration that is out of range or does not fit the others."""
+
+
+@contextmanager
+def _section(name: str) -> Iterator[None]:
+    """Say of which section a refused field is."""
+    try:
+        yield
+    except ValueError as err:
+        raise ConfigError(f"{name}.{err}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the pictures are and how they are shown.
+
+    Args:
+        root: Folder that holds (or will hold) ``VOCdevkit/VOC<year>``.
+        year: Year of the Pascal VOC set.
+        obtain: What to do before anything else: ``never`` (use what is there), ``download`` (fetch Pascal VOC if the
+            folder is absent) or ``scenes`` (generate the built-in data set if the folder is absent).
+        scenes: The generated data set, where ``obtain`` is ``scenes``.
+        train_split: Split that is trained on (``ImageSets/Main/<split>.txt``).
+        test_split: Split that is evaluated on.
+        difficult: What a label becomes whose every object is marked difficult: ``unknown`` in both splits, or
+            convention ``A`` (positive in training, unknown in test), ``B`` (negative in training, unknown in test) or
+            ``C`` (negative in both).
+        flip: Flip half of the training pictures left to right.
+        rand_augment: Apply RandAugment to the training pictures.
+        cutout: Side of the square that is cut out of training pictures, as a share of theirs, in [0, 1); 0 is off.
+        workers: Processes that read pictures; 0 reads them in the training process.
+    """
+
+    root: str = "data/voc"
+    year: str = "2007"
+    obtain: Literal["never", "download", "scenes"] = "never"
+    scenes: ScenesConfig = field(default_factory=ScenesConfig)
+    train_split: str = "trainval"
+    test_split: str = "test"
+    difficult: Literal["unknown", "A", "B", "C"] = "unknown"
+    flip: bool = True
+    rand_augment: bool = True
+    cutout: float = 0.5
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        with _section("data"):
+            require_choice("obtain", self.obtain, ("never", "download", "scenes"))
+            require_choice("difficult", self.difficult, ("unknown", "A", "B", "C"))
+            require_number("cutout", self.cutout, least=0.0, below=1.0)
+            require_int("workers", self.workers, least=0)
+        for name in ("root", "year", "train_split", "test_split"):
+            if not getattr(self, name):
+                raise ConfigError(f"data.{name}: expected a non-empty text, got ''")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """Which pre-trained towers are built upon.
+
+    Args:
+        name: An open_clip model name, ``hf-hub:ORGANISATION/REPOSITORY``, ``local-dir:FOLDER`` or
+            ``pvlr:scenes-clip``, which comes with pvlr.
+        weights: For an open_clip model name: a tag such as ``openai`` or a local file; null for random weights.
+        image_size: Side of the images in pixels, a multiple of the patch size; null for the tower's own.
+        patch_features: ``value`` (the last block's value path, aligned with text) or ``final`` (its output).
+        train: What of the image tower is trained: ``frozen``, ``all`` or a number, the last blocks.
+        lr_factor: Learning rate of the trained part of the image tower, as a multiple of ``optimizer.lr``, above 0.
+        cache_dir: Folder for what is downloaded; null for the usual cache.
+    """
+
+    name: str = "ViT-B-16-quickgelu"
+    weights: str | None = None
+    image_size: int | None = None
+    patch_features: Literal["value", "final"] = "value"
+    train: Literal["frozen", "all"] | int = "frozen"
+    lr_factor: float = 0.1
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        with _section("tower"):
+            if self.image_size is not None:
+                require_int("image_size", self.image_size, least=1)
+            require_choice("patch_features", self.patch_features, ("value", "final"))
+            if self.train not in ("frozen", "all"):
+                require_int("train", self.train, least=1)
+            require_number("lr_factor", self.lr_factor, above=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The asymmetric loss; all 0 is binary cross-entropy.
+
+    Args:
+        gamma_pos: How strongly easy positives are faded, at least 0.
+        gamma_neg: How strongly easy negatives are faded, at least 0.
+        clip: Negatives of a probability up to this cost nothing, in [0, 1).
+    """
+
+    gamma_pos: float = 0.0
+    gamma_neg: float = 2.0
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        with _section("loss"):
+            require_number("gamma_pos", self.gamma_pos, least=0.0)
+            require_number("gamma_neg", self.gamma_neg, least=0.0)
+            require_number("clip", self.clip, least=0.0, below=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How a gradient becomes a step.
+
+    Args:
+        kind: ``adamw`` or ``sgd`` (with Nesterov momentum).
+        lr: Highest learning rate of the new layers, above 0.
+        weight_decay: Decoupled for AdamW; none on norms, biases, prompts and single numbers. At least 0.
+        prompt_lr_factor: Learning rate of the learnable context, as a multiple of ``lr``, above 0.
+        betas: Decays of AdamW's two moments, each in [0, 1).
+        momentum: Of SGD, in [0, 1).
+        clip_norm: Longest gradient; a longer one is shortened to it. 0 is off.
+    """
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-4
+    weight_decay: float = 1e-2
+    prompt_lr_factor: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: float = 0.9
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        with _section("optimizer"):
+            require_choice("kind", self.kind, ("adamw", "sgd"))
+            require_number("lr", self.lr, above=0.0)
+            require_number("weight_decay", self.weight_decay, least=0.0)
+            require_number("prompt_lr_factor", self.prompt_lr_factor, above=0.0)
+            for beta in self.betas:
+                require_number("betas", beta, least=0.0, below=1.0)
+            require_number("momentum", self.momentum, least=0.0, below=1.0)
+            require_number("clip_norm", self.clip_norm, least=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate goes, step by step.
+
+    Args:
+        kind: ``one_cycle`` (cosine from lr/25 to lr and down to lr/250,000) or ``cosine`` (linear from 0 to lr, then
+            cosine to 0).
+        warmup: Share of all steps in which it rises, in [0, 1).
+    """
+
+    kind: Literal["one_cycle", "cosine"] = "one_cycle"
+    warmup: float = 0.2
+
+    def __post_init__(self) -> None:
+        with _section("schedule"):
+            require_choice("kind", self.kind, ("one_cycle", "cosine"))
+            require_number("warmup", self.warmup, least=0.0, below=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long, how much at once, and on what.
+
+    Args:
+        epochs: Passes over the training split, at least 1.
+        batch_size: Images of one forward pass, at least 1.
+        eval_batch_size: Images of one forward pass in evaluation, at least 1.
+        accumulate: Batches whose gradients make one step; the loss is the mean over all their known labels.
+        ema: Decay of the moving average of the weights that is evaluated and kept, in [0, 1); 0 is off.
+        precision: ``float32``, or ``bf16`` inside autocast (scores, losses and weights stay float32).
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<number>``.
+        seed: Of initial weights, sample order and augmentation, at least 0.
+        evaluate_every: Epochs between evaluations; 0 evaluates at the end only.
+        checkpoint_every: Epochs between checkpoints, at least 1; an interrupted run saves one more.
+        compile: Compile the model with ``torch.compile``.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    accumulate: int = 1
+    ema: float = 0.9997
+    precision: Literal["float32", "bf16"] = "float32"
+    device: str = "auto"
+    seed: int = 0
+    evaluate_every: int = 1
+    checkpoint_every: int = 1
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        with _section("loop"):
+            for name in ("epochs", "batch_size", "eval_batch_size", "accumulate", "checkpoint_every"):
+                require_int(name, getattr(self, name), least=1)
+            for name in ("seed", "evaluate_every"):
+                require_int(name, getattr(self, name), least=0)
+            require_number("ema", self.ema, least=0.0, below=1.0)
+            require_choice("precision", self.precision, ("float32", "bf16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What becomes of the run.
+
+    Args:
+        folder: Where everything about the run is written.
+        resume: ``auto`` goes on where a run in the folder stopped, ``require`` refuses if there is none, ``never``
+            refuses if there is one.
+        baselines: Also measure zero-shot CLIP and a linear probe on the same towers and data.
+        tensorboard: Write TensorBoard's files.
+    """
+
+    folder: str = "runs/voc"
+    resume: Literal["auto", "never", "require"] = "auto"
+    baselines: bool = False
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        with _section("run"):
+            require_choice("resume", self.resume, ("auto", "never", "require"))
+        if not self.folder:
+            raise ConfigError("run.folder: expected a non-empty path, got ''")
+
+
+def config_to_json(config: Any) -> dict[str, Any]:
+    """A configuration as plain dictionaries, lists, texts and numbers.
+
+    Example:
+        >>> config_to_json(ScheduleConfig())
+        {'kind': 'one_cycle', 'warmup': 0.2}
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
+
+
+def config_from_json(kind: type[T], data: Mapping[str, Any]) -> T:
+    """The configuration that :func:`config_to_json` wrote (lists become the tuples they were).
+
+    Raises:
+        ConfigError: naming a field that does not exist.
+
+    Example:
+        >>> config_from_json(OptimizerConfig, config_to_json(OptimizerConfig())) == OptimizerConfig()
+        True
+    """
+    known = {entry.name for entry in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for name in data:
+        if name not in known:
+            raise ConfigError(f"{kind.__name__}: expected the fields {', '.join(sorted(known))}, got {name!r}")
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
+
+
+def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Fields that differ between two configurations of a run, without those that a resumed run may change.
+
+    Args:
+        saved: Sections by name, as :func:`config_to_json` makes them.
+        now: The same.
+
+    Returns:
+        One text per field, ``section.field: <saved>, now <now>``; empty if the run may go on.
+
+    Example:
+        >>> config_differences({"loop": {"seed": 0, "epochs": 2}}, {"loop": {"seed": 1, "epochs": 3}})
+        ['loop.seed: 0, now 1']
+    """
+    left, right = dict(_flat(saved)), dict(_flat(now))
+    missing = object()
+    found = []
+    for name in sorted({*left, *right}):
+        if name.startswith(MAY_CHANGE):
+            continue
+        was, is_ = left.get(name, missing), right.get(name, missing)
+        if was != is_ and not (_is_nan(was) and _is_nan(is_)):
+            said = ["absent" if value is missing else repr(value) for value in (was, is_)]
+            found.append(f"{name}: {said[0]}, now {said[1]}")
+    return found
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,194 @@
+"""Batches for the loop: which, in which order, and what becomes of a picture that cannot be read."""
+
+import hashlib
+import signal
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pvlr.core.labels import LabelSet
+from pvlr.data.batch import Batch, DataError, Sample, collate
+from pvlr.data.sampling import Draw, EpochSampler, derive_seed
+from pvlr.data.transforms import ImageTransform, TransformConfig
+from pvlr.data.voc import VOCDataset
+from pvlr.train.config import DataConfig, LoopConfig
+
+__all__ = ["Feed", "VOCFeed", "transform_config"]
+
+
+class Unreadable(NamedTuple):
+    """What a worker hands over in place of a sample it could not read."""
+
+    reason: str
+
+
+class _Guarded(Dataset[Sample | Unreadable]):
+    """A data set whose refusals are values: an exception would come out of a worker as a page of traceback."""
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, position: Draw) -> Sample | Unreadable:
+        try:
+            return self.dataset[position]
+        except DataError as err:
+            return Unreadable(str(err))
+
+
+def _collate(samples: Sequence[Sample | Unreadable]) -> Batch | Unreadable:
+    good = []
+    for sample in samples:
+        if isinstance(sample, Unreadable):
+            return sample
+        good.append(sample)
+    return collate(good)
+
+
+def _start_worker(number: int) -> None:
+    # Ctrl-C goes to every process of the terminal. The training process finishes its step and saves, for which the
+    # workers have to live on; and it ends them by SIGTERM, which they must not merely remember as it does.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Feed:
+    """Batches of two data sets, as functions of (seed, epoch).
+
+    Args:
+        train: Training split; takes a :class:`~pvlr.data.sampling.Draw` as position and has a length.
+        plain: The same pictures without augmentation.
+        test: Test split.
+        loop: Batch sizes and seed.
+        workers: Processes that read pictures.
+        pin_memory: Whether batches lie where a GPU copies from fastest.
+    """
+
+    def __init__(
+        self,
+        train: Dataset[Sample],
+        plain: Dataset[Sample],
+        test: Dataset[Sample],
+        *,
+        loop: LoopConfig,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self._train, self._plain, self._test = train, plain, test
+        self._loop, self._workers, self._pin = loop, workers, pin_memory
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one pass over the training split; the last may be smaller."""
+        return len(EpochSampler(_size(self._train), self._loop.batch_size))
+
+    def training(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Augmented, shuffled batches of an epoch from batch ``start`` on.
+
+        Raises:
+            DataError: naming the picture that cannot be read.
+        """
+        sampler = EpochSampler(
+            _size(self._train), self._loop.batch_size, self._loop.seed, epoch, shuffle=True, start_step=start
+        )
+        return self._batches(self._train, sampler)
+
+    def plain_training(self, *, shuffle: bool = False) -> Iterator[Batch]:
+        """The training split without augmentation.
+
+        Raises:
+            DataError: naming the picture that cannot be read.
+        """
+        sampler = EpochSampler(_size(self._plain), self._loop.eval_batch_size, self._loop.seed, shuffle=shuffle)
+        return self._batches(self._plain, sampler)
+
+    def testing(self) -> Iterator[Batch]:
+        """The test split, in order, each picture once.
+
+        Raises:
+            DataError: naming the picture that cannot be read.
+        """
+        return self._batches(self._test, EpochSampler(_size(self._test), self._loop.eval_batch_size))
+
+    def _batches(self, dataset: Dataset[Sample], sampler: EpochSampler) -> Iterator[Batch]:
+        loader: DataLoader[Batch | Unreadable] = DataLoader(
+            _Guarded(dataset),  # type: ignore[arg-type]
+            batch_sampler=sampler,
+            num_workers=self._workers,
+            collate_fn=_collate,
+            pin_memory=self._pin,
+            worker_init_fn=_start_worker,
+            # Left to itself, a loader draws from the global generator.
+            generator=torch.Generator().manual_seed(derive_seed(sampler.seed, sampler.epoch)),
+        )
+        for batch in loader:
+            if isinstance(batch, Unreadable):
+                raise DataError(batch.reason)
+            yield batch
+
+
+class VOCFeed(Feed):
+    """The two splits of a Pascal VOC set, as a configuration asks for them.
+
+    Args:
+        data: Folder, splits, conventions and augmentation.
+        loop: Batch sizes and seed.
+        transform: Size, mean, standard deviation and interpolation of the tower; the augmentation is ``data``'s.
+        pin_memory: Whether batches lie where a GPU copies from fastest.
+
+    Attributes:
+        labels: The labels of both splits.
+        summaries: One line on each split.
+        digest: sha256 over the training split's picture names and labels.
+
+    Raises:
+        DataError: naming the file or folder that is missing or broken.
+    """
+
+    def __init__(
+        self, data: DataConfig, *, loop: LoopConfig, transform: TransformConfig, pin_memory: bool = False
+    ) -> None:
+        def split(name: str, *, train: bool, augment: bool, labels: LabelSet | None = None) -> VOCDataset:
+            return VOCDataset(
+                data.root,
+                year=data.year,
+                split=name,
+                labels=labels,
+                difficult=data.difficult,
+                transform=ImageTransform(transform, train=augment),
+                train=train,
+            )
+
+        train = split(data.train_split, train=True, augment=True)
+        plain = split(data.train_split, train=True, augment=False, labels=train.labels)
+        test = split(data.test_split, train=False, augment=False, labels=train.labels)
+        super().__init__(train, plain, test, loop=loop, workers=data.workers, pin_memory=pin_memory)
+        self.labels = train.labels
+        self.summaries = (train.summary(), test.summary())
+        digest = hashlib.sha256("\n".join((*train.labels, "", *train.identifiers)).encode())
+        digest.update(train.target.numpy().tobytes())
+        digest.update(train.known.numpy().tobytes())
+        self.digest = digest.hexdigest()
+
+
+def transform_config(preprocess: dict[str, object], data: DataConfig | None = None) -> TransformConfig:
+    """The tower's preprocessing, with a configuration's augmentation (None: without any).
+
+    Args:
+        preprocess: ``mean``, ``std``, ``size`` and ``interpolation``, as a tower tells them.
+        data: For ``flip``, ``rand_augment`` and ``cutout``.
+    """
+    return TransformConfig(
+        size=int(str(preprocess["size"])),
+        mean=tuple(preprocess["mean"]),  # type: ignore[arg-type]
+        std=tuple(preprocess["std"]),  # type: ignore[arg-type]
+        interpolation=str(preprocess["interpolation"]),
+        flip=data is not None and data.flip,
+        rand_augment=data is not None and data.rand_augment,
+        cutout=0.0 if data is None else data.cutout,
+    )
+
+
+def _size(dataset: Dataset[Sample]) -> int:
+    return len(dataset)  # type: ignore[arg-type]

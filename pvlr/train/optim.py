@@ -1,0 +1,118 @@
+"""Parameter groups, optimiser and learning rate: what moves, how fast, and when."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from pvlr.train.config import OptimizerConfig, ScheduleConfig
+
+__all__ = ["build_optimizer", "learning_rate_factor", "parameter_groups", "set_learning_rates", "trained_parameters"]
+
+PROMPTS = "context.context"
+IMAGE_TOWER = "image."
+
+# Of torch.optim.lr_scheduler.OneCycleLR, whose cosine form this is.
+START_DIVISOR = 25.0
+END_DIVISOR = 1e4
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that require a gradient, by name, in the order of the model; a shared one once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def parameter_groups(
+    model: nn.Module, config: OptimizerConfig, *, tower_lr_factor: float = 0.1
+) -> list[dict[str, Any]]:
+    """Split the trained parameters by learning rate and weight decay.
+
+    ``context.context`` (the learnable prompts) and whatever has fewer than two axes (norms, biases, single numbers)
+    is not decayed; what lies below ``image.`` (the image tower) has its own learning rate.
+
+    Args:
+        model: The model; every parameter that requires a gradient comes into exactly one group.
+        config: Learning rate, weight decay and the factor of the prompts.
+        tower_lr_factor: Learning rate of the image tower, as a multiple of ``config.lr``.
+
+    Returns:
+        Groups as torch's optimisers take them, empty ones left out, each with ``name``, ``params``, ``lr``,
+        ``base_lr`` (the highest learning rate) and ``weight_decay``.
+
+    Example:
+        >>> groups = parameter_groups(nn.Linear(2, 1), OptimizerConfig(lr=0.1, weight_decay=0.5))
+        >>> [(group["name"], group["base_lr"], group["weight_decay"]) for group in groups]
+        [('layers', 0.1, 0.5), ('layers_undecayed', 0.1, 0.0)]
+    """
+    rates = {"layers": config.lr, "prompts": config.lr * config.prompt_lr_factor, "tower": config.lr * tower_lr_factor}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in trained_parameters(model).items():
+        part = "prompts" if name == PROMPTS else "tower" if name.startswith(IMAGE_TOWER) else "layers"
+        decayed = part != "prompts" and parameter.ndim > 1
+        key = part if decayed or part == "prompts" else f"{part}_undecayed"
+        empty = {
+            "name": key,
+            "params": [],
+            "lr": rates[part],
+            "base_lr": rates[part],
+            "weight_decay": config.weight_decay if decayed else 0.0,
+        }
+        groups.setdefault(key, empty)["params"].append(parameter)
+    return list(groups.values())
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, *, tower_lr_factor: float = 0.1
+) -> torch.optim.Optimizer:
+    """AdamW or SGD over :func:`parameter_groups`.
+
+    Raises:
+        ValueError: where nothing is trained.
+    """
+    groups = parameter_groups(model, config, tower_lr_factor=tower_lr_factor)
+    if not groups:
+        raise ValueError("model: expected at least one parameter that requires a gradient, got none")
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def learning_rate_factor(step: int, total: int, config: ScheduleConfig) -> float:
+    """The learning rate of a step, as a share of the highest: a function of the step, so that it needs no state.
+
+    ``one_cycle`` is the cosine form of Smith & Topin, "Super-Convergence", arXiv 1708.07120, as torch's
+    ``OneCycleLR`` computes it; ``cosine`` is a linear warm-up and half a cosine (arXiv 1608.03983).
+
+    Args:
+        step: In [0, total).
+        total: Steps of the whole run, at least 1.
+        config: Kind and share of the warm-up.
+
+    Example:
+        >>> [round(learning_rate_factor(step, 10, ScheduleConfig(warmup=0.2)), 3) for step in (0, 1, 9)]
+        [0.04, 1.0, 0.0]
+    """
+    if not 0 <= step < total:
+        raise ValueError(f"step: expected a number in [0, {total}), got {step}")
+    if config.kind == "one_cycle":
+        peak = max(config.warmup * total - 1, 0.0)
+        start, end = 1 / START_DIVISOR, 1 / (START_DIVISOR * END_DIVISOR)
+        if step < peak:
+            return _cosine(start, 1.0, step / peak)
+        return _cosine(1.0, end, (step - peak) / max(total - 1 - peak, 1e-12))
+    rise = config.warmup * total
+    if step + 1 <= rise:
+        return (step + 1) / rise
+    return _cosine(1.0, 0.0, (step - rise) / max(total - rise, 1e-12) if step > rise else 0.0)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Set every group to its share of its highest learning rate; returns them by the group's name."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2

@@ -1,0 +1,272 @@
+"""One run from configuration to results: data, towers, model, loop, baselines, files."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pvlr.core.metrics import MultiLabelReport
+from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.prompts import PromptBank, encode_knowledge
+from pvlr.core.towers import Towers
+from pvlr.data.batch import Batch
+from pvlr.data.sampling import derive_seed
+from pvlr.data.scenes import write_scenes
+from pvlr.data.voc import obtain_voc
+from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
+from pvlr.train.checkpoint import CheckpointError, Checkpoints
+from pvlr.train.config import (
+    ConfigError,
+    DataConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TowerConfig,
+    config_differences,
+    config_to_json,
+)
+from pvlr.train.evaluate import evaluate
+from pvlr.train.export import build_model, build_towers, save
+from pvlr.train.feed import Feed, VOCFeed, transform_config
+from pvlr.train.loop import fit
+from pvlr.train.monitor import Monitor, results_table, say
+from pvlr.train.optim import build_optimizer
+from pvlr.train.record import environment, write_config, write_record
+from pvlr.train.state import TrainingState, WeightAverage
+from pvlr.train.stop import StopRequest
+
+__all__ = ["Results", "train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """What a run reached on the test split.
+
+    Attributes:
+        report: Of the final epoch's averaged weights.
+        baselines: By name; empty unless asked for.
+        folder: Where the run's files are.
+        seconds: Time spent training.
+    """
+
+    report: MultiLabelReport
+    baselines: Mapping[str, Baseline]
+    folder: Path
+    seconds: float
+
+
+def train(
+    *,
+    data: DataConfig,
+    tower: TowerConfig,
+    model: PVLRConfig,
+    loss: LossConfig,
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    loop: LoopConfig,
+    run: RunConfig,
+) -> Results:
+    """Train PVLR on a data set in Pascal VOC's layout, and report on its test split.
+
+    The result is the final epoch's, with averaged weights. A run that was stopped goes on where it was, with the same
+    outcome.
+
+    Args:
+        data: The pictures and how they are shown.
+        tower: The pre-trained towers.
+        model: The model on top of them.
+        loss: What is minimised.
+        optimizer: How a gradient becomes a step.
+        schedule: The learning rate's way.
+        loop: How long, how much at once, on what.
+        run: What is written, and where.
+
+    Raises:
+        ConfigError: where the folder holds a run of another configuration, or ``run.resume`` does not allow what is
+            there, or the device is not there.
+        DataError: where the data cannot be read.
+        TowerError: where the towers cannot be loaded.
+        TrainingError: where loss or gradient is not finite.
+        Interrupted: where SIGINT or SIGTERM asked to stop, after saving.
+    """
+    named = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}
+    sections = {name: config_to_json(part) for name, part in {**named, "schedule": schedule, "loop": loop}.items()}
+    sections["run"] = config_to_json(run)
+    folder, device = Path(run.folder), _device(loop.device)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    saved = _saved(checkpoints, run, sections)
+
+    _obtain(data)
+    towers = build_towers(tower)
+    feed = VOCFeed(
+        data, loop=loop, transform=transform_config(towers.preprocess, data), pin_memory=device.type == "cuda"
+    )
+    identity = {"tower": towers.fingerprint, "data": feed.digest}
+    if saved is not None:
+        _require_same(identity, saved)
+    for line in feed.summaries:
+        say(line)
+
+    torch.manual_seed(derive_seed(loop.seed))
+    built = build_model(model, feed.labels, towers).to(device)
+    state = TrainingState(
+        built, build_optimizer(built, optimizer, tower_lr_factor=tower.lr_factor), WeightAverage(built, loop.ema)
+    )
+    if saved is None:
+        _set_prior(state, feed, loop, device)
+    else:
+        state.load(saved)
+        say(f"going on from step {state.step} of the run in {folder}")
+    if loop.compile:
+        built.compile()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, sections)
+    record = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, **environment()}
+    write_record(folder, record)
+    monitor = Monitor(folder, step=state.step, tensorboard=run.tensorboard)
+    with StopRequest() as stop:
+        try:
+            report = fit(
+                state,
+                feed,
+                loop=loop,
+                loss=loss,
+                schedule=schedule,
+                evaluate=lambda: evaluate(
+                    built,
+                    stop.watch(feed.testing(), "evaluation"),
+                    feed.labels,
+                    device=device,
+                    precision=loop.precision,
+                ),
+                save=lambda: checkpoints.save(
+                    {**state.to_dict(), "config": sections, "identity": identity}, step=state.step
+                ),
+                monitor=monitor,
+                clip_norm=optimizer.clip_norm,
+                device=device,
+                stop=stop,
+            )
+        finally:
+            monitor.close()
+        with state.average.applied():
+            save(folder, built, tower=tower, fingerprint=towers.fingerprint, preprocess=towers.preprocess)
+        baselines = _baselines(model, tower, towers, feed, loop, device, stop) if run.baselines else {}
+    results = Results(report=report, baselines=baselines, folder=folder, seconds=state.seconds)
+    write_record(folder, {**record, "status": "finished", "steps": state.step, "results": _told(results)})
+    _show(results, run)
+    return results
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError:
+        raise ConfigError(f"loop.device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"loop.device: expected a device of this machine, {name!r} is not there")
+    return device
+
+
+def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The checkpoint to go on from, once it is sure that the run may."""
+    if run.resume == "never" and checkpoints.paths():
+        raise ConfigError(
+            f"run.folder: {run.folder} holds a run already and run.resume is 'never'; choose another folder"
+        )
+    found = checkpoints.load()
+    if found is None:
+        if run.resume == "require":
+            raise ConfigError(f"run.resume: expected a run to go on with in {run.folder}, found no checkpoint")
+        return None
+    path, saved = found
+    if not {"step", "model", "optimizer", "average", "config", "identity"} <= saved.keys():
+        raise CheckpointError(f"{path}: expected the state of a run, found another content")
+    differences = config_differences(saved["config"], sections)
+    if differences:
+        raise ConfigError(
+            f"run.folder: the run in {run.folder} was started with another configuration ({'; '.join(differences)}); "
+            "give it the same, or choose another folder"
+        )
+    return saved
+
+
+def _require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None:
+    was = saved["identity"]
+    if was["tower"] != identity["tower"]:
+        raise ConfigError("tower.name: the run was started on other weights of this tower")
+    if was["data"] != identity["data"]:
+        raise ConfigError("data.root: the run was started on other pictures or labels in its training split")
+
+
+def _obtain(data: DataConfig) -> None:
+    if data.obtain == "scenes":
+        write_scenes(data.root, data.scenes)
+    else:
+        obtain_voc(data.root, data.year, data.obtain)
+
+
+@torch.no_grad()
+def _set_prior(state: TrainingState, feed: Feed, loop: LoopConfig, device: torch.device) -> None:
+    """Start from the configured mean probability, on a batch of training pictures."""
+    built: PVLR = state.model  # type: ignore[assignment]
+    built.eval()
+    batch = next(iter(feed.plain_training(shuffle=True)))
+    built.fit_prior(built.image(batch.image.to(device)).patches)
+    # The average starts where the weights do.
+    state.average = WeightAverage(built, loop.ema)
+
+
+def _baselines(
+    config: PVLRConfig,
+    tower: TowerConfig,
+    towers: Towers,
+    feed: VOCFeed,
+    loop: LoopConfig,
+    device: torch.device,
+    stop: StopRequest,
+) -> dict[str, Baseline]:
+    if tower.train != "frozen":  # The model has trained its tower; the baselines are measured on it as it comes.
+        towers = build_towers(replace(tower, train="frozen"))
+    towers.image.to(device).eval()
+    towers.text.to(device)
+
+    def encode(batches: Iterator[Batch]) -> PooledFeatures:
+        watched = stop.watch(batches, "the baselines")
+        return pooled_features(towers.image, watched, device=device, precision=loop.precision)
+
+    train, test = encode(feed.plain_training()), encode(feed.testing())
+    bank = PromptBank(feed.labels, templates=config.templates)
+    text = encode_knowledge(bank, towers.text.encode)
+    return {
+        "linear probe": linear_probe(train, test, feed.labels, seed=loop.seed),
+        "zero-shot CLIP": zero_shot(train, test, text, feed.labels, scale=towers.logit_scale),
+    }
+
+
+def _told(results: Results) -> dict[str, Any]:
+    told: dict[str, Any] = {"PVLR": {"seconds": results.seconds, **results.report.to_json()}}
+    for name, found in results.baselines.items():
+        told[name] = {"seconds": found.seconds, "detail": found.detail, **found.report.to_json()}
+    return told
+
+
+def _show(results: Results, run: RunConfig) -> None:
+    rows = {"PVLR (final epoch, averaged)": (results.report, results.seconds)}
+    rows |= {name: (found.report, found.seconds) for name, found in results.baselines.items()}
+    say(f"\n{results_table(rows)}")
+    for name, found in results.baselines.items():
+        say(f"{name}: {found.detail}")
+    if results.report.absent:
+        say(f"labels without a positive in the test split: {', '.join(results.report.absent)}")
+    folder = shlex.quote(str(results.folder))
+    say(f"\nrun folder: {results.folder}")
+    if run.tensorboard:
+        say(f"curves:     tensorboard --logdir {folder}")
+    say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")

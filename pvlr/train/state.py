@@ -1,0 +1,159 @@
+"""What a run is at a step: trained weights, their moving average, the optimiser and the step's number."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pvlr.train.optim import trained_parameters
+
+__all__ = ["StateError", "TrainingState", "WeightAverage", "load_trained_state", "trained_state"]
+
+TOWERS = ("text.", "image.")
+
+
+class StateError(ValueError):
+    """Saved weights that do not fit the model."""
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """All weights of a model but those of its frozen towers, by name, detached.
+
+    Frozen towers (``text.`` and whatever of ``image.`` is not trained) are known by name and fingerprint instead. The
+    running statistics of trained parts of the image tower are in.
+    """
+    kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    image = getattr(model, "image", None)
+    if hasattr(image, "trained_state_dict"):
+        kept |= {f"image.{name}" for name in image.trained_state_dict()}
+    state = model.state_dict()
+    return {name: value.detach() for name, value in state.items() if name in kept or not name.startswith(TOWERS)}
+
+
+@torch.no_grad()
+def load_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy what :func:`trained_state` returned into a model of the same configuration: all of it, and nothing else.
+
+    Raises:
+        StateError: naming a tensor that is missing, unknown or of another shape.
+    """
+    own = trained_state(model)
+    for name in own:
+        if name not in state:
+            raise StateError(f"weights: expected '{name}', which is missing")
+    for name, value in state.items():
+        if name not in own:
+            raise StateError(f"weights: '{name}' belongs to no part of this model")
+        if own[name].shape != value.shape:
+            raise StateError(f"weights: expected '{name}' of shape {tuple(own[name].shape)}, got {tuple(value.shape)}")
+    for name, value in state.items():
+        own[name].copy_(value)
+
+
+class WeightAverage:
+    """Exponential moving average of the trained parameters, in float32.
+
+    Update ``t`` (from 0) with the weights ``w`` is ``a ← d a + (1 − d) w``, ``d = min(decay, (1 + t)/(10 + t))``, so that
+    the first weights, which are far from any good ones, are soon forgotten. Running statistics are not averaged: the
+    model's own are used.
+
+    Args:
+        model: Its trained parameters are averaged, and the average starts as a copy of them.
+        decay: In [0, 1); 0: the average is the weights themselves.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> _ = layer.weight.data.fill_(1.0)
+        >>> average = WeightAverage(layer, 0.9)
+        >>> _ = layer.weight.data.fill_(2.0)
+        >>> average.update()
+        >>> round(average.weights["weight"].item(), 4)
+        1.9
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._parameters = trained_parameters(model)
+        self.decay = decay
+        self.updates = 0
+        self.weights = {name: value.detach().float().clone() for name, value in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the present weights in."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, parameter in self._parameters.items():
+            self.weights[name].lerp_(parameter.float(), 1 - decay)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Give the average to the model for the time of a ``with`` block, then its own weights back, bit for bit."""
+        own = {name: value.detach().clone() for name, value in self._parameters.items()}
+        self._write(self.weights)
+        try:
+            yield
+        finally:
+            self._write(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Averaged weights and the number of updates."""
+        return {"updates": self.updates, "weights": dict(self.weights)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` returned.
+
+        Raises:
+            StateError: where the names differ.
+        """
+        if state["weights"].keys() != self.weights.keys():
+            raise StateError("average: expected the weights of this model's trained parameters, got others")
+        for name, value in state["weights"].items():
+            self.weights[name].copy_(value)
+        self.updates = state["updates"]
+
+    @torch.no_grad()
+    def _write(self, weights: Mapping[str, Tensor]) -> None:
+        # In place: a cache keyed by the parameters' version sees the change.
+        for name, parameter in self._parameters.items():
+            parameter.copy_(weights[name])
+
+
+class TrainingState:
+    """Everything that a step changes.
+
+    Attributes:
+        model: The model.
+        optimizer: Its optimiser.
+        average: The moving average of its weights.
+        step: Number of steps done.
+        seconds: Time spent training, over all parts of an interrupted run.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> None:
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.step = 0
+        self.seconds = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that :meth:`load` takes back."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": trained_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved step.
+
+        Raises:
+            StateError: where the weights are those of another model.
+        """
+        load_trained_state(self.model, state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]

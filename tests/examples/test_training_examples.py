@@ -1,0 +1,110 @@
+"""The example scripts and their configurations, as a user runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tower_models import write_folder
+from training_toys import tiny_options, write_voc
+
+from pvlr.train import train
+from pvlr.train.cli import command
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CONFIGS = sorted((EXAMPLES / "configs").rglob("*.yaml"))
+
+
+def printed(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        command(train, options)
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_configurations_are_found() -> None:
+    assert {"quickstart.yaml", "voc07_vit_b16.yaml"} <= {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configurations_parse_and_begin_with_their_command(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = path.read_text().splitlines()[0]
+    relative = path.relative_to(EXAMPLES.parent).as_posix()
+    assert first == f"# python examples/train_voc.py --config {relative}"
+    resolved = yaml.safe_load(printed(["--config", str(path), "--print_config"], capsys))
+    for section, fields in yaml.safe_load(path.read_text()).items():
+        for name, value in fields.items():
+            assert resolved[section][name] == value, f"{section}.{name}"
+
+
+@pytest.mark.parametrize("path", [None, *CONFIGS], ids=lambda path: path.name if path else "defaults")
+def test_printed_configuration_is_a_fixed_point(
+    path: Path | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [] if path is None else ["--config", str(path)]
+    first = printed([*given, "--print_config"], capsys)
+    (tmp_path / "printed.yaml").write_text(first)
+    assert printed(["--config", str(tmp_path / "printed.yaml"), "--print_config"], capsys) == first
+
+
+def test_options_override_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    quickstart = str(EXAMPLES / "configs" / "quickstart.yaml")
+    options = ["--config", quickstart, "--optimizer.lr", "1e-4", "--loop.epochs", "2", "--tower.train", "1"]
+    resolved = yaml.safe_load(printed([*options, "--print_config"], capsys))
+    assert (resolved["optimizer"]["lr"], resolved["loop"]["epochs"], resolved["tower"]["train"]) == (1e-4, 2, 1)
+    assert resolved["loop"]["batch_size"] == 32
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed(["--help"], capsys)
+    described = said[said.index("options:") :]
+    blocks = [block for block in described.split("\n  --") if block.startswith(("data", "tower", "model", "lo", "opt"))]
+    assert len(blocks) > 40
+    for block in blocks:
+        words = " ".join(block.split())
+        name = words.split()[0]
+        explained = words.split("(type:")[0].removeprefix(name)
+        assert len(explained.split()) > 2, name
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    write_folder(folder / "tower", "vit")
+    write_voc(folder / "voc", train=8, test=4)
+    command_line = [sys.executable, str(EXAMPLES / "train_voc.py")]
+    options = tiny_options(folder / "voc", folder / "tower", folder / "run", run__tensorboard="true")
+    done = subprocess.run([*command_line, *options], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"tensorboard --logdir {folder / 'run'}" in done.stdout
+    assert list((folder / "run" / "tensorboard").glob("events.*"))
+    return folder
+
+
+def predict(*options: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / "predict.py"), *options], capture_output=True, text=True, timeout=120
+    )
+
+
+def test_predict_tags_what_it_can_read_and_lists_the_rest(run_folder: Path) -> None:
+    picture = run_folder / "voc/VOCdevkit/VOC2007/JPEGImages/000000.jpg"
+    done = predict("--run", str(run_folder / "run"), str(picture), "/nowhere.jpg", str(picture), "--top", "2")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(f"{picture}: ")
+    assert lines[0].count("0.") == 2
+    assert done.stderr == "unreadable: /nowhere.jpg: expected a picture, found no such file\n"
+
+
+def test_predict_without_a_run_is_one_line(tmp_path: Path) -> None:
+    done = predict("--run", str(tmp_path), "picture.jpg")
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"error: {tmp_path / 'model.json'}: expected a finished run in this folder, found no such file\n"
+    )

@@ -1,0 +1,84 @@
+"""Ranges, round trips and what a resumed run may change."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from pvlr.train import config as configs
+from pvlr.train.config import (
+    ConfigError,
+    DataConfig,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TowerConfig,
+    config_differences,
+    config_from_json,
+    config_to_json,
+)
+
+ALL = (DataConfig, TowerConfig, LossConfig, OptimizerConfig, ScheduleConfig, LoopConfig, RunConfig)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "message"),
+    [
+        (DataConfig, "cutout", 1.0, r"data\.cutout: expected a finite number >= 0 and < 1, got 1\.0"),
+        (DataConfig, "workers", -1, r"data\.workers: expected a whole number of at least 0, got -1"),
+        (DataConfig, "root", "", r"data\.root: expected a non-empty text, got ''"),
+        (TowerConfig, "train", 0, r"tower\.train: expected a whole number of at least 1, got 0"),
+        (TowerConfig, "lr_factor", 0.0, r"tower\.lr_factor: expected a finite number > 0, got 0\.0"),
+        (TowerConfig, "image_size", 0, r"tower\.image_size: expected a whole number of at least 1, got 0"),
+        (LossConfig, "clip", 1.0, r"loss\.clip: expected a finite number >= 0 and < 1, got 1\.0"),
+        (LossConfig, "gamma_neg", float("nan"), r"loss\.gamma_neg: expected a finite number >= 0, got nan"),
+        (OptimizerConfig, "lr", 0.0, r"optimizer\.lr: expected a finite number > 0, got 0\.0"),
+        (OptimizerConfig, "betas", (0.9, 1.0), r"optimizer\.betas: expected a finite number >= 0 and < 1, got 1\.0"),
+        (ScheduleConfig, "warmup", 1.0, r"schedule\.warmup: expected a finite number >= 0 and < 1, got 1\.0"),
+        (LoopConfig, "epochs", 0, r"loop\.epochs: expected a whole number of at least 1, got 0"),
+        (LoopConfig, "ema", 1.0, r"loop\.ema: expected a finite number >= 0 and < 1, got 1\.0"),
+        (RunConfig, "folder", "", r"run\.folder: expected a non-empty path, got ''"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(kind: Any, field: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        kind(**{field: value})
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_field_is_explained(kind: Any) -> None:
+    lines = [line.strip() for line in kind.__doc__.splitlines()]
+    for field in dataclasses.fields(kind):
+        assert any(line.startswith(f"{field.name}: ") for line in lines), field.name
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind is not DataConfig])
+def test_json_round_trip(kind: Any) -> None:
+    assert config_from_json(kind, config_to_json(kind())) == kind()
+
+
+def test_unknown_field_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"ScheduleConfig: expected the fields kind, warmup, got 'warm'"):
+        config_from_json(ScheduleConfig, {"warm": 0.1})
+
+
+def test_differences_name_fields_both_ways_and_leave_out_what_may_change() -> None:
+    def sections(**changes: Any) -> dict[str, Any]:
+        parts = {"loop": LoopConfig(), "run": RunConfig(), "optimizer": OptimizerConfig(), "data": DataConfig()}
+        return {name: config_to_json(part) | changes.get(name, {}) for name, part in parts.items()}
+
+    assert config_differences(sections(), sections()) == []
+    free = {"loop": {"epochs": 99, "device": "cuda"}, "run": {"folder": "x", "baselines": True}}
+    assert config_differences(sections(), sections(**free, data={"workers": 9, "root": "y"})) == []
+    found = config_differences(sections(), sections(optimizer={"lr": 0.5, "betas": [0.1, 0.2]}, data={"scenes": {}}))
+    assert found[:2] == ["data.scenes.seed: 2007, now absent", "data.scenes.test: 1000, now absent"]
+    assert found[-2:] == ["optimizer.betas: [0.9, 0.999], now [0.1, 0.2]", "optimizer.lr: 0.0001, now 0.5"]
+
+
+def test_fields_that_may_change_exist() -> None:
+    parts = {"data": DataConfig, "loop": LoopConfig, "tower": TowerConfig, "run": RunConfig}
+    for name in configs.MAY_CHANGE:
+        section, field = name.split(".")
+        assert not field or field in {entry.name for entry in dataclasses.fields(parts[section])}

@@ -1,0 +1,90 @@
+"""Parameter groups and the learning rate's way."""
+
+import pytest
+import torch
+from torch import nn
+from training_toys import ToyModel
+
+from pvlr.train.config import OptimizerConfig, ScheduleConfig
+from pvlr.train.optim import (
+    build_optimizer,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rates,
+    trained_parameters,
+)
+
+
+def test_every_trained_parameter_is_in_exactly_one_group_and_no_frozen_one() -> None:
+    model = ToyModel()
+    groups = parameter_groups(model, OptimizerConfig(), tower_lr_factor=0.1)
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert id(model.image.first.weight) not in grouped
+
+
+def test_groups_have_their_rates_and_decays() -> None:
+    model = ToyModel()
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5, prompt_lr_factor=3.0)
+    groups = {group["name"]: group for group in parameter_groups(model, config, tower_lr_factor=0.2)}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {key: {names[id(p)] for p in group["params"]} for key, group in groups.items()}
+    assert found == {
+        "layers": {"layer.weight"},
+        "layers_undecayed": {"layer.bias", "norm.weight", "norm.bias", "scale"},
+        "prompts": {"context.context"},
+        "tower": {"image.last.weight"},
+        "tower_undecayed": {"image.last.bias", "image.norm.weight", "image.norm.bias"},
+    }
+    rates = {key: (group["base_lr"], group["weight_decay"]) for key, group in groups.items()}
+    assert rates == {
+        "layers": (0.1, 0.5),
+        "layers_undecayed": (0.1, 0.0),
+        "prompts": (pytest.approx(0.3), 0.0),
+        "tower": (pytest.approx(0.02), 0.5),
+        "tower_undecayed": (pytest.approx(0.02), 0.0),
+    }
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_optimizers_take_the_groups(kind: str) -> None:
+    optimizer = build_optimizer(ToyModel(), OptimizerConfig(kind=kind, lr=0.1))  # type: ignore[arg-type]
+    assert type(optimizer).__name__.lower() == kind
+    assert set_learning_rates(optimizer, 0.5)["layers"] == 0.05
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained_parameters(ToyModel()))
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="model: expected at least one parameter that requires a gradient, got none"):
+        build_optimizer(nn.Linear(1, 1).requires_grad_(False), OptimizerConfig())
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(50, 0.2), (7, 0.3), (100, 0.5)])
+def test_one_cycle_is_that_of_torch(total: int, warmup: float) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=total, pct_start=warmup)
+    config = ScheduleConfig(warmup=warmup)
+    for step in range(total):
+        assert learning_rate_factor(step, total, config) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        if step + 1 < total:
+            reference.step()
+
+
+@pytest.mark.parametrize("kind", ["one_cycle", "cosine"])
+@pytest.mark.parametrize("total", [1, 2, 3, 10, 101])
+@pytest.mark.parametrize("warmup", [0.0, 0.2, 0.9])
+def test_rates_rise_then_fall_and_stay_in_range(kind: str, total: int, warmup: float) -> None:
+    config = ScheduleConfig(kind=kind, warmup=warmup)  # type: ignore[arg-type]
+    factors = [learning_rate_factor(step, total, config) for step in range(total)]
+    top = factors.index(max(factors))
+    assert all(0 <= factor <= 1 + 1e-12 for factor in factors)
+    assert factors[: top + 1] == sorted(factors[: top + 1])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert total < 10 or max(factors) > 0.9
+
+
+def test_steps_outside_of_the_run_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"step: expected a number in \[0, 5\), got 5"):
+        learning_rate_factor(5, 5, ScheduleConfig())

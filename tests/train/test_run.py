@@ -1,0 +1,322 @@
+"""Whole runs from the command line: what they leave behind, stopping and going on, refusals in one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tower_models import write_folder
+from training_toys import LABELS, tiny_options, write_voc
+
+from pvlr.data.batch import DataError
+from pvlr.train import load_run, tag, train
+from pvlr.train.checkpoint import Checkpoints
+from pvlr.train.cli import command
+from pvlr.train.export import ExportError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SCRIPT = REPOSITORY / "examples" / "train_voc.py"
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tower")
+    write_folder(folder, "vit")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("voc")
+    write_voc(root, train=24, test=6)
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tower: Path, voc: Path) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert command(train, tiny_options(voc, tower, folder, run__baselines="true")) == 0
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+
+
+def test_a_run_leaves_its_configuration_metrics_record_and_model(finished: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["steps"] == 12
+    assert record["config"]["loop"]["epochs"] == 2
+    assert record["versions"]["torch"] == torch.__version__
+    assert {"PVLR", "linear probe", "zero-shot CLIP"} == set(record["results"])
+    assert all(0 <= found["mAP"] <= 1 for found in record["results"].values())
+    assert [row["step"] for row in rows_of(finished) if row["kind"] == "train"] == list(range(1, 13))
+    assert rows_of(finished)[-1]["mAP"] == record["results"]["PVLR"]["mAP"]
+    assert len(Checkpoints(finished / "checkpoints").paths()) == 2
+
+
+def test_the_written_configuration_starts_the_same_run(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = command(train, ["--config", str(finished / "config.yaml"), "--run.folder", str(tmp_path / "again")])
+    assert code == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    said = capsys.readouterr().out
+    assert "VOC2007 trainval: 24 images, 3 labels" in said
+    assert "zero-shot CLIP" in said
+    assert f"python examples/predict.py --run {tmp_path / 'again'} PICTURE.jpg" in said
+
+
+def test_a_finished_run_goes_on_with_more_epochs_and_only_with_those(
+    tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(**more: object) -> int:
+        return command(train, tiny_options(voc, tower, tmp_path / "run", **more))
+
+    assert run(loop__epochs=1) == 0
+    assert run(loop__epochs=2, run__resume="require") == 0
+    assert "going on from step 6" in capsys.readouterr().out
+    before = rows_of(tmp_path / "run")
+    assert run(optimizer__lr=0.5, loop__seed=3) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "loop.seed: 0, now 3; optimizer.lr: 0.0001, now 0.5" in error
+    assert run(run__resume="never") == 2
+    assert "holds a run already and run.resume is 'never'" in capsys.readouterr().err
+    assert run(loop__epochs=1) == 2
+    assert "loop.epochs: the saved run is at step 12, past the 6 steps of 1 epochs" in capsys.readouterr().err
+    assert rows_of(tmp_path / "run") == before
+
+
+def test_other_data_and_other_towers_are_refused_on_resume(
+    tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(train, tiny_options(voc, tower, tmp_path / "run", loop__epochs=1)) == 0
+    write_voc(tmp_path / "other", train=23)
+    assert command(train, tiny_options(tmp_path / "other", tower, tmp_path / "run")) == 2
+    assert "data.root: the run was started on other pictures or labels" in capsys.readouterr().err
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "VOCdevkit").symlink_to(voc / "VOCdevkit")
+    assert command(train, tiny_options(moved, tower, tmp_path / "run")) == 0
+    saved = (tower / "open_clip_model.safetensors").read_bytes()
+    try:
+        write_folder(tower, "vit", seed=5)
+        assert command(train, tiny_options(voc, tower, tmp_path / "run")) == 2
+        assert "tower.name: the run was started on other weights of this tower" in capsys.readouterr().err
+        with pytest.raises(ExportError, match="the model was trained on other weights of the tower"):
+            load_run(tmp_path / "run")
+    finally:
+        (tower / "open_clip_model.safetensors").write_bytes(saved)
+
+
+@pytest.mark.parametrize("train_what", ["all", "1"])
+def test_trained_towers_are_saved_and_loaded(tower: Path, voc: Path, tmp_path: Path, train_what: str) -> None:
+    folder = tmp_path / "run"
+    options = tiny_options(voc, tower, folder, tower__train=train_what, loop__epochs=1, optimizer__lr=0.01)
+    assert command(train, [*options, "--run.baselines=true", "--loop.precision=bf16", "--optimizer.kind=sgd"]) == 0
+    evaluated = rows_of(folder)[-1]["mAP"]
+    run = load_run(folder)
+    assert any(name.startswith("image.") and p.requires_grad for name, p in run.model.named_parameters())
+    assert 0 <= evaluated <= 1
+    assert len(tag(run, [voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"])[0]) == 3
+
+
+def test_tagging_is_evaluation(finished: Path, voc: Path) -> None:
+    run = load_run(finished)
+    paths = sorted((voc / "VOCdevkit/VOC2007/JPEGImages").iterdir())[-6:]
+    ranked = tag(run, paths, batch_size=4)
+    assert [len(labels) for labels in ranked] == [3] * 6
+    for labels in ranked:
+        assert {name for name, _ in labels} == set(LABELS)
+        assert [p for _, p in labels] == sorted((p for _, p in labels), reverse=True)
+    alone = [tag(run, [path])[0] for path in paths]
+    for one, other in zip(ranked, alone, strict=True):
+        assert dict(one) == pytest.approx(dict(other), abs=1e-5)
+    with pytest.raises(DataError, match="nowhere.jpg: expected a picture, found no such file"):
+        tag(run, ["nowhere.jpg"])
+
+
+def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="expected a finished run in this folder, found no such file"):
+        load_run(tmp_path)
+    (tmp_path / "model.json").write_text((finished / "model.json").read_text())
+    with pytest.raises(ExportError, match="expected the weights of a trained model, found no such file"):
+        load_run(tmp_path)
+    content = bytearray((finished / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ExportError, match="its sha256 is another"):
+        load_run(tmp_path)
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(ExportError, match="expected a model of format 1, found another content"):
+        load_run(tmp_path)
+
+
+def break_picture(folder: Path) -> None:
+    (folder / "JPEGImages" / "000003.jpg").write_bytes(b"not a picture")
+
+
+def break_split(folder: Path) -> None:
+    (folder / "ImageSets" / "Main" / "test.txt").write_text("\n")
+
+
+def break_label(folder: Path) -> None:
+    (folder / "Annotations" / "000002.xml").write_text("<annotation><object><name>gren</name></object></annotation>")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("harm", "parts"),
+    [
+        (break_picture, ("JPEGImages/000003.jpg", "expected a picture", "found something else")),
+        (break_split, ("ImageSets/Main/test.txt", "found an empty list")),
+        (break_label, ("Annotations/000002.xml", "unknown label 'gren', the nearest known one is 'green'")),
+    ],
+)
+def test_broken_data_is_one_line_that_names_the_file(
+    harm: Any, parts: tuple[str, ...], workers: int, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harm(write_voc(tmp_path))
+    options = tiny_options(tmp_path, tower, tmp_path / "run", data__workers=workers)
+    assert command(train, options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for part in parts:
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loop.epoks=3"], "error: unrecognized arguments: --loop.epoks=3"),
+        (["--loop.epoch=3"], "error: unrecognized arguments: --loop.epoch=3"),
+        (["--loop.epochs=few"], "error: Parser key \"loop.epochs\": Expected a <class 'int'>. Got value: few"),
+        (["--optimizer.lr=-1"], "error: optimizer.lr: expected a finite number > 0, got -1.0"),
+        (["--data.root=/nowhere"], "error: /nowhere: expected a folder that holds VOCdevkit/VOC2007, found none"),
+        (["--tower.name=ViT-B-61"], "error: name: "),
+        (["--loop.device=tpu9"], "error: loop.device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'tpu9'"),
+        (["--loop.device=cuda:99"], "error: loop.device: expected a device of this machine, 'cuda:99' is not there"),
+        (["--run.resume=require"], "error: run.resume: expected a run to go on with in "),
+        (["--config=/nowhere.yaml"], "error: Parser key \"config\": File does not exist: '/nowhere.yaml'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    options: list[str], message: str, tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(train, [*tiny_options(voc, tower, tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(message)
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_key_in_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mistake.yaml"
+    path.write_text("loop:\n  epoks: 3\n")
+    assert command(train, ["--config", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert "epoks" in error
+    assert error.count("\n") == 1
+
+
+def test_impossible_download_is_three_lines(
+    tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets, "VOCDetection", unreachable)
+    options = tiny_options(tmp_path / "new", tower, tmp_path / "run", data__obtain="download")
+    assert command(train, options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 3
+    assert "no route to host" in error
+    assert "--data.root FOLDER" in error
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    def broken() -> None:
+        int("no number")
+
+    with pytest.raises(ValueError, match="invalid literal"):
+        command(broken, [])
+
+
+def start(options: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_steps(process: "subprocess.Popen[str]", folder: Path, steps: int) -> None:
+    metrics = folder / "metrics.jsonl"
+    for _ in range(6000):
+        if metrics.is_file() and metrics.read_text().count('"train"') >= steps:
+            return
+        if process.poll() is not None:
+            pytest.fail(f"the run ended before step {steps}: {process.communicate()}")
+        time.sleep(0.01)
+    pytest.fail(f"the run did not come to step {steps}")
+
+
+@pytest.fixture(scope="module")
+def long_options(tower: Path, voc: Path) -> Any:
+    def options(folder: Path) -> list[str]:
+        more = {"loop__epochs": 12, "loop__batch_size": 2, "loop__accumulate": 2, "data__workers": 1}
+        return tiny_options(voc, tower, folder, **more, loop__evaluate_every=6, loop__ema=0.9, optimizer__lr=0.01)
+
+    return options
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, long_options: Any) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    process = start(long_options(folder))
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, (out, err)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    number: signal.Signals, code: int, uninterrupted: Path, long_options: Any, tmp_path: Path
+) -> None:
+    options = long_options(tmp_path)
+    process = start(options)
+    wait_for_steps(process, tmp_path, 15)  # In the third epoch of 6 steps.
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    found = Checkpoints(tmp_path / "checkpoints").load()
+    assert found is not None
+    if number != signal.SIGKILL:
+        assert f"interrupted at step {found[1]['step']} of 72, saved as {found[0]}" in err
+        assert f"go on with: python {SCRIPT} --data.root" in err
+        assert "Traceback" not in err
+        assert err.rstrip().endswith("--run.resume=require")
+    process = start([*options, "--run.resume=require"])
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, (out, err)
+    assert f"going on from step {found[1]['step']} " in out
+    assert (tmp_path / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+    assert rows_of(tmp_path) == rows_of(uninterrupted)
+
+
+def test_exif_and_other_pictures_are_no_trouble(finished: Path, tmp_path: Path) -> None:
+    Image.new("RGBA", (5, 300), (255, 0, 0, 100)).save(tmp_path / "tall.png")
+    assert len(tag(load_run(finished), [tmp_path / "tall.png"])[0]) == 3
