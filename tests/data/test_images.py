@@ -151,8 +151,10 @@ def test_damaged_bytes_give_a_picture_or_a_data_error(
     for position in rng.integers(0, min(len(content), 400), size=rng.integers(1, 12)):
         content[position] = rng.integers(256)
     path = tmp_path_factory.getbasetemp() / "damaged"
-    path.write_bytes(bytes(content[: rng.integers(1, len(content) + 1)]))
+    path.write_bytes(bytes(content[: int(rng.integers(1, len(content) + 1))]))
+    message = ""
     try:
         assert decode_rgb(path).mode == "RGB"
     except DataError as err:
-        assert str(err).startswith(f"{path}: ")
+        message = str(err)
+    assert not message or message.startswith(f"{path}: ")

@@ -152,7 +152,7 @@ def test_a_foreign_data_set_is_refused(tmp_path: Path) -> None:
     photograph = tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
     photograph.parent.mkdir(parents=True)
     photograph.write_bytes(b"mine")
-    with pytest.raises(DataError, match="choose another data.root or remove the folder"):
+    with pytest.raises(DataError, match=r"choose another data\.root or remove the folder"):
         write_scenes(tmp_path, SMALL)
     assert photograph.read_bytes() == b"mine"
 
