@@ -1,0 +1,348 @@
+import re
+
+import pytest
+import reference
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from strategies import Draw, Sizes, draws, sizes
+from torch.testing import assert_close
+
+from pvlr.core import functional as lib
+from pvlr.core.shapes import ShapeError
+
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+hows = st.sampled_from(["max", "mean", "softmax"])
+temperatures = st.floats(0.05, 5.0)
+
+
+# --- definition
+
+
+@given(sizes(), draws())
+def test_heads_are_contiguous_slices_of_the_width(s: Sizes, draw: Draw) -> None:
+    x = draw.normal(s.b, s.n, s.d)
+    split = lib.split_heads(x, s.h)
+    for head in range(s.h):
+        assert torch.equal(split[:, head], x[..., head * s.e : (head + 1) * s.e])
+    assert torch.equal(lib.merge_heads(split), x)
+    assert torch.equal(lib.merge_heads(lib.split_heads(x[0], s.h)), x[0])
+
+
+@given(sizes(), draws())
+def test_attention_is_its_formula(s: Sizes, draw: Draw) -> None:
+    query, key, value = (
+        draw.normal(s.b, s.h, s.c, s.e),
+        draw.normal(s.b, s.h, s.n, s.e),
+        draw.normal(s.b, s.h, s.n, s.k),
+    )
+    out, weights = lib.attend(query, key, value), lib.attention_map(query, key)
+    for b in range(s.b):
+        for h in range(s.h):
+            q, k, v = (x[b, h].tolist() for x in (query, key, value))
+            assert_close(weights[b, h], torch.tensor(reference.attention_map(q, k), dtype=torch.float64), **EXACT)
+            assert_close(out[b, h], torch.tensor(reference.attend(q, k, v), dtype=torch.float64), **EXACT)
+
+
+@given(sizes(), draws())
+def test_gate_and_fuse_maps_are_their_formulas(s: Sizes, draw: Draw) -> None:
+    logits, a, b = draw.normal(s.c, s.d) * 3, draw.normal(s.c, s.d), draw.normal(s.c, s.d)
+    gated = lib.gate(logits, a, b)
+    map_a, map_b, mix = draw.uniform(s.h, s.c, s.n), draw.uniform(s.h, s.c, s.n), draw.uniform(s.h)
+    fused = lib.fuse_maps(map_a, map_b, mix)
+    for i in range(s.c):
+        for j in range(s.d):
+            share = reference.sigmoid(logits[i, j].item())
+            wanted = share * a[i, j].item() + (1 - share) * b[i, j].item()
+            assert gated[i, j].item() == pytest.approx(wanted, rel=1e-10, abs=1e-10)
+        for h in range(s.h):
+            for j in range(s.n):
+                wanted = mix[h].item() * map_a[h, i, j].item() + (1 - mix[h].item()) * map_b[h, i, j].item()
+                assert fused[h, i, j].item() == pytest.approx(wanted, rel=1e-10, abs=1e-10)
+
+
+@given(sizes(), draws(), st.floats(-30, 30), st.floats(-5, 5), st.booleans())
+def test_cosine_scores_are_their_formula(s: Sizes, draw: Draw, scale: float, bias: float, own: bool) -> None:
+    image, labels = draw.normal(s.b, s.n, s.d), draw.normal(s.b, s.c, s.d)
+    scores = lib.cosine_scores(image, labels if own else labels[0], scale=scale, bias=bias)
+    for b in range(s.b):
+        wanted = reference.cosine_scores(image[b].tolist(), labels[b if own else 0].tolist(), scale, bias)
+        assert_close(scores[b], torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+
+
+@given(sizes(), draws(), hows, temperatures)
+def test_pooling_is_its_formula(s: Sizes, draw: Draw, how: str, temperature: float) -> None:
+    scores = 3 * draw.normal(s.b, s.n, s.c)
+    pooled = lib.pool_regions(scores, how, temperature)
+    for b in range(s.b):
+        wanted = reference.pool_regions(scores[b].tolist(), how, temperature)
+        assert_close(pooled[b], torch.tensor(wanted, dtype=torch.float64), **EXACT)
+
+
+@given(sizes(), draws(), st.integers(0, 8), st.booleans())
+def test_splicing_is_its_formula(s: Sizes, draw: Draw, start: int, own: bool) -> None:
+    assume(start + s.m <= s.t)
+    embeddings = draw.normal(s.c, s.t, s.w)
+    context = draw.normal(s.c, s.m, s.w) if own else draw.normal(s.m, s.w)
+    each = context.expand(s.c, s.m, s.w).tolist()
+    wanted = torch.tensor(reference.splice_context(embeddings.tolist(), each, start), dtype=torch.float64)
+    assert torch.equal(lib.splice_context(embeddings, context, start), wanted)
+
+
+@given(draws(), st.integers(1, 40), st.floats(0.001, 0.999), st.floats(0.1, 100))
+def test_prior_bias_gives_the_mean_probability_asked_for(draw: Draw, n: int, prior: float, spread: float) -> None:
+    scores = spread * draw.normal(n)
+    bias = lib.prior_bias(scores, prior)
+    assert torch.sigmoid(scores + bias).mean().item() == pytest.approx(prior, rel=1e-9)
+
+
+def test_prior_bias_of_one_score_is_exact() -> None:
+    assert lib.prior_bias(torch.tensor(7.0), 0.5) == pytest.approx(-7.0)
+    assert lib.prior_bias(torch.full((2, 3), 7.0, dtype=torch.bfloat16), 0.05) == pytest.approx(-7 - 2.9444389791664403)
+
+
+# --- law
+
+
+@given(sizes(), draws())
+def test_law_1_permuted_labels_permute_scores_and_maps(s: Sizes, draw: Draw) -> None:
+    order = draw.order(s.c)
+    image, labels = draw.normal(s.b, s.n, s.d), draw.normal(s.b, s.c, s.d)
+    scores = lib.cosine_scores(image, labels, scale=7.0)
+    assert_close(lib.cosine_scores(image, labels[:, order], scale=7.0), scores[..., order], **EXACT)
+    assert_close(
+        lib.pool_regions(scores[..., order], "softmax"), lib.pool_regions(scores, "softmax")[:, order], **EXACT
+    )
+    query, key, value = draw.normal(s.h, s.c, s.e), draw.normal(s.h, s.c, s.e), draw.normal(s.h, s.c, s.e)
+    permuted = lib.attention_map(query[:, order], key[:, order])
+    assert_close(permuted, lib.attention_map(query, key)[:, order][:, :, order], **EXACT)
+    permuted = lib.attend(query[:, order], key[:, order], value[:, order])
+    assert_close(permuted, lib.attend(query, key, value)[:, order], **EXACT)
+
+
+@given(sizes(), draws(), hows)
+def test_law_2_rows_of_a_batch_are_scored_as_if_alone(s: Sizes, draw: Draw, how: str) -> None:
+    image, labels = draw.normal(s.b, s.n, s.d), draw.normal(s.b, s.c, s.d)
+    together = lib.pool_regions(lib.cosine_scores(image, labels), how)
+    for b in range(s.b):
+        alone = lib.pool_regions(lib.cosine_scores(image[b : b + 1], labels[b : b + 1]), how)
+        assert_close(together[b : b + 1], alone, **EXACT)
+
+
+@given(sizes(), draws(), st.integers(1, 5), hows)
+def test_a_label_scores_the_same_whatever_other_labels_are_asked(s: Sizes, draw: Draw, kept: int, how: str) -> None:
+    image, labels = draw.normal(s.b, s.n, s.d), draw.normal(s.c, s.d)
+    whole = lib.pool_regions(lib.cosine_scores(image, labels), how)
+    part = lib.pool_regions(lib.cosine_scores(image, labels[:kept]), how)
+    assert_close(part, whole[:, :kept], **EXACT)
+
+
+@given(sizes(), draws(), st.floats(0.01, 100))
+def test_scores_do_not_see_the_length_of_vectors_and_stay_within_the_scale(s: Sizes, draw: Draw, by: float) -> None:
+    image, labels = draw.normal(s.b, s.n, s.d), draw.normal(s.c, s.d)
+    scores = lib.cosine_scores(image, labels, scale=10.0)
+    assert_close(lib.cosine_scores(by * image, labels / by, scale=10.0), scores, **EXACT)
+    assert scores.abs().max() <= 10.0 + 1e-9
+
+
+@given(sizes(), draws(), st.booleans())
+def test_attend_is_the_map_times_the_values_with_and_without_a_mask(s: Sizes, draw: Draw, additive: bool) -> None:
+    query, key, value = (
+        draw.normal(s.b, s.h, s.c, s.e),
+        draw.normal(s.b, s.h, s.n, s.e),
+        draw.normal(s.b, s.h, s.n, s.k),
+    )
+    allowed = draw.chance(0.6, s.b, 1, s.c, s.n)
+    mask = draw.normal(s.b, 1, s.c, s.n) if additive else allowed
+    weights = lib.attention_map(query, key, mask)
+    assert_close(lib.attend(query, key, value, mask), weights @ value, **EXACT)
+    if not additive:
+        assert (weights[~allowed.expand_as(weights)] == 0).all()
+        nothing = ~allowed.any(-1).expand(s.b, s.h, s.c)
+        assert_close(weights.sum(-1), (~nothing).double(), **EXACT)
+
+
+@given(sizes(), draws())
+def test_attention_without_a_batch_axis_broadcasts_against_one_with(s: Sizes, draw: Draw) -> None:
+    query, key, value = draw.normal(s.h, s.c, s.e), draw.normal(s.b, s.h, s.n, s.e), draw.normal(s.b, s.h, s.n, s.k)
+    wide = query.expand(s.b, s.h, s.c, s.e)
+    assert_close(lib.attend(query, key, value), lib.attend(wide, key, value), **EXACT)
+    assert_close(lib.attention_map(query, key), lib.attention_map(wide, key), **EXACT)
+    alone = lib.attend(query, key[0], value[0])
+    assert_close(alone, lib.attend(wide, key, value)[0], **EXACT)
+
+
+@given(sizes(), draws())
+def test_fusing_maps_keeps_rows_a_distribution_and_has_its_inputs_as_ends(s: Sizes, draw: Draw) -> None:
+    map_a, map_b = (draw.normal(s.h, s.c, s.n).softmax(-1) for _ in range(2))
+    assert_close(lib.fuse_maps(map_a, map_b, draw.uniform(s.h)).sum(-1), torch.ones(s.h, s.c).double(), **EXACT)
+    assert torch.equal(lib.fuse_maps(map_a, map_b, torch.ones(s.h).double()), map_a)
+    assert torch.equal(lib.fuse_maps(map_a, map_b, torch.zeros(s.h).double()), map_b)
+
+
+@given(sizes(), draws())
+def test_gate_of_equal_inputs_is_that_input_and_swaps_with_its_sign(s: Sizes, draw: Draw) -> None:
+    logits, a, b = draw.normal(s.c, s.d), draw.normal(s.c, s.d), draw.normal(s.c, s.d)
+    assert_close(lib.gate(logits, a, a), a, **EXACT)
+    assert_close(lib.gate(logits, a, b), lib.gate(-logits, b, a), **EXACT)
+
+
+@given(sizes(), draws())
+def test_softmax_pooling_lies_between_mean_and_maximum_and_tends_to_both(s: Sizes, draw: Draw) -> None:
+    scores = draw.normal(s.b, s.n, s.c)
+    mean, largest = lib.pool_regions(scores, "mean"), lib.pool_regions(scores, "max")
+    between = lib.pool_regions(scores, "softmax", 0.5)
+    assert (between >= mean - 1e-9).all()
+    assert (between <= largest + 1e-9).all()
+    assert_close(lib.pool_regions(scores, "softmax", 1e6), mean, rtol=1e-4, atol=1e-4)
+    assert_close(lib.pool_regions(scores, "softmax", 1e-9), largest, rtol=1e-4, atol=1e-4)
+
+
+@given(sizes(), draws(), hows)
+def test_pooling_does_not_see_the_order_of_patches(s: Sizes, draw: Draw, how: str) -> None:
+    scores = draw.normal(s.b, s.n, s.c)
+    assert_close(lib.pool_regions(scores[:, draw.order(s.n)], how), lib.pool_regions(scores, how), **EXACT)
+
+
+@given(sizes(), draws())
+def test_law_8_scores_and_maps_are_float32_under_autocast(s: Sizes, draw: Draw) -> None:
+    draw.dtype = torch.float32
+    image, labels = draw.normal(s.b, s.n, s.d), draw.normal(s.c, s.d)
+    query, key = draw.normal(s.h, s.c, s.e), draw.normal(s.h, s.n, s.e)
+    scores = lib.pool_regions(lib.cosine_scores(image, labels, scale=10.0), "softmax")
+    weights = lib.attention_map(query, key)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lib.pool_regions(lib.cosine_scores(image, labels, scale=10.0), "softmax"), scores)
+        assert torch.equal(lib.attention_map(query, key), weights)
+        assert lib.attend(query, key, key).dtype == torch.bfloat16
+        narrow = lib.cosine_scores(image.bfloat16(), labels.bfloat16())
+    assert scores.dtype == weights.dtype == narrow.dtype == torch.float32
+    wide = lib.cosine_scores(image.double(), labels.double())
+    assert wide.dtype == torch.float64
+
+
+# --- life
+
+
+def test_gradients_are_those_of_the_formulas() -> None:
+    draw = Draw(0)
+    image, labels, logits = (draw.normal(*shape).requires_grad_() for shape in [(2, 3, 4), (2, 5, 4), (5, 4)])
+    for how in ("max", "mean", "softmax"):
+        assert torch.autograd.gradcheck(
+            lambda x, y, h=how: lib.pool_regions(lib.cosine_scores(x, y), h, 0.7), (image, labels)
+        )
+    assert torch.autograd.gradcheck(lib.gate, (logits, *(draw.normal(5, 4).requires_grad_() for _ in range(2))))
+    q, k, v = (draw.normal(2, 3, 4).requires_grad_() for _ in range(3))
+    assert torch.autograd.gradcheck(lib.attend, (q, k, v))
+    allowed = torch.tensor([[True, False, True], [True, True, True], [False, False, False]])
+    assert torch.autograd.gradcheck(lambda x, y: lib.attention_map(x, y, allowed), (q, k))
+
+
+def test_gradient_reaches_the_context_and_every_position_around_it() -> None:
+    draw = Draw(0)
+    embeddings, context = draw.normal(3, 6, 2).requires_grad_(), draw.normal(2, 2).requires_grad_()
+    lib.splice_context(embeddings, context, 1).sum().backward()
+    assert torch.equal(context.grad, torch.full((2, 2), 3.0).double())
+    assert torch.equal(embeddings.grad[0, :, 0], torch.tensor([1, 0, 0, 1, 1, 1]).double())
+
+
+def test_a_zero_vector_scores_the_bias_and_has_a_finite_gradient() -> None:
+    image = torch.zeros(1, 1, 4, requires_grad=True)
+    scores = lib.cosine_scores(image, torch.ones(2, 4), scale=10.0, bias=-1.0)
+    assert torch.equal(scores, torch.full((1, 1, 2), -1.0))
+    scores.sum().backward()
+    assert image.grad.isfinite().all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_everything_compiles_into_one_graph() -> None:
+    def scores(image: torch.Tensor, labels: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        labels = lib.gate(labels, labels, lib.merge_heads(lib.attend(query, query, query)))
+        return lib.pool_regions(lib.cosine_scores(image, labels), "softmax", 0.3)
+
+    compiled = torch.compile(scores, fullgraph=True, backend="eager", dynamic=True)
+    for b, c, n in [(2, 3, 4), (3, 5, 2)]:
+        arguments = (torch.randn(b, n, 8), torch.randn(c, 8), torch.randn(2, c, 4))
+        assert_close(compiled(*arguments), scores(*arguments))
+
+
+# --- refusal
+
+X = torch.zeros
+REFUSED = [
+    (lambda: lib.cosine_scores(X(3, 4), X(5, 4)), ShapeError, "image: expected axes 'b n d', got shape (3, 4)"),
+    (
+        lambda: lib.cosine_scores(X(2, 3, 4), X(5, 3)),
+        ShapeError,
+        "labels: expected axes 'c d' with d=4, got shape (5, 3)",
+    ),
+    (
+        lambda: lib.cosine_scores(X(2, 3, 4), X(3, 5, 4)),
+        ShapeError,
+        "labels: expected axes 'b c d' with b=2, got shape (3, 5, 4)",
+    ),
+    (
+        lambda: lib.cosine_scores(X(2, 3, 4), X(5, 4).long()),
+        ShapeError,
+        "labels: expected a tensor of dtype float, got torch.int64",
+    ),
+    (lambda: lib.pool_regions(X(2, 3)), ShapeError, "scores: expected axes 'b n c', got shape (2, 3)"),
+    (
+        lambda: lib.pool_regions(X(2, 0, 3)),
+        ShapeError,
+        "scores: expected at least one patch on axis n of 'b n c', got shape (2, 0, 3)",
+    ),
+    (
+        lambda: lib.pool_regions(X(2, 3, 4), "sum"),
+        ValueError,
+        "how: expected one of 'max', 'mean', 'softmax', got 'sum'",
+    ),
+    (
+        lambda: lib.pool_regions(X(2, 3, 4), "softmax", 0.0),
+        ValueError,
+        "temperature: expected a finite number > 0, got 0.0",
+    ),
+    (
+        lambda: lib.pool_regions(X(2, 3, 4), "softmax", float("nan")),
+        ValueError,
+        "temperature: expected a finite number > 0, got nan",
+    ),
+    (
+        lambda: lib.splice_context(X(3, 6, 2), X(2, 3), 1),
+        ShapeError,
+        "context: expected axes 'm w' with w=2, got shape (2, 3)",
+    ),
+    (
+        lambda: lib.splice_context(X(3, 6, 2), X(2, 4, 2), 1),
+        ShapeError,
+        "context: expected axes 'c m w' with c=3, got shape (2, 4, 2)",
+    ),
+    (
+        lambda: lib.splice_context(X(3, 6, 2), X(4, 2), 3),
+        ValueError,
+        "start: expected start + 4 context tokens within t=6, got start=3",
+    ),
+    (
+        lambda: lib.splice_context(X(3, 6, 2), X(4, 2), -1),
+        ValueError,
+        "start: expected a whole number of at least 0, got -1",
+    ),
+    (lambda: lib.prior_bias(X(3), 1.0), ValueError, "prior: expected a finite number > 0 and < 1, got 1.0"),
+    (
+        lambda: lib.prior_bias(X(0), 0.5),
+        ValueError,
+        "scores: expected finite scores and at least one, got shape (0,)",
+    ),
+    (
+        lambda: lib.prior_bias(torch.tensor([float("nan")]), 0.5),
+        ValueError,
+        "scores: expected finite scores and at least one, got shape (1,)",
+    ),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("call", "kind", "message"), REFUSED)
+def test_refusals_say_what_was_expected_and_what_was_found(call: object, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        call()

@@ -1,0 +1,301 @@
+"""The formulas once more, as slow loops over plain numbers; nothing here calls the library.
+
+Tensors go in and come out as nested lists of Python floats, which are float64.
+"""
+
+import math
+from decimal import Decimal, localcontext
+
+Vector = list[float]
+Matrix = list[Vector]
+State = dict[str, list]
+
+
+# --- vectors and layers
+
+
+def dot(a: Vector, b: Vector) -> float:
+    return math.fsum(x * y for x, y in zip(a, b, strict=True))
+
+
+def add(a: Vector, b: Vector) -> Vector:
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def softmax(values: Vector) -> Vector:
+    top = max(values)
+    powers = [math.exp(value - top) for value in values]
+    return [power / math.fsum(powers) for power in powers]
+
+
+def normalise(a: Vector) -> Vector:
+    length = math.sqrt(dot(a, a))
+    return [x / length for x in a]
+
+
+def linear(state: State, name: str, x: Vector) -> Vector:
+    weight = state[f"{name}.weight"]
+    bias = state.get(f"{name}.bias", [0.0] * len(weight))
+    return [dot(row, x) + shift for row, shift in zip(weight, bias, strict=True)]
+
+
+def layer_norm(state: State, name: str, x: Vector) -> Vector:
+    mean = math.fsum(x) / len(x)
+    variance = math.fsum((v - mean) ** 2 for v in x) / len(x)
+    scale, shift = state[f"{name}.weight"], state[f"{name}.bias"]
+    return [(v - mean) / math.sqrt(variance + 1e-5) * s + b for v, s, b in zip(x, scale, shift, strict=True)]
+
+
+def gelu(x: float) -> float:
+    return x * 0.5 * (1 + math.erf(x / math.sqrt(2)))
+
+
+# --- functional
+
+
+def head_slice(x: Vector, head: int, heads: int) -> Vector:
+    width = len(x) // heads
+    return x[head * width : (head + 1) * width]
+
+
+def attention_map(query: Matrix, key: Matrix) -> Matrix:
+    """One head: ``softmax_k(q · k / √e)``."""
+    root = math.sqrt(len(query[0]))
+    return [softmax([dot(q, k) / root for k in key]) for q in query]
+
+
+def attend(query: Matrix, key: Matrix, value: Matrix) -> Matrix:
+    return [
+        [math.fsum(w * v[i] for w, v in zip(weights, value, strict=True)) for i in range(len(value[0]))]
+        for weights in attention_map(query, key)
+    ]
+
+
+def cosine_scores(image: Matrix, labels: Matrix, scale: float, bias: float) -> Matrix:
+    return [[scale * dot(normalise(patch), normalise(label)) + bias for label in labels] for patch in image]
+
+
+def pool_regions(scores: Matrix, how: str, temperature: float) -> Vector:
+    pooled = []
+    for label in range(len(scores[0])):
+        column = [row[label] for row in scores]
+        if how == "max":
+            pooled.append(max(column))
+        elif how == "mean":
+            pooled.append(math.fsum(column) / len(column))
+        else:
+            weights = softmax([score / temperature for score in column])
+            pooled.append(dot(weights, column))
+    return pooled
+
+
+def splice_context(embeddings: list[Matrix], context: list[Matrix], start: int) -> list[Matrix]:
+    """``context``: one ``m w`` matrix per label."""
+    spliced = []
+    for prompt, words in zip(embeddings, context, strict=True):
+        rows = []
+        for position, row in enumerate(prompt):
+            inside = start <= position < start + len(words)
+            rows.append(words[position - start] if inside else row)
+        spliced.append(rows)
+    return spliced
+
+
+# --- blocks: ``state`` is the block's state dictionary as lists
+
+
+def multi_head(state: State, name: str, queries: Matrix, source: Matrix, heads: int) -> tuple[Matrix, list[Matrix]]:
+    """``Out(concat_h attend_h)`` and the map of every head."""
+    q, k, v = (
+        [linear(state, f"{name}.{which}_proj", row) for row in rows]
+        for which, rows in (("q", queries), ("k", source), ("v", source))
+    )
+    gathered: Matrix = [[] for _ in queries]
+    maps = []
+    for head in range(heads):
+        q_h, k_h, v_h = ([head_slice(row, head, heads) for row in rows] for rows in (q, k, v))
+        maps.append(attention_map(q_h, k_h))
+        for row, part in zip(gathered, attend(q_h, k_h, v_h), strict=True):
+            row.extend(part)
+    return [linear(state, f"{name}.out_proj", row) for row in gathered], maps
+
+
+def label_relation(state: State, labels: Matrix, heads: int, norm: str) -> tuple[Matrix, list[Matrix]]:
+    if norm == "pre":
+        normed = [layer_norm(state, "norm", row) for row in labels]
+        branch, maps = multi_head(state, "attention", normed, normed, heads)
+        return [add(row, more) for row, more in zip(labels, branch, strict=True)], maps
+    branch, maps = multi_head(state, "attention", labels, labels, heads)
+    return [layer_norm(state, "norm", add(row, more)) for row, more in zip(labels, branch, strict=True)], maps
+
+
+def _feed_forward(state: State, name: str, x: Vector, norm: str) -> Vector:
+    def inner(v: Vector) -> Vector:
+        return linear(state, f"{name}.down", [gelu(u) for u in linear(state, f"{name}.up", v)])
+
+    if norm == "pre":
+        return add(x, inner(layer_norm(state, f"{name}.norm", x)))
+    return layer_norm(state, f"{name}.norm", add(x, inner(x)))
+
+
+def dual_modal(
+    state: State,
+    labels: Matrix,
+    patches: Matrix,
+    *,
+    heads: int,
+    direction: str,
+    layers: int,
+    feedforward: int,
+    norm: str,
+) -> tuple[Matrix, Matrix, list[list[Matrix]], list[list[Matrix]]]:
+    """One image. Returns labels, patches and, per layer, the maps per head of both directions."""
+    label_maps, patch_maps = [], []
+    for layer in range(layers if direction != "none" else 0):
+        start = {"labels": labels, "patches": patches}
+        normed = start
+        if norm == "pre":
+            normed = {
+                side: [layer_norm(state, f"layers.{layer}.norm_{side}", x) for x in start[side]] for side in start
+            }
+        result = dict(start)
+        for side, other, maps in (("labels", "patches", label_maps), ("patches", "labels", patch_maps)):
+            if direction not in ("both", side):
+                continue
+            name = f"layers.{layer}.{side}"
+            branch, seen = multi_head(state, f"{name}.attention", normed[side], normed[other], heads)
+            maps.append(seen)
+            out = [add(x, more) for x, more in zip(start[side], branch, strict=True)]
+            if norm == "post":
+                out = [layer_norm(state, f"{name}.norm", x) for x in out]
+            if feedforward:
+                out = [_feed_forward(state, f"{name}.feedforward", x, norm) for x in out]
+            result[side] = out
+        labels, patches = result["labels"], result["patches"]
+    return labels, patches, label_maps, patch_maps
+
+
+def fusion(
+    state: State,
+    knowledge: Matrix,
+    context: Matrix,
+    maps: tuple[list[Matrix], list[Matrix]] | None,
+    *,
+    mode: str,
+    heads: int,
+    norm: str,
+) -> Matrix:
+    """``maps``: the dense ``h c c`` maps of knowledge and context."""
+    if mode == "knowledge":
+        return knowledge
+    if mode == "context":
+        return context
+    if mode == "sum":
+        return [add(k, x) for k, x in zip(knowledge, context, strict=True)]
+    labels = []
+    for k, x in zip(knowledge, context, strict=True):
+        opening = [sigmoid(v) for v in linear(state, "gate", k + x)]
+        labels.append([g * a + (1 - g) * b for g, a, b in zip(opening, k, x, strict=True)])
+    if maps is None:
+        return labels
+    inside = [layer_norm(state, "norm", row) for row in labels] if norm == "pre" else labels
+    values = [linear(state, "v_proj", row) for row in inside]
+    mixed: Matrix = [[] for _ in labels]
+    for head in range(heads):
+        share = sigmoid(state["mix_logit"][head])
+        for i, row in enumerate(mixed):
+            weights = [
+                share * maps[0][head][i][j] + (1 - share) * maps[1][head][i][j] for j in range(len(labels))
+            ]  # fmt: skip
+            columns = [head_slice(value, head, heads) for value in values]
+            row.extend(
+                math.fsum(w * col[e] for w, col in zip(weights, columns, strict=True)) for e in range(len(columns[0]))
+            )
+    fused = [add(row, linear(state, "out_proj", more)) for row, more in zip(labels, mixed, strict=True)]
+    return fused if norm == "pre" else [layer_norm(state, "norm", row) for row in fused]
+
+
+# --- losses
+
+
+def asymmetric_term(logit: float, y: float, gamma_pos: float, gamma_neg: float, clip: float) -> float:
+    """One label, in sixty decimal digits: as exact at logit −80 as at 0."""
+    with localcontext() as context:
+        context.prec = 60
+        one, zero = Decimal(1), Decimal(0)
+        p = one / (one + (-Decimal(logit)).exp())
+        p_m = max(p - Decimal(clip), zero)
+        positive = (one - p) ** Decimal(gamma_pos) * p.ln() if y else zero
+        weight = one if gamma_neg == 0 else (zero if p_m == 0 else p_m ** Decimal(gamma_neg))
+        negative = weight * (one - p_m).ln() if y != 1 else zero
+        return float(-Decimal(y) * positive - (one - Decimal(y)) * negative)
+
+
+def asymmetric_loss(
+    logits: Matrix,
+    target: Matrix,
+    known: list[list[bool]],
+    *,
+    gamma_pos: float,
+    gamma_neg: float,
+    clip: float,
+    reduction: str,
+) -> float:
+    terms = [
+        asymmetric_term(x, y, gamma_pos, gamma_neg, clip)
+        for row in zip(logits, target, known, strict=True)
+        for x, y, k in zip(*row, strict=True)
+        if k
+    ]
+    return math.fsum(terms) / (max(len(terms), 1) if reduction == "mean" else 1)
+
+
+# --- metrics
+
+
+def average_precision(scores: Vector, target: Vector, known: list[bool]) -> float:
+    """One class: precision at every distinct score, weighted by the recall it adds."""
+    rows = [(score, y) for score, y, k in zip(scores, target, known, strict=True) if k]
+    positives = sum(1 for _, y in rows if y == 1)
+    if positives == 0:
+        return math.nan
+    total, recall = 0.0, 0.0
+    for threshold in sorted({score for score, _ in rows}, reverse=True):
+        taken = [y for score, y in rows if score >= threshold]
+        hits = sum(1 for y in taken if y == 1)
+        total += (hits / positives - recall) * (hits / len(taken))
+        recall = hits / positives
+    return total
+
+
+def precision_recall(predicted: list[list[bool]], target: Matrix, known: list[list[bool]]) -> dict[str, float]:
+    precisions, recalls, f1s = [], [], []
+    all_right = all_said = all_true = 0
+    for label in range(len(target[0])):
+        right = said = true = 0
+        for row in range(len(target)):
+            if not known[row][label]:
+                continue
+            p, y = predicted[row][label], target[row][label] == 1
+            right, said, true = right + (p and y), said + p, true + y
+        all_right, all_said, all_true = all_right + right, all_said + said, all_true + true
+        if true:
+            precision, recall = (right / said if said else 0.0), right / true
+            precisions.append(precision)
+            recalls.append(recall)
+            f1s.append(2 * precision * recall / (precision + recall) if right else 0.0)
+
+    def mean(values: Vector) -> float:
+        return sum(values) / len(values) if values else math.nan
+
+    def f1(a: float, b: float) -> float:
+        return 2 * a * b / (a + b) if a + b != 0 else 0.0
+
+    cp, cr = mean(precisions), mean(recalls)
+    op, overall = (all_right / all_said if all_said else 0.0), (all_right / all_true if all_true else math.nan)
+    named = {"CP": cp, "CR": cr, "CF1": f1(cp, cr), "mean_F1": mean(f1s)}
+    return {**named, "OP": op, "OR": overall, "OF1": f1(op, overall)}
