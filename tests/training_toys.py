@@ -1,6 +1,7 @@
 """Small stand-ins for what training is made of: a model, batches, a Pascal VOC tree, a tower, a command line."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 from pvlr.data.batch import Batch
 
 LABELS = ("red", "green", "blue")
+
+# What is this small is only slowed down by threads that wait for each other; processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 class Output(NamedTuple):
@@ -64,6 +69,7 @@ class LinearModel(nn.Module):
         self.layer = nn.Linear(12, 3)
         with torch.no_grad():
             self.layer.weight.copy_(torch.linspace(-1, 1, 36).view(3, 12))
+            self.layer.bias.zero_()
 
     def forward(self, images: Tensor) -> Output:
         return Output(self.layer(images.flatten(1)))

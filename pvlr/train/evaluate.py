@@ -21,13 +21,13 @@ class Predictions(NamedTuple):
         logits: ``n c``, float32.
         target: ``n c``, 0 or 1.
         known: ``n c``, True where the target is known.
-        index: Position of each image in its data set, ``n``.
+        indices: Position of each image in its data set, ``n``.
     """
 
     logits: Float[Tensor, "n c"]
     target: Float[Tensor, "n c"]
     known: Bool[Tensor, "n c"]
-    index: Int[Tensor, " n"]
+    indices: Int[Tensor, " n"]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

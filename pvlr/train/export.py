@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +16,22 @@ from pvlr.train.checkpoint import write_atomically
 from pvlr.train.config import TowerConfig, config_from_json, config_to_json
 from pvlr.train.state import load_trained_state, trained_state
 
-__all__ = ["MODEL_NAME", "WEIGHTS_NAME", "ExportError", "ExportedModel", "build_model", "build_towers", "load", "save"]
+__all__ = [
+    "MODEL_NAME",
+    "WEIGHTS_NAME",
+    "ExportError",
+    "ExportedModel",
+    "build_model",
+    "build_towers",
+    "load",
+    "save",
+    "text_sources",
+]
 
 MODEL_NAME = "model.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = 1
+SOURCES = {"descriptions": "descriptions.json", "knowledge": "knowledge.npz"}
 
 
 class ExportError(ValueError):
@@ -59,7 +71,25 @@ def build_towers(config: TowerConfig) -> Towers:
 
 def build_model(config: PVLRConfig, labels: LabelSet, towers: Towers) -> PVLR:
     """Put a model together, untrained."""
-    return PVLR(config, labels, towers.text, towers.image)
+    return PVLR(config, labels, towers.text, towers.image, logit_scale=towers.logit_scale, logit_bias=towers.logit_bias)
+
+
+def text_sources(config: PVLRConfig) -> dict[str, bytes]:
+    """The files that a model's label vectors are made of, by the name of the copy that a run keeps.
+
+    Raises:
+        ExportError: naming the file that cannot be read.
+    """
+    found: dict[str, bytes] = {}
+    for field, name in SOURCES.items():
+        path = getattr(config, field)
+        if path in (None, "text_tower"):
+            continue
+        try:
+            found[name] = Path(path).read_bytes()
+        except OSError as err:
+            raise ExportError(f"model.{field}: expected a file at {path}, but {err.strerror or err}") from None
+    return found
 
 
 def save(folder: Path, model: PVLR, *, tower: TowerConfig, fingerprint: str, preprocess: Mapping[str, Any]) -> None:
@@ -109,7 +139,10 @@ def load(folder: Path) -> ExportedModel:
     if towers.fingerprint != told["tower_fingerprint"]:
         raise ExportError(f"{folder}: the model was trained on other weights of the tower '{tower.name}'")
     labels = LabelSet.from_json(told["labels"])
-    model = build_model(config_from_json(PVLRConfig, told["model"]), labels, towers)
+    config = config_from_json(PVLRConfig, told["model"])
+    # The run's own copies: the files themselves may have moved or changed since.
+    copies = {field: str(folder / name) for field, name in SOURCES.items() if (folder / name).is_file()}
+    model = build_model(replace(config, **copies), labels, towers)  # type: ignore[arg-type]
     weights: dict[str, Tensor] = from_bytes(content)
     load_trained_state(model, weights)
     return ExportedModel(model.eval(), labels, told["preprocess"])

@@ -177,4 +177,4 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
 def _summary_writer(folder: Path, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step + 1)

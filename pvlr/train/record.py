@@ -17,13 +17,17 @@ __all__ = ["CONFIG_NAME", "RUN_NAME", "environment", "write_config", "write_reco
 
 CONFIG_NAME = "config.yaml"
 RUN_NAME = "run.json"
-PACKAGES = ("pvlr", "torch", "torchvision", "open_clip_torch", "numpy", "pillow")
+PACKAGES = ("pvlr", "torchvision", "open_clip_torch", "numpy", "pillow")
 
 
 def environment() -> dict[str, Any]:
     """Versions, the commit of the code if it is a git checkout, and the machine."""
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            **{name: _version(name) for name in PACKAGES},
+        },
         "commit": _commit(),
         "machine": {
             "platform": platform.platform(),

@@ -1,5 +1,6 @@
 """One run from configuration to results: data, towers, model, loop, baselines, files."""
 
+import hashlib
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from pvlr.data.sampling import derive_seed
 from pvlr.data.scenes import write_scenes
 from pvlr.data.voc import obtain_voc
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
-from pvlr.train.checkpoint import CheckpointError, Checkpoints
+from pvlr.train.checkpoint import CheckpointError, Checkpoints, write_atomically
 from pvlr.train.config import (
     ConfigError,
     DataConfig,
@@ -31,7 +32,7 @@ from pvlr.train.config import (
     config_to_json,
 )
 from pvlr.train.evaluate import evaluate
-from pvlr.train.export import build_model, build_towers, save
+from pvlr.train.export import build_model, build_towers, save, text_sources
 from pvlr.train.feed import Feed, VOCFeed, transform_config
 from pvlr.train.loop import fit
 from pvlr.train.monitor import Monitor, results_table, say
@@ -100,13 +101,15 @@ def train(
     folder, device = Path(run.folder), _device(loop.device)
     checkpoints = Checkpoints(folder / "checkpoints")
     saved = _saved(checkpoints, run, sections)
+    sources = text_sources(model)
 
     _obtain(data)
     towers = build_towers(tower)
     feed = VOCFeed(
         data, loop=loop, transform=transform_config(towers.preprocess, data), pin_memory=device.type == "cuda"
     )
-    identity = {"tower": towers.fingerprint, "data": feed.digest}
+    texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
+    identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
     if saved is not None:
         _require_same(identity, saved)
     for line in feed.summaries:
@@ -126,6 +129,8 @@ def train(
         built.compile()
 
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in sources.items():
+        write_atomically(folder / name, content)
     write_config(folder, sections)
     record = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, **environment()}
     write_record(folder, record)
@@ -157,7 +162,7 @@ def train(
             monitor.close()
         with state.average.applied():
             save(folder, built, tower=tower, fingerprint=towers.fingerprint, preprocess=towers.preprocess)
-        baselines = _baselines(model, tower, towers, feed, loop, device, stop) if run.baselines else {}
+        baselines = _baselines(built, tower, towers, feed, loop, device, stop) if run.baselines else {}
     results = Results(report=report, baselines=baselines, folder=folder, seconds=state.seconds)
     write_record(folder, {**record, "status": "finished", "steps": state.step, "results": _told(results)})
     _show(results, run)
@@ -203,6 +208,8 @@ def _require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None
         raise ConfigError("tower.name: the run was started on other weights of this tower")
     if was["data"] != identity["data"]:
         raise ConfigError("data.root: the run was started on other pictures or labels in its training split")
+    if was["texts"] != identity["texts"]:
+        raise ConfigError("model.descriptions, model.knowledge: the run was started on files of another content")
 
 
 def _obtain(data: DataConfig) -> None:
@@ -224,7 +231,7 @@ def _set_prior(state: TrainingState, feed: Feed, loop: LoopConfig, device: torch
 
 
 def _baselines(
-    config: PVLRConfig,
+    model: PVLR,
     tower: TowerConfig,
     towers: Towers,
     feed: VOCFeed,
@@ -242,8 +249,9 @@ def _baselines(
         return pooled_features(towers.image, watched, device=device, precision=loop.precision)
 
     train, test = encode(feed.plain_training()), encode(feed.testing())
-    bank = PromptBank(feed.labels, templates=config.templates)
-    text = encode_knowledge(bank, towers.text.encode)
+    text = model.knowledge_vectors
+    if model.config.knowledge != "text_tower":
+        text = encode_knowledge(PromptBank(feed.labels, templates=model.config.templates), towers.text.encode)
     return {
         "linear probe": linear_probe(train, test, feed.labels, seed=loop.seed),
         "zero-shot CLIP": zero_shot(train, test, text, feed.labels, scale=towers.logit_scale),

@@ -25,7 +25,7 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     running statistics of trained parts of the image tower are in.
     """
     kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    image = getattr(model, "image", None)
+    image: Any = getattr(model, "image", None)
     if hasattr(image, "trained_state_dict"):
         kept |= {f"image.{name}" for name in image.trained_state_dict()}
     state = model.state_dict()
@@ -55,8 +55,8 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 class WeightAverage:
     """Exponential moving average of the trained parameters, in float32.
 
-    Update ``t`` (from 0) with the weights ``w`` is ``a ← d a + (1 − d) w``, ``d = min(decay, (1 + t)/(10 + t))``, so that
-    the first weights, which are far from any good ones, are soon forgotten. Running statistics are not averaged: the
+    Update ``t`` (from 0) with the weights ``w`` is ``a ← d a + (1 − d) w``, ``d = min(decay, (1 + t)/(10 + t))``: the
+    first weights, which are far from any good ones, are soon forgotten. Running statistics are not averaged: the
     model's own are used.
 
     Args:

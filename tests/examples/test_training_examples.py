@@ -1,5 +1,6 @@
 """The example scripts and their configurations, as a user runs them."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,7 +78,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_voc(folder / "voc", train=8, test=4)
     command_line = [sys.executable, str(EXAMPLES / "train_voc.py")]
     options = tiny_options(folder / "voc", folder / "tower", folder / "run", run__tensorboard="true")
-    done = subprocess.run([*command_line, *options], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command_line, *options], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert f"tensorboard --logdir {folder / 'run'}" in done.stdout
     assert list((folder / "run" / "tensorboard").glob("events.*"))
@@ -86,7 +87,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predict(*options: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, str(EXAMPLES / "predict.py"), *options], capture_output=True, text=True, timeout=120
+        [sys.executable, str(EXAMPLES / "predict.py"), *options], capture_output=True, text=True, timeout=400
     )
 
 
@@ -98,7 +99,7 @@ def test_predict_tags_what_it_can_read_and_lists_the_rest(run_folder: Path) -> N
     assert len(lines) == 2
     assert lines[0] == lines[1]
     assert lines[0].startswith(f"{picture}: ")
-    assert lines[0].count("0.") == 2
+    assert re.fullmatch(r"(\w+ \d\.\d{3}, )\w+ \d\.\d{3}", lines[0].removeprefix(f"{picture}: "))
     assert done.stderr == "unreadable: /nowhere.jpg: expected a picture, found no such file\n"
 
 

@@ -142,7 +142,7 @@ def test_tagging_is_evaluation(finished: Path, voc: Path) -> None:
     alone = [tag(run, [path])[0] for path in paths]
     for one, other in zip(ranked, alone, strict=True):
         assert dict(one) == pytest.approx(dict(other), abs=1e-5)
-    with pytest.raises(DataError, match="nowhere.jpg: expected a picture, found no such file"):
+    with pytest.raises(DataError, match=r"nowhere\.jpg: expected a picture, found no such file"):
         tag(run, ["nowhere.jpg"])
 
 
@@ -263,7 +263,7 @@ def start(options: list[str]) -> "subprocess.Popen[str]":
 
 def wait_for_steps(process: "subprocess.Popen[str]", folder: Path, steps: int) -> None:
     metrics = folder / "metrics.jsonl"
-    for _ in range(6000):
+    for _ in range(20000):
         if metrics.is_file() and metrics.read_text().count('"train"') >= steps:
             return
         if process.poll() is not None:
@@ -285,7 +285,7 @@ def long_options(tower: Path, voc: Path) -> Any:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, long_options: Any) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
     process = start(long_options(folder))
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, (out, err)
     return folder
 
@@ -300,7 +300,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     process = start(options)
     wait_for_steps(process, tmp_path, 15)  # In the third epoch of 6 steps.
     os.kill(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == code, err
     found = Checkpoints(tmp_path / "checkpoints").load()
     assert found is not None
@@ -310,7 +310,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
         assert "Traceback" not in err
         assert err.rstrip().endswith("--run.resume=require")
     process = start([*options, "--run.resume=require"])
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, (out, err)
     assert f"going on from step {found[1]['step']} " in out
     assert (tmp_path / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
@@ -320,3 +320,20 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
 def test_exif_and_other_pictures_are_no_trouble(finished: Path, tmp_path: Path) -> None:
     Image.new("RGBA", (5, 300), (255, 0, 0, 100)).save(tmp_path / "tall.png")
     assert len(tag(load_run(finished), [tmp_path / "tall.png"])[0]) == 3
+
+
+def test_files_of_texts_are_kept_in_the_run(
+    tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps({"red": ["the colour of blood."]}))
+    options = tiny_options(voc, tower, tmp_path / "run", model__descriptions=texts, loop__epochs=1)
+    assert command(train, options) == 0
+    texts.write_text(json.dumps({"red": ["the colour of a rose."]}))
+    assert command(train, options) == 2
+    assert "the run was started on files of another content" in capsys.readouterr().err
+    texts.unlink()
+    assert command(train, options) == 2
+    assert f"model.descriptions: expected a file at {texts}, but No such file" in capsys.readouterr().err
+    model = load_run(tmp_path / "run").model
+    assert model.knowledge_vectors.norm(dim=-1)[0] < 0.999 < model.knowledge_vectors.norm(dim=-1)[1]
