@@ -286,14 +286,14 @@ def _checked(name: str, values: Tensor, target: Tensor, known: Tensor | None) ->
     if bool(odd.any()):
         raise ValueError(f"target: expected 0 or 1 wherever known, got {target[odd][0].item():g}")
     values = values.masked_fill(~known, 0.0)
-    _require_finite(name, values)
+    _require_finite(name, values, " wherever known")
     return values, known & (target == 1), known
 
 
-def _require_finite(name: str, values: Tensor) -> None:
+def _require_finite(name: str, values: Tensor, where: str = "") -> None:
     if not bool(values.isfinite().all()):
         found = values[~values.isfinite()][0].item()
-        raise ValueError(f"{name}: expected finite values wherever known, got {found:g}")
+        raise ValueError(f"{name}: expected finite values{where}, got {found:g}")
 
 
 def _harmonic(a: float, b: float) -> float:

@@ -1,0 +1,406 @@
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+from strategies import Draw, draws
+from torch import Tensor
+from torch.testing import assert_close
+
+from pvlr.core import metrics
+from pvlr.core.labels import LabelSet
+from pvlr.core.metrics import (
+    average_precision,
+    mean_average_precision,
+    multilabel_report,
+    precision_recall,
+    top_k,
+)
+
+rows, columns = st.integers(1, 25), st.integers(1, 4)
+kinds = st.sampled_from(["random", "tied", "constant"])
+rates = st.sampled_from([0.05, 0.3, 0.9])
+
+
+def scores_of(draw: Draw, kind: str, n: int, c: int) -> Tensor:
+    return {"random": draw.normal(n, c), "tied": draw.levels(3, n, c), "constant": torch.zeros(n, c).double()}[kind]
+
+
+# --- definition
+
+
+@given(draws(), rows, columns, kinds, rates)
+def test_average_precision_is_its_definition_and_scikit_learns(
+    draw: Draw, n: int, c: int, kind: str, rate: float
+) -> None:
+    scores, target, known = scores_of(draw, kind, n, c), draw.chance(rate, n, c), draw.chance(0.7, n, c)
+    for mask in (known, None):
+        found = average_precision(scores, target, mask)
+        rows_of = torch.ones_like(known) if mask is None else mask
+        for i in range(c):
+            wanted = reference.average_precision(*(x[:, i].tolist() for x in (scores, target, rows_of)))
+            assert found[i].item() == pytest.approx(wanted, rel=1e-12, nan_ok=True)
+            s, t = scores[rows_of[:, i], i], target[rows_of[:, i], i]
+            assert t.any() == (not math.isnan(wanted))
+            if t.any():
+                assert found[i].item() == pytest.approx(average_precision_score(t.numpy(), s.numpy()), rel=1e-12)
+
+
+@given(draws(), rows, columns, rates, rates)
+def test_precision_and_recall_are_their_definitions_and_scikit_learns(
+    draw: Draw, n: int, c: int, rate: float, predicted_rate: float
+) -> None:
+    predicted, target, known = draw.chance(predicted_rate, n, c), draw.chance(rate, n, c), draw.chance(0.7, n, c)
+    for mask in (known, torch.ones_like(known)):
+        found = precision_recall(predicted, target, mask)._asdict()
+        wanted = reference.precision_recall(predicted.tolist(), target.tolist(), mask.tolist())
+        assert found == pytest.approx(wanted, rel=1e-12, nan_ok=True)
+    present = target.any(dim=0)
+    if present.any():
+        found = precision_recall(predicted, target)
+        both = {"average": "binary", "zero_division": 0}
+        each = [
+            precision_recall_fscore_support(target[:, i], predicted[:, i], **both)[:3] for i in present.nonzero()[:, 0]
+        ]
+        assert (found.CP, found.CR, found.mean_F1) == pytest.approx(tuple(np.mean(each, axis=0)))
+        overall = precision_recall_fscore_support(target.flatten(), predicted.flatten(), **both)[:3]
+        assert pytest.approx(overall) == (found.OP, found.OR, found.OF1)
+
+
+def test_numbers_worked_out_by_hand() -> None:
+    scores = torch.tensor([[0.9], [0.8], [0.7], [0.6]])
+    assert average_precision(scores, torch.tensor([[1], [0], [1], [0]])).item() == pytest.approx((1 + 2 / 3) / 2)
+    found = precision_recall(torch.tensor([[True, True], [True, False]]), torch.tensor([[1, 0], [0, 1]]))
+    assert (found.CP, found.CR, found.CF1, found.mean_F1) == pytest.approx((0.25, 0.5, 1 / 3, 1 / 3))
+    assert pytest.approx((1 / 3, 1 / 2, 0.4)) == (found.OP, found.OR, found.OF1)
+
+
+def test_f1_of_the_means_is_not_the_mean_of_f1() -> None:
+    found = precision_recall(torch.tensor([[True, True], [True, False]]), torch.tensor([[1, 1], [0, 1]]))
+    assert pytest.approx(0.75) == found.CF1
+    assert found.mean_F1 == pytest.approx(2 / 3)
+
+
+def test_a_class_never_predicted_has_precision_0_and_its_positives_stay_in_the_overall_recall() -> None:
+    found = precision_recall(torch.tensor([[True, False], [True, False]]), torch.tensor([[1, 1], [1, 1]]))
+    assert (found.CP, found.CR, found.OP, found.OR) == (0.5, 0.5, 1.0, 0.5)
+
+
+def test_false_alarms_of_an_absent_class_count_overall_and_not_in_the_means() -> None:
+    found = precision_recall(torch.tensor([[True, True], [True, True]]), torch.tensor([[1, 0], [1, 0]]))
+    assert (found.CP, found.CR, found.CF1) == (1.0, 1.0, 1.0)
+    assert (found.OP, found.OR) == (0.5, 1.0)
+
+
+def test_mean_average_precision_leaves_absent_classes_out() -> None:
+    assert mean_average_precision(torch.tensor([0.2, math.nan, 0.4])).item() == pytest.approx(0.3)
+    assert math.isnan(mean_average_precision(torch.tensor([math.nan])).item())
+
+
+def test_no_images_no_classes_no_positives_are_nan_or_empty_and_never_an_error() -> None:
+    assert average_precision(torch.zeros(0, 2), torch.zeros(0, 2)).isnan().all()
+    assert average_precision(torch.zeros(3, 0), torch.zeros(3, 0)).shape == (0,)
+    found = precision_recall(torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2))
+    assert all(math.isnan(getattr(found, name)) for name in ("CP", "CR", "CF1", "mean_F1", "OR", "OF1"))
+    assert found.OP == 0
+
+
+# --- law
+
+
+@given(draws(), rows, columns, kinds, rates)
+def test_the_order_of_rows_and_classes_does_not_matter(draw: Draw, n: int, c: int, kind: str, rate: float) -> None:
+    scores, target, known = scores_of(draw, kind, n, c), draw.chance(rate, n, c), draw.chance(0.7, n, c)
+    i, j = draw.order(n), draw.order(c)
+    ap = average_precision(scores, target, known)
+    assert_close(average_precision(scores[i][:, j], target[i][:, j], known[i][:, j]), ap[j], equal_nan=True)
+    decided = precision_recall(scores > 0, target, known)
+    assert precision_recall((scores > 0)[i][:, j], target[i][:, j], known[i][:, j]) == pytest.approx(
+        decided, nan_ok=True
+    )
+
+
+@given(draws(), rows, columns, kinds, rates)
+def test_only_the_order_of_scores_matters(draw: Draw, n: int, c: int, kind: str, rate: float) -> None:
+    scores, target = scores_of(draw, kind, n, c), draw.chance(rate, n, c)
+    stretched = torch.exp(scores / 3) * 5 - 100
+    assert_close(average_precision(stretched, target), average_precision(scores, target), equal_nan=True)
+
+
+@given(draws(), rows, columns, kinds, rates)
+def test_law_7_unknown_entries_change_nothing(draw: Draw, n: int, c: int, kind: str, rate: float) -> None:
+    scores, target, known = scores_of(draw, kind, n, c), draw.chance(rate, n, c).double(), draw.chance(0.6, n, c)
+    ap, decided = average_precision(scores, target, known), precision_recall(scores > 0, target, known)
+    for junk in (math.nan, math.inf, -math.inf, 1e9):
+        again = average_precision(scores.masked_fill(~known, junk), target.masked_fill(~known, -1), known)
+        assert_close(again, ap, rtol=0, atol=0, equal_nan=True)
+    assert precision_recall((scores > 0) ^ ~known, target.masked_fill(~known, -1), known) == pytest.approx(
+        decided, nan_ok=True
+    )
+
+
+@given(draws(), rows, st.integers(1, 7), st.integers(1, 60))
+def test_slices_of_classes_make_the_whole(draw: Draw, n: int, c: int, at_once: int) -> None:
+    scores, target, known = draw.levels(4, n, c), draw.chance(0.4, n, c), draw.chance(0.8, n, c)
+    whole = average_precision(scores, target, known)
+    before = metrics._SCORES_AT_ONCE
+    try:
+        metrics._SCORES_AT_ONCE = at_once
+        assert_close(average_precision(scores, target, known), whole, rtol=0, atol=0, equal_nan=True)
+    finally:
+        metrics._SCORES_AT_ONCE = before
+
+
+@given(draws(), rows, columns, rates)
+def test_constant_scores_give_the_rate_of_positives_and_perfect_ones_give_1(
+    draw: Draw, n: int, c: int, rate: float
+) -> None:
+    target = draw.chance(rate, n, c)
+    share = target.double().mean(0).masked_fill(~target.any(0), math.nan)
+    assert_close(average_precision(torch.zeros(n, c), target), share, equal_nan=True)
+    assert_close(average_precision(target.float(), target), share / share, equal_nan=True)
+
+
+@given(draws(), rows, st.integers(1, 6), st.integers(1, 8))
+def test_top_k_takes_the_k_best_and_the_first_of_equals(draw: Draw, n: int, c: int, k: int) -> None:
+    probabilities = draw.levels(4, n, c)
+    chosen = top_k(probabilities, k)
+    for row in range(n):
+        ranked = sorted(range(c), key=lambda i, r=row: (-probabilities[r, i].item(), i))
+        assert sorted(ranked[:k]) == chosen[row].nonzero().flatten().tolist()
+    assert torch.equal(top_k(probabilities, k, threshold=0.5), chosen & (probabilities >= 0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.float32])
+def test_any_dtype_of_scores_and_targets(dtype: torch.dtype, kind: torch.dtype) -> None:
+    found = average_precision(
+        torch.tensor([[0.5], [0.25], [0.75]], dtype=dtype), torch.tensor([[1], [0], [0]]).to(kind)
+    )
+    assert found.dtype == torch.float64
+    assert found.item() == 0.5
+
+
+# --- the report
+
+
+def test_the_report_holds_every_number_under_the_names_of_the_labels() -> None:
+    draw = Draw(3)
+    probabilities, target, known = draw.uniform(40, 3), draw.chance(0.4, 40, 3), draw.chance(0.8, 40, 3)
+    target[:, 1] = False
+    report = multilabel_report(probabilities, target, known, LabelSet(("cat", "dog", "cow")), threshold=0.3)
+    ap = average_precision(probabilities, target, known)
+    assert list(report.ap) == ["cat", "dog", "cow"]
+    assert list(report.ap.values()) == pytest.approx(ap.tolist(), nan_ok=True)
+    assert report.mAP == mean_average_precision(ap).item()
+    decided = precision_recall(probabilities >= 0.3, target, known)
+    assert {name: getattr(report, name) for name in decided._fields} == decided._asdict()
+    assert (report.threshold, report.absent) == (0.3, ("dog",))
+    written = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert written["ap"]["dog"] is None
+    assert written["mAP"] == report.mAP
+    assert set(written) == set(report.__dataclass_fields__)
+
+
+def test_a_probability_equal_to_the_threshold_is_a_prediction() -> None:
+    report = multilabel_report(torch.tensor([[0.5]]), torch.tensor([[1]]), threshold=0.5)
+    assert (report.OP, report.OR) == (1.0, 1.0)
+
+
+def test_ranking_by_logits_survives_a_sigmoid_that_saturates() -> None:
+    logits, target = torch.tensor([[40.0], [60.0], [30.0]]), torch.tensor([[0], [1], [0]])
+    probabilities = torch.sigmoid(logits)
+    assert (probabilities == 1).all()
+    assert multilabel_report(probabilities, target).mAP == pytest.approx(1 / 3)
+    assert multilabel_report(probabilities, target, scores=logits).mAP == 1.0
+
+
+def test_all_of_coco_takes_seconds() -> None:
+    draw = Draw(0, torch.float32)
+    report = multilabel_report(draw.uniform(40_137, 80), draw.chance(0.03, 40_137, 80))
+    assert report.mAP == pytest.approx(0.03, abs=0.005)
+
+
+# --- parity with published code
+
+NAMES = ("ml_gcn", "tai_dpt", "tailorclip")
+
+
+def golden(shared: Path, which: str) -> dict[str, np.ndarray]:
+    with np.load(shared / "golden" / f"metrics_{which}.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def inputs(files: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(files["logits"]), torch.from_numpy(files["targets"])
+
+
+@pytest.mark.shared
+def test_without_ties_published_average_precisions_are_ours(shared: Path) -> None:
+    files = golden(shared, "voc20_difficult")
+    logits, target = inputs(files)
+    ap = average_precision(logits, target == 1).numpy()
+    for name in (*NAMES, "asl", "ram", "torchmetrics"):
+        np.testing.assert_allclose(files[f"{name}_ap"], ap, atol=1e-7, err_msg=name)
+    for name in ("asl", "ml_decoder", "dualcoop", "tai"):
+        assert files[f"{name}_map"] == pytest.approx(100 * ap.mean(), abs=1e-5)
+
+
+@pytest.mark.shared
+def test_difficult_labels_are_unknown_labels_to_those_who_leave_them_out(shared: Path) -> None:
+    """Targets 1 / 0 (only difficult) / −1: the 0 is what the known-mask is for."""
+    files = golden(shared, "voc20_difficult")
+    logits, target = inputs(files)
+    ap = average_precision(logits, target == 1, known=target != 0).numpy()
+    for name in ("ml_gcn_difficult", "tai_dpt_difficult", "tailorclip_difficult", "mkt"):
+        np.testing.assert_allclose(files[f"{name}_ap"], ap, atol=1e-7, err_msg=name)
+    # Their precision and recall do not leave them out, with or without the flag: difficult ones count as negatives.
+    counted = precision_recall(logits >= 0, target == 1)
+    ours = precision_recall(logits >= 0, target == 1, known=target != 0)
+    theirs = files["ml_gcn_difficult_overall_OP_OR_OF1_CP_CR_CF1"]
+    assert pytest.approx(theirs) == [counted.OP, counted.OR, counted.OF1, counted.CP, counted.CR, counted.CF1]
+    assert pytest.approx((counted.OR, counted.CR)) == (ours.OR, ours.CR)
+    assert ours.OP > counted.OP
+    assert ours.CP > counted.CP
+
+
+@pytest.mark.shared
+def test_an_envelope_is_not_the_definition(shared: Path) -> None:
+    """Query2Label interpolates: precision at a recall is the best at that recall or beyond, never below ours."""
+    for which in ("voc20_difficult", "coco80_nopos2"):
+        files = golden(shared, which)
+        logits, target = inputs(files)
+        excess = files["q2l_ap"] / 100 - average_precision(logits, target == 1).numpy()
+        excess = excess[~np.isnan(excess)]
+        assert (excess > -1e-12).all()
+        assert excess.max() > 0.01
+
+
+@pytest.mark.shared
+def test_ties_are_one_threshold_whatever_the_order_of_the_file(shared: Path) -> None:
+    """Code that ranks ties by their position gives other numbers for other orders of the same rows; ours does not."""
+    files = golden(shared, "coco80_ties")
+    logits, target = inputs(files)
+    ap = average_precision(logits, target)
+    np.testing.assert_allclose(files["torchmetrics_ap"], ap.numpy(), atol=1e-7)
+    assert ap.mean().item() == pytest.approx(0.18967, abs=1e-5)
+    for name in (*NAMES, "asl", "ram", "mkt"):
+        assert np.abs(files[f"{name}_ap"] - ap.numpy()).max() > 0.03
+
+    def by_position(scores: Tensor, truth: Tensor) -> float:
+        hits = truth[scores.sort(descending=True, stable=True).indices] == 1
+        return (hits.cumsum(0) / torch.arange(1, len(hits) + 1))[hits].mean().item()
+
+    turned = torch.arange(len(logits) - 1, -1, -1)
+    as_filed, backwards = (by_position(logits[order, 0], target[order, 0]) for order in (slice(None), turned))
+    assert as_filed != pytest.approx(backwards, abs=1e-4)
+    assert_close(average_precision(logits[turned], target[turned]), ap)
+
+
+@pytest.mark.shared
+def test_absent_classes_are_nan_here_and_0_or_an_error_elsewhere(shared: Path) -> None:
+    files = golden(shared, "coco80_nopos2")
+    logits, target = inputs(files)
+    ap = average_precision(logits, target).numpy()
+    absent = np.isnan(ap)
+    assert absent.sum() == 2
+    for name in ("tailorclip", "asl", "ram", "mkt", "torchmetrics"):
+        np.testing.assert_allclose(files[f"{name}_ap"][~absent], ap[~absent], atol=1e-7, err_msg=name)
+        assert (files[f"{name}_ap"][absent] == 0).all()
+    assert np.isnan(files["ml_gcn_ap"]).all()  # One absent class spoils all eighty.
+    # Counting two zeros makes a mean over 80 of what is a mean over 78.
+    assert files["asl_map"] == pytest.approx(100 * np.nanmean(ap) * 78 / 80, abs=1e-5)
+    found = precision_recall(logits >= 0, target)
+    theirs = dict(zip(("OP", "OR", "OF1", "CP"), files["ml_gcn_overall_OP_OR_OF1_CP_CR_CF1"], strict=False))
+    assert pytest.approx((theirs["OP"], theirs["OR"], theirs["OF1"])) == (found.OP, found.OR, found.OF1)
+    assert theirs["CP"] == pytest.approx(found.CP * 78 / 80)
+    assert np.isnan(files["ml_gcn_overall_OP_OR_OF1_CP_CR_CF1"][4:]).all()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("which", ["voc20_difficult", "coco80_ties"])
+def test_precision_and_recall_at_a_half_are_the_published_ones(shared: Path, which: str) -> None:
+    files = golden(shared, which)
+    logits, target = inputs(files)
+    found = precision_recall(logits >= 0, target == 1)
+    for name in NAMES:
+        theirs = files[f"{name}_overall_OP_OR_OF1_CP_CR_CF1"]
+        assert pytest.approx(theirs) == [found.OP, found.OR, found.OF1, found.CP, found.CR, found.CF1], name
+    # DualCoOp's "CF1" is the mean of the classes' F1, and it predicts above the threshold, not from it on.
+    for threshold in (0.5, 0.8):
+        found = precision_recall(torch.sigmoid(logits) > threshold, target == 1)
+        theirs = files[f"dualcoop_validate_thr{threshold}_PC_RC_FC_PO_RO_FO_mAP"][:6] / 100
+        assert [found.CP, found.CR, found.mean_F1, found.OP, found.OR, found.OF1] == pytest.approx(theirs)
+        assert found.mean_F1 != pytest.approx(found.CF1, abs=1e-5)
+
+
+@pytest.mark.shared
+def test_the_two_conventions_of_top_3(shared: Path) -> None:
+    files = golden(shared, "voc20_difficult")
+    logits, target = inputs(files)
+    probabilities = torch.sigmoid(logits)
+    sure = precision_recall(top_k(probabilities, 3, threshold=0.5), target == 1)
+    for name in NAMES:
+        theirs = files[f"{name}_top3_OP_OR_OF1_CP_CR_CF1"]
+        assert pytest.approx(theirs) == [sure.OP, sure.OR, sure.OF1, sure.CP, sure.CR, sure.CF1], name
+    always = precision_recall(top_k(probabilities, 3), target == 1)
+    theirs = files["dualcoop_zsl_top3_P_R_F1"] / 100
+    assert pytest.approx(tuple(theirs)) == (always.OP, always.OR, always.OF1)
+    assert pytest.approx(tuple(files["mkt_top3_F1_P_R"])) == (always.OF1, always.OP, always.OR)
+    five = precision_recall(top_k(probabilities, 5), target == 1)
+    assert pytest.approx(tuple(files["mkt_top5_F1_P_R"])) == (five.OF1, five.OP, five.OR)
+
+
+@pytest.mark.shared
+def test_which_of_tied_labels_are_top_3_is_arbitrary_and_two_libraries_differ(shared: Path) -> None:
+    files = golden(shared, "coco80_ties")
+    logits, target = inputs(files)
+    found = precision_recall(top_k(torch.sigmoid(logits), 3), target).OP
+    theirs = files["dualcoop_zsl_top3_P_R_F1"][0] / 100
+    assert theirs != pytest.approx(files["mkt_top3_F1_P_R"][1], abs=1e-4)
+    assert found == pytest.approx(theirs, abs=0.005)
+
+
+# --- refusal
+
+X = torch.zeros(2, 3)
+B = X.bool()
+NAN = math.nan
+REFUSED = [
+    (lambda: average_precision(X[0], X), "scores: expected axes 'n c', got shape (3,)"),
+    (lambda: average_precision(X, X[:, :2]), "target: expected axes 'n c' with c=3, got shape (2, 2)"),
+    (lambda: average_precision(X, X, B[:1]), "known: expected axes 'n c' with n=2, got shape (1, 3)"),
+    (lambda: average_precision(X, X, X), "known: expected a tensor of dtype bool, got torch.float32"),
+    (lambda: average_precision(X + NAN, X), "scores: expected finite values wherever known, got nan"),
+    (lambda: average_precision(X - math.inf, X), "scores: expected finite values wherever known, got -inf"),
+    (lambda: average_precision(X, X - 1), "target: expected 0 or 1 wherever known, got -1"),
+    (lambda: average_precision(X, X + 0.5), "target: expected 0 or 1 wherever known, got 0.5"),
+    (lambda: average_precision(X, X.long() + 2, ~B), "target: expected 0 or 1 wherever known, got 2"),
+    (lambda: mean_average_precision(X), "ap: expected axes 'c', got shape (2, 3)"),
+    (lambda: precision_recall(X, X), "predicted: expected a tensor of dtype bool, got torch.float32"),
+    (lambda: precision_recall(B, X + NAN), "target: expected 0 or 1 wherever known, got nan"),
+    (lambda: top_k(X, 0), "k: expected a whole number of at least 1, got 0"),
+    (lambda: top_k(X + NAN, 1), "probabilities: expected finite values, got nan"),
+    (lambda: multilabel_report(X + 2, X), "probabilities: expected values in [0, 1], got 2: are these logits?"),
+    (lambda: multilabel_report(X, X, threshold=1.5), "threshold: expected a probability in [0, 1], got 1.5"),
+    (lambda: multilabel_report(X, X, threshold=-0.5), "threshold: expected a finite number >= 0, got -0.5"),
+    (lambda: multilabel_report(X, X, scores=X[:1]), "target: expected axes 'n c' with n=1, got shape (2, 3)"),
+    (
+        lambda: multilabel_report(X, X, labels=LabelSet(("a", "b"))),
+        "labels: expected 3 names for the axis c of probabilities, got 2",
+    ),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("call", "message"), REFUSED)
+def test_refusals_name_the_argument(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call()
