@@ -201,7 +201,7 @@ class PVLR(nn.Module):
         if self.context is not None and config.context_words is not None:
             start, length = self._prompt_start, config.context_tokens
             self.context.start_from(text.embed(self.prompt_ids[0, start : start + length]).float())
-        self.fusion = FusionBlock(dim=dim, mode=config.fusion, **cast(Any, shared))
+        self.fusion = FusionBlock(dim=dim, mode=config.fusion, maps=config.relation == "attention", **cast(Any, shared))
         self.attention = DualModalAttention(
             dim=dim,
             direction=config.dma,
@@ -218,7 +218,8 @@ class PVLR(nn.Module):
             temperature=config.aggregation_temperature,
         )
         self._cached: tuple[Any, LabelSide] | None = None
-        self.text.requires_grad_(False)
+        if isinstance(text, nn.Module):
+            text.requires_grad_(False)
 
     knowledge_vectors: Tensor
     prompt_ids: Tensor
@@ -238,10 +239,10 @@ class PVLR(nn.Module):
             vectors = encode_knowledge(bank, self.text.encode)
         else:
             vectors = load_label_vectors(config.knowledge, labels)
-        prompts = self.text.tokenize_prompts(bank.context_sentences(), bank.context_prefix(), config.context_tokens)
+        prompts = self.text.tokenize_prompts(bank.context_sentences(), bank.context_words, config.context_tokens)
         self.labels = labels
         # Not persistent: they follow from the labels and the frozen tower, which is not in a checkpoint either.
-        device = next(iter(self.text.parameters()), torch.empty(0)).device
+        device = self.text.embed(prompts.ids[:1, :1]).device
         self.register_buffer("knowledge_vectors", vectors.float().to(device), persistent=False)
         self.register_buffer("prompt_ids", prompts.ids.to(device), persistent=False)
         self.register_buffer("prompt_ends", prompts.end.to(device), persistent=False)

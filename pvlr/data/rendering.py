@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +10,8 @@ from PIL import Image
 
 __all__ = ["COLOURS", "SHAPES", "TEXTURES", "Cover", "SceneObject", "render_scene"]
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
+"""Float images: numpy's stubs widen float32 at every step, so the width is not part of the type."""
 
 _PALETTE = {
     "red": (205, 45, 40),
@@ -141,13 +143,14 @@ def _second_tone(texture: str, u: Array, v: Array, radius: float, rng: np.random
     period = rng.uniform(5.0, 8.0) / radius
     phase = rng.uniform(0, 1, size=2)
     across, along = u / period + phase[0], v / period + phase[1]
+    tone: Array = np.zeros_like(u)
     if texture == "striped":
-        return ((across % 1) < 0.45).astype(np.float32)
-    if texture == "dotted":
-        return (np.hypot(across % 1 - 0.5, along % 1 - 0.5) < 0.32).astype(np.float32)
-    if texture == "checkered":
-        return ((np.floor(across * 1.3) + np.floor(along * 1.3)) % 2).astype(np.float32)
-    return np.zeros_like(u)
+        tone = (across % 1) < 0.45
+    elif texture == "dotted":
+        tone = np.hypot(across % 1 - 0.5, along % 1 - 0.5) < 0.32
+    elif texture == "checkered":
+        tone = (np.floor(across * 1.3) + np.floor(along * 1.3)) % 2
+    return tone.astype(np.float32, copy=False)
 
 
 def _cover(visible: NDArray[np.bool_], area: int) -> Cover:
@@ -162,4 +165,5 @@ def _camera(canvas: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Exposure, a colour cast and sensor noise."""
     cast = rng.uniform(0.88, 1.12, size=3).astype(np.float32)
     noise = rng.normal(0, rng.uniform(2, 12), size=canvas.shape[:2]).astype(np.float32)
-    return np.clip(canvas * cast + noise[..., None], 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(canvas * cast + noise[..., None], 0, 255).astype(np.uint8)
+    return pixels
