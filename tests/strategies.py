@@ -1,5 +1,8 @@
 """Hypothesis strategies: they draw sizes and a seed, never tensor contents, so that failures replay and shrink."""
 
+import copy
+import io
+import pickle
 from dataclasses import dataclass
 
 import torch
@@ -92,3 +95,45 @@ def missing_gradients(module: nn.Module) -> list[str]:
         if parameter.requires_grad
         and (parameter.grad is None or not parameter.grad.isfinite().all() or not parameter.grad.abs().max() > 1e-12)
     ]
+
+
+def as_lists(module: nn.Module) -> dict[str, list]:
+    """The state dictionary as the plain numbers that the reference loops take."""
+    return {name: value.tolist() for name, value in module.state_dict().items()}
+
+
+def survives(module: nn.Module, fresh: nn.Module, *inputs: object) -> None:
+    """Save and load into a fresh module, pickle, copy: all give the same module, bit for bit.
+
+    Parameters must have been moved first: two modules that still hold their starting values are always equal.
+    """
+    wanted = module(*inputs)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    before = fresh(*inputs)
+    missing = fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert not missing.missing_keys
+    assert not missing.unexpected_keys
+    if any(True for _ in module.parameters()):
+        assert not torch.equal(first(before), first(wanted)), "the fresh module gave the same before loading"
+    for other in (fresh, pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):  # noqa: S301
+        for a, b in zip(tensors(other(*inputs)), tensors(wanted), strict=True):
+            assert torch.equal(a, b)
+
+
+def tensors(output: object) -> list[Tensor]:
+    """All tensors of a nested output, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    return [] if output is None else [tensor for part in output for tensor in tensors(part)]
+
+
+def first(output: object) -> Tensor:
+    return tensors(output)[0]
+
+
+def backward(output: object, seed: int = 0) -> None:
+    """Backward from every tensor of the output, weighted at random: a plain sum can have a gradient of zero."""
+    draw = Draw(seed)
+    sum((x * draw.normal(*x.shape).to(x.dtype)).sum() for x in tensors(output) if x.requires_grad).backward()

@@ -1,0 +1,361 @@
+import re
+
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, norms, perturb, sizes, survives
+from torch import Tensor
+from torch.testing import assert_close
+
+from pvlr.core.attention import DualModalAttention, LabelRelation, MultiHeadAttention, RelationMap
+from pvlr.core.functional import attend, attention_map, merge_heads, split_heads
+from pvlr.core.shapes import ShapeError
+
+EXACT = {"rtol": 1e-9, "atol": 1e-9}
+directions = st.sampled_from(["both", "labels", "patches", "none"])
+forms = st.fixed_dictionaries(
+    {
+        "direction": directions,
+        "layers": st.integers(1, 2),
+        "feedforward": st.sampled_from([0, 3]),
+        "norm": norms(),
+    }
+)
+
+
+def moved(module: torch.nn.Module, draw: Draw) -> torch.nn.Module:
+    return perturb(module.double(), draw)
+
+
+def tensor(nested: list) -> Tensor:
+    return torch.tensor(nested, dtype=torch.float64)
+
+
+# --- definition
+
+
+@given(sizes(), draws(), norms())
+def test_label_relation_is_its_formula(s: Sizes, draw: Draw, norm: str) -> None:
+    block = moved(LabelRelation(dim=s.d, heads=s.h, norm=norm), draw)
+    labels = draw.normal(s.b, s.c, s.d)
+    out, relation = block(labels)
+    for b in range(s.b):
+        wanted, maps = reference.label_relation(as_lists(block), labels[b].tolist(), s.h, norm)
+        assert_close(out[b], tensor(wanted), **EXACT)
+        assert_close(relation.dense()[b], tensor(maps), **EXACT)
+    alone, _ = block(labels[0])
+    assert_close(alone, out[0], **EXACT)
+
+
+@given(sizes(), draws(), forms, st.booleans())
+def test_dual_modal_attention_is_its_formula(s: Sizes, draw: Draw, form: dict, own: bool) -> None:
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, **form), draw)
+    labels, patches = draw.normal(s.b, s.c, s.d), draw.normal(s.b, s.n, s.d)
+    out = block(labels if own else labels[0], patches, maps=True)
+    for b in range(s.b):
+        start = labels[b if own else 0].tolist(), patches[b].tolist()
+        wanted = reference.dual_modal(as_lists(block), *start, heads=s.h, **form)
+        assert_close(out.labels[b], tensor(wanted[0]), **EXACT)
+        assert_close(out.patches[b], tensor(wanted[1]), **EXACT)
+        for found, maps in ((out.label_maps, wanted[2]), (out.patch_maps, wanted[3])):
+            assert len(found) == len(maps)
+            for layer, per_head in zip(found, maps, strict=True):
+                assert_close(layer[b], tensor(per_head), **EXACT)
+
+
+@given(sizes(), draws())
+def test_the_module_is_the_function_with_its_parameters(s: Sizes, draw: Draw) -> None:
+    block = moved(MultiHeadAttention(dim=s.d, heads=s.h, zero_out=True), draw)
+    x, y = draw.normal(s.b, s.c, s.d), draw.normal(s.b, s.n, s.d)
+    out, (query, key) = block(x, y)
+    q, k, v = (split_heads(f(z), s.h) for f, z in ((block.q_proj, x), (block.k_proj, y), (block.v_proj, y)))
+    assert torch.equal(out, block.out_proj(merge_heads(attend(q, k, v))))
+    assert torch.equal(query, q)
+    assert torch.equal(key, k)
+
+
+@given(sizes(), draws())
+def test_a_relation_map_is_its_factors(s: Sizes, draw: Draw) -> None:
+    query, key, values = (draw.normal(s.b, s.h, s.c, s.e) for _ in range(3))
+    relation = RelationMap(query, key)
+    assert torch.equal(relation.dense(), attention_map(query, key))
+    assert_close(relation.attend(values), relation.dense() @ values, **EXACT)
+    narrow = RelationMap(query.bfloat16(), key.bfloat16()).attend(values)
+    assert narrow.dtype == values.dtype
+
+
+# --- law
+
+
+@given(sizes(), draws(), norms(), forms)
+def test_law_1_permuting_labels_permutes_everything_about_labels(s: Sizes, draw: Draw, norm: str, form: dict) -> None:
+    order, labels, patches = draw.order(s.c), draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
+    relation = moved(LabelRelation(dim=s.d, heads=s.h, norm=norm), draw)
+    (out, weights), (again, weights_again) = relation(labels), relation(labels[order])
+    assert_close(again, out[order], **EXACT)
+    assert_close(weights_again.dense(), weights.dense()[:, order][:, :, order], **EXACT)
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, **form), draw)
+    whole, turned = block(labels, patches, maps=True), block(labels[order], patches, maps=True)
+    assert_close(turned.labels, whole.labels[:, order], **EXACT)
+    assert_close(turned.patches, whole.patches, **EXACT)
+    for a, b in zip(turned.label_maps, whole.label_maps, strict=True):
+        assert_close(a, b[:, :, order], **EXACT)
+    for a, b in zip(turned.patch_maps, whole.patch_maps, strict=True):
+        assert_close(a, b[..., order], **EXACT)
+
+
+@given(sizes(), draws(), forms)
+def test_permuting_patches_permutes_patches_and_nothing_else(s: Sizes, draw: Draw, form: dict) -> None:
+    order, labels, patches = draw.order(s.n), draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, **form), draw)
+    whole, turned = block(labels, patches), block(labels, patches[:, order])
+    assert_close(turned.patches, whole.patches[:, order], **EXACT)
+    assert_close(turned.labels, whole.labels, **EXACT)
+
+
+@given(sizes(), draws(), forms, st.booleans())
+def test_law_2_an_image_is_treated_as_if_alone(s: Sizes, draw: Draw, form: dict, own: bool) -> None:
+    labels, patches = draw.normal(s.b, s.c, s.d), draw.normal(s.b, s.n, s.d)
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, **form), draw)
+    together = block(labels if own else labels[0], patches)
+    for b in range(s.b):
+        alone = block(labels[b : b + 1] if own else labels[0], patches[b : b + 1])
+        assert_close(alone.labels, together.labels[b : b + 1], **EXACT)
+        assert_close(alone.patches, together.patches[b : b + 1], **EXACT)
+
+
+@given(sizes(), draws(), forms)
+def test_labels_shared_by_all_images_are_labels_repeated_for_each(s: Sizes, draw: Draw, form: dict) -> None:
+    labels, patches = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, **form), draw)
+    shared, repeated = block(labels, patches), block(labels.expand(s.b, s.c, s.d), patches)
+    assert_close(shared.labels, repeated.labels, **EXACT)
+    assert_close(shared.patches, repeated.patches, **EXACT)
+
+
+@given(sizes(), draws(), norms(), st.integers(1, 5))
+def test_labels_that_only_look_at_patches_do_not_see_each_other(s: Sizes, draw: Draw, norm: str, kept: int) -> None:
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, direction="labels", layers=2, norm=norm), draw)
+    labels, patches = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
+    chunks = [block(chunk, patches).labels for chunk in labels.split(kept)]
+    assert_close(torch.cat(chunks, dim=1), block(labels, patches).labels, **EXACT)
+
+
+@given(sizes(), draws(), norms())
+def test_both_directions_read_the_same_inputs(s: Sizes, draw: Draw, norm: str) -> None:
+    """One direction alone, with the same weights, does what it does beside the other: they run in parallel."""
+    both = moved(DualModalAttention(dim=s.d, heads=s.h, feedforward=3, norm=norm), draw)
+    labels, patches = draw.normal(s.b, s.c, s.d), draw.normal(s.b, s.n, s.d)
+    out = both(labels, patches)
+    for direction in ("labels", "patches"):
+        one = DualModalAttention(dim=s.d, heads=s.h, feedforward=3, norm=norm, direction=direction).double()
+        one.load_state_dict({name: both.state_dict()[name] for name in one.state_dict()})
+        alone = one(labels, patches)
+        assert torch.equal(getattr(alone, direction), getattr(out, direction))
+        untouched = {"labels": patches, "patches": labels}[direction]
+        assert torch.equal(alone.patches if direction == "labels" else alone.labels, untouched)
+
+
+@given(sizes(), draws(), st.sampled_from([0, 3]), directions)
+def test_law_6_before_the_first_step_nothing_is_changed(s: Sizes, draw: Draw, feedforward: int, direction: str) -> None:
+    labels, patches = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
+    related, _ = LabelRelation(dim=s.d, heads=s.h).double()(labels)
+    assert torch.equal(related, labels)
+    form = {"feedforward": feedforward, "direction": direction, "layers": 2}
+    out = DualModalAttention(dim=s.d, heads=s.h, **form).double()(labels, patches)
+    assert torch.equal(out.labels, labels.expand(s.b, s.c, s.d))
+    assert torch.equal(out.patches, patches)
+
+
+def test_post_norm_does_change_its_input_before_the_first_step() -> None:
+    draw = Draw(0, torch.float32)
+    labels, patches = draw.normal(5, 8), draw.normal(2, 3, 8)
+    assert not torch.allclose(LabelRelation(dim=8, heads=2, norm="post")(labels)[0], labels, atol=0.1)
+    assert not torch.allclose(
+        DualModalAttention(dim=8, heads=2, norm="post")(labels, patches).patches, patches, atol=0.1
+    )
+
+
+def test_a_block_takes_any_number_of_labels_and_patches() -> None:
+    draw = Draw(0, torch.float32)
+    block, relation = DualModalAttention(dim=8, heads=2, feedforward=4), LabelRelation(dim=8, heads=2)
+    for c, n in [(1, 1), (3, 9), (11, 2)]:
+        out = block(relation(draw.normal(c, 8))[0], draw.normal(2, n, 8))
+        assert (out.labels.shape, out.patches.shape) == ((2, c, 8), (2, n, 8))
+        assert (out.label_maps, out.patch_maps) == ((), ())  # Not made unless asked for.
+
+
+def test_ten_thousand_labels_need_no_map_in_memory() -> None:
+    draw, c = Draw(0, torch.float32), 10_000
+    relation = RelationMap(draw.normal(1, c, 4), draw.normal(1, c, 4))
+    values = draw.normal(1, c, 4)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        out = relation.attend(values)
+    largest = max(event.cpu_memory_usage for event in profile.events())
+    assert largest < c * c  # Bytes: the map would be four times that.
+    assert_close(out[:, :3], attention_map(relation.query[:, :3], relation.key) @ values, rtol=1e-4, atol=1e-4)
+
+
+# --- life
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("own", [True, False])
+def test_every_parameter_learns(norm: str, own: bool) -> None:
+    draw = Draw(1)
+    labels, patches = draw.normal(2, 5, 8), draw.normal(2, 7, 8)
+    relation = moved(LabelRelation(dim=8, heads=2, norm=norm), draw)
+    backward(relation(labels if own else labels[0])[0])
+    assert missing_gradients(relation) == []
+    for direction in ("both", "labels", "patches"):
+        form = {"direction": direction, "layers": 2, "feedforward": 3, "norm": norm}
+        block = moved(DualModalAttention(dim=8, heads=2, **form), draw)
+        out = block(labels if own else labels[0], patches)
+        backward((out.labels, out.patches))
+        assert missing_gradients(block) == []
+    assert list(DualModalAttention(dim=8, direction="none").parameters()) == []
+
+
+def test_the_first_step_starts_at_the_output_projections() -> None:
+    draw = Draw(1, torch.float32)
+    block = DualModalAttention(dim=8, heads=2, feedforward=4)
+    out = block(draw.normal(5, 8), draw.normal(2, 7, 8))
+    backward((out.labels, out.patches))
+    learns = {name for name, _ in block.named_parameters()} - set(missing_gradients(block))
+    assert learns == {
+        f"layers.0.{side}.{part}.{what}"
+        for side in ("labels", "patches")
+        for part in ("attention.out_proj", "feedforward.down")
+        for what in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_save_load_pickle_and_copy(norm: str) -> None:
+    draw = Draw(2)
+    labels, patches = draw.normal(5, 8), draw.normal(2, 7, 8)
+    made = [LabelRelation(dim=8, heads=2, norm=norm).double() for _ in range(2)]
+    survives(perturb(made[0], draw), made[1], labels)
+    form = {"layers": 2, "feedforward": 3, "norm": norm}
+    made = [DualModalAttention(dim=8, heads=2, **form).double() for _ in range(2)]
+    survives(perturb(made[0], draw), made[1], labels, patches, True)
+
+
+def test_repr_is_a_constructor_call() -> None:
+    for block in (
+        LabelRelation(dim=12, heads=3, norm="post"),
+        DualModalAttention(dim=12, heads=3, direction="labels", layers=2, feedforward=5, norm="post"),
+        DualModalAttention(dim=12, heads=4, direction="none", layers=3),
+    ):
+        again = eval(repr(block))  # noqa: S307
+        assert repr(again) == repr(block)
+        assert [x.shape for x in again.parameters()] == [x.shape for x in block.parameters()]
+
+
+def test_bf16_autocast_is_close_and_its_maps_are_float32() -> None:
+    draw = Draw(3, torch.float32)
+    block, relation = (
+        perturb(x, draw, 0.1) for x in (DualModalAttention(dim=16, heads=2), LabelRelation(dim=16, heads=2))
+    )
+    labels, patches = draw.normal(5, 16), draw.normal(2, 7, 16)
+    wanted = block(relation(labels)[0], patches, maps=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        related, weights = relation(labels)
+        found = block(related, patches, maps=True)
+        assert weights.dense().dtype == torch.float32
+    for a, b in zip(found, wanted, strict=True):
+        a, b = (a[0], b[0]) if isinstance(a, tuple) else (a, b)
+        assert a.dtype == torch.float32
+        assert_close(a, b, rtol=0.05, atol=0.05)
+    # A map made under autocast may be used outside of it.
+    assert weights.attend(draw.normal(2, 5, 8)).dtype == torch.float32
+
+
+def test_keys_have_no_bias_because_a_softmax_does_not_see_one() -> None:
+    draw = Draw(4)
+    query, key, shift = draw.normal(2, 5, 4), draw.normal(2, 5, 4), draw.normal(2, 1, 4)
+    assert_close(attention_map(query, key + shift), attention_map(query, key))
+    assert LabelRelation(dim=8, heads=2).attention.k_proj.bias is None
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_blocks_compile_into_one_graph() -> None:
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relation, self.block = LabelRelation(dim=8, heads=2), DualModalAttention(dim=8, heads=2)
+
+        def forward(self, labels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+            out = self.block(self.relation(labels)[0], patches, maps=True)
+            return out.labels, out.patch_maps[0]
+
+    model = perturb(Both(), Draw(0))
+    compiled = torch.compile(model, fullgraph=True, backend="eager", dynamic=True)
+    for b, c, n in [(2, 3, 4), (3, 5, 2)]:
+        labels, patches = torch.randn(c, 8), torch.randn(b, n, 8)
+        for found, wanted in zip(compiled(labels, patches), model(labels, patches), strict=True):
+            assert_close(found, wanted)
+
+
+# --- refusal
+
+X = torch.zeros
+REFUSED = [
+    (lambda: LabelRelation(dim=10, heads=4), ValueError, "dim: expected a multiple of heads=4, got 10"),
+    (lambda: LabelRelation(dim=8, heads=0), ValueError, "heads: expected a whole number of at least 1, got 0"),
+    (lambda: LabelRelation(dim=8, norm="mid"), ValueError, "norm: expected one of 'pre', 'post', got 'mid'"),
+    (
+        lambda: DualModalAttention(dim=8, direction="all"),
+        ValueError,
+        "direction: expected one of 'both', 'labels', 'patches', 'none', got 'all'",
+    ),
+    (lambda: DualModalAttention(dim=8, layers=0), ValueError, "layers: expected a whole number of at least 1, got 0"),
+    (
+        lambda: DualModalAttention(dim=8, feedforward=-1),
+        ValueError,
+        "feedforward: expected a whole number of at least 0, got -1",
+    ),
+    (lambda: LabelRelation(dim=8)(X(8)), ShapeError, "labels: expected axes '... c d', got shape (8,)"),
+    (lambda: LabelRelation(dim=8)(X(3, 7)), ShapeError, "labels: expected axes '... c d' with d=8, got shape (3, 7)"),
+    (
+        lambda: DualModalAttention(dim=8)(X(3, 8), X(5, 8)),
+        ShapeError,
+        "patches: expected axes 'b n d', got shape (5, 8)",
+    ),
+    (
+        lambda: DualModalAttention(dim=8)(X(3, 7), X(2, 5, 8)),
+        ShapeError,
+        "labels: expected axes 'c d' with d=8, got shape (3, 7)",
+    ),
+    (
+        lambda: DualModalAttention(dim=8)(X(3, 4, 8), X(2, 5, 8)),
+        ShapeError,
+        "labels: expected axes 'b c d' with b=2, got shape (3, 4, 8)",
+    ),
+    (
+        lambda: DualModalAttention(dim=8)(X(0, 8), X(2, 5, 8)),
+        ShapeError,
+        "labels, patches: expected one of each or more, got c=0, n=5",
+    ),
+    (
+        lambda: DualModalAttention(dim=8)(X(3, 8).long(), X(2, 5, 8)),
+        ShapeError,
+        "labels: expected a tensor of dtype float, got torch.int64",
+    ),
+]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("call", "kind", "message"), REFUSED)
+def test_refusals_name_the_argument(call: object, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        call()
+
+
+def test_arguments_are_named() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        LabelRelation(8)
+    with pytest.raises(TypeError, match="positional"):
+        DualModalAttention(8)
