@@ -23,14 +23,14 @@ class Draw:
         self.dtype = dtype
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, dtype=self.dtype)
+        return torch.randn(shape, generator=self.generator, dtype=self.dtype)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.rand(*shape, generator=self.generator, dtype=self.dtype)
+        return torch.rand(shape, generator=self.generator, dtype=self.dtype)
 
     def chance(self, p: float, *shape: int) -> Tensor:
         """Bool, True with probability ``p``."""
-        return torch.rand(*shape, generator=self.generator) < p
+        return torch.rand(shape, generator=self.generator) < p
 
     def order(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self.generator)

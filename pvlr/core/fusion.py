@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pvlr.core.arguments import require_choice, require_heads
 from pvlr.core.attention import NORMS, RelationMap
 from pvlr.core.functional import gate, merge_heads, split_heads
-from pvlr.core.shapes import expect
+from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["FusionBlock"]
 
@@ -105,6 +105,10 @@ class FusionBlock(nn.Module):
             return self._given("context", context)
         knowledge = self._given("knowledge", knowledge)
         context = self._given("context", context, c=knowledge.shape[-2])
+        for a, b in zip(knowledge.shape[-3::-1], context.shape[-3::-1], strict=False):
+            if a != b and 1 not in (a, b):
+                shapes = f"{tuple(context.shape)} against {tuple(knowledge.shape)}"
+                raise ShapeError(f"context: expected leading axes that broadcast against knowledge's, got {shapes}")
         if self.mode == "sum":
             return knowledge + context
         # W [a ; b] = W_a a + W_b b, so that vectors without a batch axis are multiplied once, not for every image.
