@@ -147,20 +147,23 @@ def load_label_vectors(path: str | Path, labels: LabelSet) -> Float[Tensor, "c k
     import numpy as np  # Not needed by any block.
 
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names, vectors = file["names"], file["vectors"]
-    except KeyError as err:
-        raise LabelError(f"{path}: expected the arrays 'names' and 'vectors', {err.args[0]}") from None
+        # Opened here, because numpy leaves a file open that it opened and cannot read.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            held = {name: file[name] for name in ("names", "vectors") if name in file.files}
     except Exception as err:  # numpy, zipfile and zlib each have their own for a damaged file.
         raise LabelError(f"{path}: expected a readable .npz file of label vectors, {err}") from None
+    if len(held) != 2:
+        found = ", ".join(map(repr, held)) or "neither"
+        raise LabelError(f"{path}: expected the arrays 'names' and 'vectors', got {found}")
+    names, vectors = held["names"], held["vectors"]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise LabelError(f"{path}: expected 'names' to be one axis of texts, got {names.dtype} {names.shape}")
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.shape[0] != names.shape[0] or vectors.shape[1] == 0:
         found = f"{vectors.dtype} {vectors.shape}"
         raise LabelError(f"{path}: expected 'vectors' to be {names.shape[0]} rows of floats, got {found}")
     try:
-        held = LabelSet(tuple(names.tolist()))
-        rows = [held.index(name) for name in labels]
+        known = LabelSet(tuple(names.tolist()))
+        rows = [known.index(name) for name in labels]
     except LabelError as err:
         raise LabelError(f"{path}: {err}") from None
     chosen = torch.from_numpy(vectors[rows].astype(np.float32))
