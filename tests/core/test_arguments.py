@@ -15,7 +15,7 @@ def test_numbers_pass_exactly_within_their_bounds(value: float, above: float, le
     if inside:
         require_number("x", value, above=above, least=least, below=below)
     else:
-        with pytest.raises(ValueError, match="^x: expected a finite number > "):
+        with pytest.raises(ValueError, match=r"^x: expected a finite number > "):
             require_number("x", value, above=above, least=least, below=below)
 
 
