@@ -1,3 +1,4 @@
+import math
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pvlr.core.losses import asymmetric_loss, binary_cross_entropy
 
 axis = st.integers(1, 5)
 gammas = st.sampled_from([0.0, 0.3, 1.0, 2.0, 2.5, 4.0])
-clips = st.sampled_from([0.0, 0.05, 0.4])
+clips = st.sampled_from([0.0, 1e-6, 0.05, 0.4])
 reductions = st.sampled_from(["mean", "sum"])
 options = st.fixed_dictionaries({"gamma_pos": gammas, "gamma_neg": gammas, "clip": clips, "reduction": reductions})
 
@@ -40,6 +41,18 @@ def test_it_is_its_formula_at_any_logit(draw: Draw, b: int, c: int, options: dic
     everywhere = torch.ones(b, c, dtype=torch.bool)
     wanted = reference.asymmetric_loss(logits.tolist(), target.tolist(), everywhere.tolist(), **options)
     assert asymmetric_loss(logits, target, **options).item() == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-9, 0.05, 0.4])
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0, 4.0])
+def test_it_is_its_formula_far_out(gamma: float, clip: float) -> None:
+    options = {"gamma_pos": gamma, "gamma_neg": gamma, "clip": clip, "reduction": "sum"}
+    for y in (0.0, 0.3, 1.0):
+        for logit in (-80.0, -40.0, -19.0, -8.0, -1e-6, 0.0, 1e-6, 8.0, 19.0, 40.0, 80.0):
+            wanted = reference.asymmetric_loss([[logit]], [[y]], [[True]], **options)
+            for dtype, close in ((torch.float64, 1e-7), (torch.float32, 2e-4)):
+                found = asymmetric_loss(torch.tensor([[logit]], dtype=dtype), torch.tensor([[y]]).double(), **options)
+                assert found.item() == pytest.approx(wanted, rel=close, abs=1e-9 if dtype == torch.float64 else 1e-6)
 
 
 @given(draws(), axis, axis, reductions)
@@ -153,6 +166,16 @@ def test_both_spellings_of_partial_labels_are_one_known_mask(shared: Path, key: 
     loss = asymmetric_loss(files["x"], target, known, gamma_neg=2.0, reduction="sum")
     at_known = asymmetric_loss(files["x"][known][None], target[known][None], gamma_neg=2.0, reduction="sum")
     assert_close(loss, at_known)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-9])
+@pytest.mark.parametrize("logit", [19.0, 50.0])
+def test_a_false_alarm_however_sure_still_learns(logit: float, clip: float) -> None:
+    loss, gradient = loss_and_gradient(torch.tensor([[logit]]), torch.zeros(1, 1), gamma_neg=2.0, clip=clip)
+    assert loss.item() == pytest.approx(min(logit, -math.log(clip) if clip else math.inf), rel=0.1)
+    assert gradient.isfinite()
+    if clip == 0:
+        assert gradient.item() == pytest.approx(1.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("logit", [-19.0, -50.0, -1e4])

@@ -51,6 +51,7 @@ REFUSED = [
     (torch.zeros(()), "... c d", {}, "labels: expected axes '... c d', got shape ()"),
     (torch.zeros(2, 3), "1 d", {}, "labels: expected axes '1 d', got shape (2, 3)"),
     (torch.zeros(2, 3), "c d", {"d": 4}, "labels: expected axes 'c d' with d=4, got shape (2, 3)"),
+    (torch.zeros(2, 3), "c d", {"d": 2}, "labels: expected axes 'c d' with d=2, got shape (2, 3)"),
     (torch.zeros(2, 3), "... d", {"d": 4}, "labels: expected axes '... d' with d=4, got shape (2, 3)"),
     (
         torch.zeros(2, 3),
