@@ -1,9 +1,5 @@
-import pickle
 import re
-from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import pytest
 import reference
 import torch
@@ -11,237 +7,22 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, norms, perturb, seeds, sizes, survives
-from torch import Tensor
 from torch.testing import assert_close
+from toy_text import LABELS, ToyTower, prompts_for
 
-from pvlr.core.attention import DualModalAttention, RelationMap
-from pvlr.core.functional import cosine_scores, pool_regions, splice_context
-from pvlr.core.fusion import FusionBlock
-from pvlr.core.head import SimilarityHead
-from pvlr.core.labels import LabelError, LabelSet
-from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
-from pvlr.core.protocols import PromptTokens, TextTower
+from pvlr.core.attention import RelationMap
+from pvlr.core.functional import splice_context
+from pvlr.core.labels import LabelSet
+from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank
+from pvlr.core.protocols import TextTower
 from pvlr.core.shapes import ShapeError
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-LABELS = LabelSet(("cat", "traffic_light", "cow"), descriptions={"cow": ("It moos.", "It eats grass.")})
-
-
-class ToyTower:
-    """A text tower small enough to read: words are tokens, a prompt is a nonlinear sum over its first words."""
-
-    path = "plain"
-
-    def __init__(self, *, dim: int = 8, width: int = 6, seed: int = 0) -> None:
-        draw = Draw(seed)
-        self.dim, self.width, self.context_length = dim, width, 12
-        self.table, self.places = draw.normal(64, width), draw.normal(self.context_length, width)
-        self.out = draw.normal(width, dim)
-        self.encoded: list[int] = []
-
-    def tokens(self, sentence: str) -> list[int]:
-        return [1 + sum(map(ord, word)) % 62 for word in sentence.replace(".", " .").split()]
-
-    def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
-        rows = [self.tokens(sentence) for sentence in sentences]
-        ids = torch.tensor([row + [0] * (self.context_length - len(row)) for row in rows])
-        return PromptTokens(ids=ids, start=0, length=tokens, end=torch.tensor([len(row) - 1 for row in rows]))
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return self.table[ids]
-
-    def run(self, embeddings: Tensor, end: Tensor) -> Tensor:
-        states = torch.tanh(embeddings + self.places).cumsum(dim=1)
-        return torch.sin(states[torch.arange(len(end)), end]) @ self.out
-
-    def encode(self, sentences: Sequence[str]) -> Tensor:
-        self.encoded.append(len(sentences))
-        prompts = self.tokenize_prompts(sentences, None, 0)
-        with torch.no_grad():
-            return self.run(self.embed(prompts.ids), prompts.end)
-
-    def encode_context(self, context: Tensor, prompts: PromptTokens) -> Tensor:
-        return self.run(splice_context(self.embed(prompts.ids), context, prompts.start), prompts.end)
-
-
-def prompts_for(tower: ToyTower, bank: PromptBank) -> PromptTokens:
-    return tower.tokenize_prompts(bank.context_sentences(), bank.context_words, bank.context_tokens)
 
 
 def test_the_toy_is_a_text_tower() -> None:
     assert isinstance(ToyTower(), TextTower)
     assert not isinstance(object(), TextTower)
-
-
-# --- PromptBank
-
-
-def test_sentences_are_templates_then_descriptions() -> None:
-    bank = PromptBank(LABELS, templates=("a photo of a {}.", "{} outdoors"))
-    assert bank.fixed() == (
-        ("a photo of a cat.", "cat outdoors"),
-        ("a photo of a traffic light.", "traffic light outdoors"),
-        ("a photo of a cow.", "cow outdoors", "It moos.", "It eats grass."),
-    )
-    assert PromptBank(LABELS, descriptions={}).fixed()[2] == ("a photo of a cow.",)
-    assert PromptBank(LABELS, descriptions={"cat": ("It purrs.",)}).fixed()[0] == ("a photo of a cat.", "It purrs.")
-    only = {name: (f"About {name}.",) for name in LABELS}
-    assert PromptBank(LABELS, templates=(), descriptions=only).fixed()[0] == ("About cat.",)
-
-
-def test_learnable_prompts_put_words_or_placeholders_before_the_name() -> None:
-    assert PromptBank(LABELS).context_sentences()[1] == "a photo of a traffic light."
-    bank = PromptBank(LABELS, context_words=None, context_tokens=3, suffix=" now")
-    assert bank.context_sentences()[0] == "X X X cat now"
-    assert bank.context_prefix == "X X X"
-
-
-def test_braces_in_a_name_are_letters() -> None:
-    assert PromptBank(LabelSet(("a{}b", "{x}"))).fixed() == (("a photo of a a{}b.",), ("a photo of a {x}.",))
-
-
-def test_a_bank_pickles_and_equals_its_copy() -> None:
-    bank = PromptBank(LABELS, templates=("{}",))
-    assert pickle.loads(pickle.dumps(bank)) == bank  # noqa: S301
-
-
-BANKS = [
-    ({"templates": ("a photo.",)}, ValueError, "templates: expected exactly one {} for the label, got 'a photo.'"),
-    ({"templates": ("{} {}",)}, ValueError, "templates: expected exactly one {} for the label, got '{} {}'"),
-    ({"templates": ("a {c}.",)}, ValueError, "templates: expected exactly one {} for the label, got 'a {c}.'"),
-    ({"templates": ("{{}}",)}, ValueError, "templates: expected exactly one {} for the label, got '{{}}'"),
-    (
-        {"templates": ()},
-        ValueError,
-        "templates: expected a template or a description for every label, 'cat' has none",
-    ),
-    (
-        {"descriptions": {"cta": ("x",)}},
-        LabelError,
-        "descriptions: unknown label 'cta', the nearest known one is 'cat'",
-    ),
-    (
-        {"descriptions": {"cat": "x"}},
-        LabelError,
-        "descriptions of 'cat': expected a sequence of sentences, got a str",
-    ),
-    ({"context_tokens": 0}, ValueError, "context_tokens: expected a whole number of at least 1, got 0"),
-    (
-        {"context_words": " "},
-        ValueError,
-        "context_words: expected words, or None to start from none, got an empty text",
-    ),
-]
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("options", "kind", "message"), BANKS)
-def test_banks_that_are_refused(options: dict, kind: type, message: str) -> None:
-    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
-        PromptBank(LABELS, **options)
-
-
-# --- encode_knowledge
-
-
-@given(seeds(), st.integers(1, 9))
-def test_knowledge_is_the_mean_of_normalised_sentences_however_they_are_batched(seed: int, batch: int) -> None:
-    tower, bank = ToyTower(seed=seed), PromptBank(LABELS, templates=("a {}", "the {} here"))
-    found = encode_knowledge(bank, lambda sentences: tower.encode(sentences).requires_grad_(), batch=batch)
-    assert all(count <= batch for count in tower.encoded)
-    assert sum(tower.encoded) == 8
-    for label, sentences in enumerate(bank.fixed()):
-        vectors = [reference.normalise(tower.encode([sentence])[0].tolist()) for sentence in sentences]
-        wanted = [sum(column) / len(vectors) for column in zip(*vectors, strict=True)]
-        assert found[label].tolist() == pytest.approx(wanted, abs=1e-6)
-    assert found.dtype == torch.float32
-    assert not found.requires_grad
-
-
-def encode_to(vectors: object) -> object:
-    return lambda sentences: vectors
-
-
-ONE = LabelSet(("cat", "dog"))
-ENCODERS = [
-    (encode_to(torch.ones(3, 4)), ShapeError, "encode: expected axes 's k' with s=2, got shape (3, 4)"),
-    (encode_to(torch.ones(2)), ShapeError, "encode: expected axes 's k', got shape (2,)"),
-    (encode_to(torch.ones(2, 4).long()), ShapeError, "encode: expected a tensor of dtype float, got torch.int64"),
-    (encode_to(np.ones((2, 4))), ShapeError, "encode: expected a tensor with axes 's k', got ndarray"),
-    (
-        encode_to(torch.tensor([[1.0], [0.0]])),
-        ValueError,
-        "encode: expected a finite vector other than zero for every sentence, not so for 'a photo of a dog.'",
-    ),
-    (
-        encode_to(torch.tensor([[float("nan")], [1.0]])),
-        ValueError,
-        "encode: expected a finite vector other than zero for every sentence, not so for 'a photo of a cat.'",
-    ),
-]
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(("encode", "kind", "message"), ENCODERS)
-def test_encoders_that_are_refused(encode: object, kind: type, message: str) -> None:
-    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
-        encode_knowledge(PromptBank(ONE), encode)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_an_encoder_whose_width_changes_between_batches_is_refused() -> None:
-    widths = iter((4, 5))
-    with pytest.raises(ShapeError, match=r"^encode: expected axes 's k' with k=4, got shape \(1, 5\)$"):
-        encode_knowledge(PromptBank(ONE), lambda sentences: torch.ones(1, next(widths)), batch=1)
-
-
-# --- load_label_vectors
-
-
-def test_vectors_are_read_in_the_order_of_the_labels(tmp_path: Path) -> None:
-    vectors = np.arange(12, dtype=np.float64).reshape(4, 3)
-    np.savez(tmp_path / "v.npz", names=np.array(["cow", "dog", "traffic_light", "cat"]), vectors=vectors)
-    found = load_label_vectors(tmp_path / "v.npz", LABELS)
-    assert found.dtype == torch.float32
-    assert_close(found, torch.from_numpy(vectors[[3, 2, 0]]).float())
-    assert torch.equal(load_label_vectors(str(tmp_path / "v.npz"), LABELS), found)
-
-
-NAMES = np.array(["cat", "traffic_light", "cow"])
-V = np.ones((3, 2), dtype=np.float32)
-FILES = [
-    ({"names": NAMES}, "expected the arrays 'names' and 'vectors', got 'names'"),
-    ({"other": V}, "expected the arrays 'names' and 'vectors', got neither"),
-    ({"names": NAMES[:2], "vectors": V[:2]}, "unknown label 'cow', the nearest known one is '"),
-    ({"names": NAMES, "vectors": V[:2]}, "expected 'vectors' to be 3 rows of floats, got float32 (2, 2)"),
-    ({"names": NAMES, "vectors": V.astype(int)}, "expected 'vectors' to be 3 rows of floats, got int64 (3, 2)"),
-    ({"names": NAMES, "vectors": V[:, 0]}, "expected 'vectors' to be 3 rows of floats, got float32 (3,)"),
-    ({"names": np.arange(3), "vectors": V}, "expected 'names' to be one axis of texts, got int64 (3,)"),
-    ({"names": NAMES[[0, 0, 1]], "vectors": V}, "names: expected unique labels, got 'cat' more than once"),
-    ({"names": NAMES.astype(object), "vectors": V}, "expected a readable .npz file of label vectors, Object arrays"),
-    ({"names": NAMES, "vectors": V * np.array([[1], [1], [np.nan]])}, "expected finite vectors, 'cow' has none"),
-]
-
-
-@pytest.mark.parametrize(("arrays", "message"), FILES)
-def test_files_that_are_refused_are_named(tmp_path: Path, arrays: dict, message: str) -> None:
-    path = tmp_path / "v.npz"
-    np.savez(path, **arrays)
-    with pytest.raises(LabelError, match=f"^{re.escape(f'{path}: {message}')}"):
-        load_label_vectors(path, LABELS)
-
-
-def test_what_is_no_such_file_is_refused_and_never_unpickled(tmp_path: Path) -> None:
-    (tmp_path / "text.npz").write_text("no archive")
-    whole = tmp_path / "whole.npz"
-    np.savez(whole, names=NAMES, vectors=V)
-    (tmp_path / "cut.npz").write_bytes(whole.read_bytes()[:-40])
-    np.save(tmp_path / "single.npy", V)
-    (tmp_path / "pickle.npz").write_bytes(pickle.dumps(NAMES))
-    for name in ("text.npz", "cut.npz", "single.npy", "pickle.npz", "absent.npz"):
-        message = f"^{re.escape(str(tmp_path / name))}: expected a readable .npz file of label vectors, "
-        with pytest.raises(LabelError, match=message):
-            load_label_vectors(tmp_path / name, LABELS)
 
 
 # --- KnowledgePrompter
@@ -406,61 +187,6 @@ def test_bf16_autocast_keeps_encoded_vectors_float32() -> None:
     assert encoded.dtype == found[0].dtype == torch.float32
     assert_close(encoded.norm(dim=-1), torch.ones(3))
     assert_close(found[0], wanted[0], rtol=0.05, atol=0.05)
-
-
-# --- all blocks together
-
-
-def stack(s: Sizes, draw: Draw, trained: bool, **options: str) -> tuple:
-    """Patches and label vectors through every block; returns the function from (knowledge, soft, patches) to logits."""
-    blocks = [
-        KnowledgePrompter(dim=s.d, heads=s.h, relation=options.get("relation", "attention")),
-        ContextPrompter(width=s.w, dim=s.d, heads=s.h, condition=options.get("condition", "none")),
-        FusionBlock(dim=s.d, heads=s.h, mode=options.get("mode", "gate")),
-        DualModalAttention(dim=s.d, heads=s.h, direction=options.get("direction", "both")),
-        SimilarityHead(scale=3.0, bias=-1.0),
-    ]
-    for block in blocks:
-        block.double()
-        if trained:
-            perturb(block, draw)
-    know, see, fuse, look, head = blocks
-
-    def logits(hard: Tensor, soft: Tensor, patches: Tensor) -> Tensor:
-        knowledge, knowledge_map = know(hard)
-        context, context_map = see.relate(soft, patches)
-        out = look(fuse(knowledge, context, knowledge_map, context_map), patches)
-        return head(out.patches, out.labels)
-
-    return logits, head
-
-
-@given(sizes(), draws(), st.sampled_from(["none", "image"]))
-def test_law_6_untrained_blocks_score_as_the_cosines_of_what_they_are_given(
-    s: Sizes, draw: Draw, condition: str
-) -> None:
-    vectors, patches = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
-    logits, _ = stack(s, draw, trained=False, condition=condition)
-    wanted = pool_regions(cosine_scores(patches, vectors, scale=3.0, bias=-1.0), "max")
-    assert_close(logits(vectors, vectors, patches), wanted, rtol=1e-6, atol=1e-6)  # log 3 is kept in float32.
-
-
-@given(sizes(), draws())
-def test_law_6_trained_blocks_do_so_without_attention_fusion_and_relation(s: Sizes, draw: Draw) -> None:
-    vectors, patches = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
-    logits, head = stack(s, draw, trained=True, direction="none", mode="knowledge", relation="none")
-    scores = cosine_scores(patches, vectors, scale=head.log_scale.exp(), bias=head.bias)
-    assert_close(logits(vectors, draw.normal(s.c, s.d), patches), pool_regions(scores, "max"), **EXACT)
-
-
-@given(sizes(), draws(), st.sampled_from(["none", "image"]))
-def test_laws_1_and_2_hold_for_all_trained_blocks_together(s: Sizes, draw: Draw, condition: str) -> None:
-    hard, soft, patches = draw.normal(s.c, s.d), draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
-    order, (logits, _) = draw.order(s.c), stack(s, draw, trained=True, condition=condition)
-    whole = logits(hard, soft, patches)
-    assert_close(logits(hard[order], soft[order], patches), whole[:, order], **EXACT)
-    for b in range(s.b):
-        assert_close(logits(hard, soft, patches[b : b + 1]), whole[b : b + 1], **EXACT)
 
 
 # --- refusal

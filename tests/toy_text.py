@@ -1,0 +1,55 @@
+"""A text tower small enough to read, for tests of what is built on one."""
+
+from collections.abc import Sequence
+
+import torch
+from strategies import Draw
+from torch import Tensor
+
+from pvlr.core.functional import splice_context
+from pvlr.core.labels import LabelSet
+from pvlr.core.prompts import PromptBank
+from pvlr.core.protocols import PromptTokens
+
+LABELS = LabelSet(("cat", "traffic_light", "cow"), descriptions={"cow": ("It moos.", "It eats grass.")})
+
+
+class ToyTower:
+    """Words are tokens; a prompt is a nonlinear sum over its first words."""
+
+    path = "plain"
+
+    def __init__(self, *, dim: int = 8, width: int = 6, seed: int = 0) -> None:
+        draw = Draw(seed)
+        self.dim, self.width, self.context_length = dim, width, 12
+        self.table, self.places = draw.normal(64, width), draw.normal(self.context_length, width)
+        self.out = draw.normal(width, dim)
+        self.encoded: list[int] = []
+
+    def tokens(self, sentence: str) -> list[int]:
+        return [1 + sum(map(ord, word)) % 62 for word in sentence.replace(".", " .").split()]
+
+    def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
+        rows = [self.tokens(sentence) for sentence in sentences]
+        ids = torch.tensor([row + [0] * (self.context_length - len(row)) for row in rows])
+        return PromptTokens(ids=ids, start=0, length=tokens, end=torch.tensor([len(row) - 1 for row in rows]))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.table[ids]
+
+    def run(self, embeddings: Tensor, end: Tensor) -> Tensor:
+        states = torch.tanh(embeddings + self.places).cumsum(dim=1)
+        return torch.sin(states[torch.arange(len(end)), end]) @ self.out
+
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        self.encoded.append(len(sentences))
+        prompts = self.tokenize_prompts(sentences, None, 0)
+        with torch.no_grad():
+            return self.run(self.embed(prompts.ids), prompts.end)
+
+    def encode_context(self, context: Tensor, prompts: PromptTokens) -> Tensor:
+        return self.run(splice_context(self.embed(prompts.ids), context, prompts.start), prompts.end)
+
+
+def prompts_for(tower: ToyTower, bank: PromptBank) -> PromptTokens:
+    return tower.tokenize_prompts(bank.context_sentences(), bank.context_words, bank.context_tokens)
