@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pvlr.core.towers import TowerError
 from pvlr.data.batch import DataError
+from pvlr.train.config import ConfigError
 from pvlr.train.export import ExportError
 from pvlr.train.predict import load_run, tag
 
@@ -29,7 +30,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     try:
         run = load_run(given.run, device=given.device)
-    except (ExportError, TowerError) as err:
+    except (ConfigError, ExportError, TowerError) as err:
         print(f"error: {err}", file=sys.stderr)
         return 2
     unreadable = 0

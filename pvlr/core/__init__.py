@@ -1,6 +1,7 @@
 """Tensors in, tensors out: the blocks of PVLR and the functions they are made of.
 
-Importing this loads torch, einops and jaxtyping, and nothing else of weight: one block costs one block.
+Importing this loads torch, einops and jaxtyping, and nothing else of weight: one block costs one block. What a tower
+is made of is loaded with the tower.
 """
 
 from pvlr.core.attention import DualModalAttention, DualModalOutput, LabelRelation, RelationMap
@@ -29,11 +30,14 @@ from pvlr.core.metrics import (
     precision_recall,
     top_k,
 )
+from pvlr.core.model import PVLR, PVLRConfig, PVLROutput
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageFeatures, ImageTower, PromptTokens, TextTower
 from pvlr.core.shapes import ShapeError, expect
+from pvlr.core.towers import TowerError, Towers, load_towers
 
 __all__ = [
+    "PVLR",
     "ContextPrompter",
     "DualModalAttention",
     "DualModalOutput",
@@ -45,6 +49,8 @@ __all__ = [
     "LabelRelation",
     "LabelSet",
     "MultiLabelReport",
+    "PVLRConfig",
+    "PVLROutput",
     "PrecisionRecall",
     "PromptBank",
     "PromptTokens",
@@ -52,6 +58,8 @@ __all__ = [
     "ShapeError",
     "SimilarityHead",
     "TextTower",
+    "TowerError",
+    "Towers",
     "asymmetric_loss",
     "attend",
     "attention_map",
@@ -63,6 +71,7 @@ __all__ = [
     "fuse_maps",
     "gate",
     "load_label_vectors",
+    "load_towers",
     "mean_average_precision",
     "merge_heads",
     "multilabel_report",

@@ -1,25 +1,23 @@
 """PVLR assembled: label vectors from two kinds of prompts meet the patches of an image.
 
-The abstract of arXiv 2401.17881 fixes the parts; what it leaves open is a field of :class:`PVLRConfig`.
+The abstract of arXiv 2401.17881 fixes the parts; what it leaves open is a field of
+:class:`~pvlr.core.model_config.PVLRConfig`.
 """
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.attention import DualModalAttention, RelationMap
-from pvlr.core.functional import cosine_scores, pool_regions, prior_bias
+from pvlr.core.functional import cosine_scores, pool_regions, prior_bias, widened
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
-from pvlr.core.labels import LabelError, LabelSet
+from pvlr.core.labels import LabelSet
+from pvlr.core.model_config import PVLRConfig, read_descriptions
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
 from pvlr.core.shapes import expect
@@ -27,70 +25,6 @@ from pvlr.core.shapes import expect
 __all__ = ["PVLR", "PVLRConfig", "PVLROutput", "read_descriptions"]
 
 FROZEN = ("text.", "image.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PVLRConfig:
-    """Every choice that PVLR's abstract leaves open.
-
-    Args:
-        heads: Heads of every attention; must divide the joint width.
-        relation: Self-attention over the labels after each kind of prompt, or `none`.
-        residual: `pre`: normalise before each branch, whose output starts at zero, so that an untrained PVLR is
-            zero-shot CLIP; `post`: normalise after, with ordinary initialisation.
-        templates: Fixed prompts (KAP), each with one `{}` for the label's name.
-        descriptions: JSON file of label to list of sentences, added to the fixed prompts.
-        knowledge: `text_tower`, or a `.npz` file of label vectors (arrays `names`, `vectors`), brought to the joint
-            width by a learned projection.
-        context_tokens: Learnable context tokens (CAP).
-        context_words: Words the context starts from, as many tokens as `context_tokens`; null: N(0, 0.02).
-        class_specific_context: A context for every label; the label list is then fixed.
-        image_conditioned_context: Context-aware label vectors look at the patches before they are related.
-        fusion: `gate`: per-channel gate and fused relation maps; `sum`; `knowledge` or `context` alone.
-        dma: Dual-modal attention in `both` directions, one of them (`labels` look at patches, `patches` look at
-            labels), or `none`.
-        dma_layers: Layers of it.
-        dma_feedforward: Hidden width of a feed-forward after each of its layers; 0: none.
-        aggregation: Scores of the patches become one per label by `max`, `mean`, or `softmax`-weighted mean.
-        aggregation_temperature: Temperature of that softmax, on cosines times the scale.
-        scale_from: The scale of the cosine starts at `value` (the field `scale`) or at the `tower`'s own.
-        scale: First scale of the cosine.
-        prior: Mean probability before the first step, by choice of the bias; with `scale_from: tower` and a tower
-            that has a bias of its own, the tower's is kept.
-    """
-
-    heads: int = 8
-    relation: Literal["attention", "none"] = "attention"
-    residual: Literal["pre", "post"] = "pre"
-    templates: tuple[str, ...] = ("a photo of a {}.",)
-    descriptions: str | None = None
-    knowledge: str = "text_tower"
-    context_tokens: int = 4
-    context_words: str | None = "a photo of a"
-    class_specific_context: bool = False
-    image_conditioned_context: bool = False
-    fusion: Literal["gate", "sum", "knowledge", "context"] = "gate"
-    dma: Literal["both", "labels", "patches", "none"] = "both"
-    dma_layers: int = 1
-    dma_feedforward: int = 0
-    aggregation: Literal["max", "mean", "softmax"] = "max"
-    aggregation_temperature: float = 1.0
-    scale_from: Literal["value", "tower"] = "value"
-    scale: float = 10.0
-    prior: float = 0.05
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "templates", tuple(self.templates))
-        for name in ("heads", "context_tokens", "dma_layers"):
-            require_int(name, getattr(self, name), least=1)
-        require_int("dma_feedforward", self.dma_feedforward, least=0)
-        require_number("scale", self.scale, above=0.0)
-        require_number("aggregation_temperature", self.aggregation_temperature, above=0.0)
-        require_number("prior", self.prior, above=0.0, below=1.0)
-        for field in fields(self):
-            choices = getattr(field.type, "__args__", ())
-            if choices and all(isinstance(choice, str) for choice in choices):
-                require_choice(field.name, getattr(self, field.name), choices)
 
 
 class PVLROutput(NamedTuple):
@@ -120,23 +54,12 @@ class LabelSide(NamedTuple):
     fused: Tensor | None
 
 
-def read_descriptions(path: str | Path, labels: LabelSet) -> dict[str, tuple[str, ...]]:
-    """Read sentences per label from a JSON file; labels it does not name have none.
+class _Kept(NamedTuple):
+    """A label side, and all it was computed from."""
 
-    Raises:
-        LabelError: if the file is no such JSON, or names a label that `labels` lacks.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise LabelError(f"descriptions {path}: expected a JSON file of label to sentences, {err}") from err
-    if not isinstance(content, dict) or not all(
-        isinstance(s, list) and all(isinstance(x, str) and x.strip() for x in s) for s in content.values()
-    ):
-        raise LabelError(f"descriptions {path}: expected an object of label to list of sentences")
-    for name in content:
-        labels.index(name)
-    return {name: tuple(sentences) for name, sentences in content.items()}
+    state: tuple[Any, ...]
+    sources: tuple[Tensor, ...]
+    side: LabelSide
 
 
 class PVLR(nn.Module):
@@ -155,9 +78,19 @@ class PVLR(nn.Module):
         ValueError: where the towers do not share a width, or it is not a multiple of the heads.
         LabelError: where descriptions or label vectors do not fit the labels.
 
-    Shapes: ``forward`` takes images ``b 3 s s`` and returns :class:`PVLROutput`.
+    In evaluation without gradients the label side is computed once, and again when a parameter it is made of was
+    replaced or changed in place (changes through ``.data`` leave no trace; :meth:`train` makes it forget).
 
-    In evaluation without gradients the label side is computed once and kept until a parameter changes.
+    Example:
+        >>> from pvlr.core.towers import load_towers
+        >>> towers = load_towers("pvlr:scenes-clip")
+        >>> model = PVLR(PVLRConfig(), LabelSet(("red_circle", "blue_square")), towers.text, towers.image).eval()
+        >>> with torch.no_grad():
+        ...     out = model(torch.zeros(3, 3, 128, 128), maps=True)
+        >>> out.logits.shape, out.patches.shape, out.label_maps[0].shape
+        (torch.Size([3, 2]), torch.Size([3, 64, 128]), torch.Size([3, 8, 2, 64]))
+        >>> model.with_labels(LabelSet(("star",)))(torch.zeros(3, 3, 128, 128)).logits.shape
+        torch.Size([3, 1])
     """
 
     def __init__(
@@ -173,7 +106,7 @@ class PVLR(nn.Module):
         super().__init__()
         if text.dim != image.dim:
             raise ValueError(f"image: expected the text tower's joint width {text.dim}, got {image.dim}")
-        self.config, self.labels = config, labels
+        self.config = config
         self.text, self.image = text, image
         dim, shared = text.dim, {"heads": config.heads, "norm": config.residual}
         self._set_labels(labels)
@@ -217,7 +150,7 @@ class PVLR(nn.Module):
             aggregation=config.aggregation,
             temperature=config.aggregation_temperature,
         )
-        self._cached: tuple[Any, LabelSide] | None = None
+        self._kept: _Kept | None = None
         if isinstance(text, nn.Module):
             text.requires_grad_(False)
 
@@ -225,9 +158,10 @@ class PVLR(nn.Module):
     prompt_ids: Tensor
     prompt_ends: Tensor
 
-    def _set_labels(self, labels: LabelSet) -> None:
-        config = self.config
-        descriptions = None if config.descriptions is None else read_descriptions(config.descriptions, labels)
+    def _set_labels(self, labels: LabelSet, like: Tensor | None = None) -> None:
+        config, path = self.config, self.config.descriptions
+        # Labels that came later need not be all that the file describes; at the start, others are taken for mistakes.
+        descriptions = None if path is None else read_descriptions(path, labels, others=like is not None)
         bank = PromptBank(
             labels,
             templates=config.templates,
@@ -241,63 +175,99 @@ class PVLR(nn.Module):
             vectors = load_label_vectors(config.knowledge, labels)
         prompts = self.text.tokenize_prompts(bank.context_sentences(), bank.context_words, config.context_tokens)
         self.labels = labels
+        # Where the model is and as wide as it is, which by now may be elsewhere than at the start.
+        like = torch.empty(0, device=self.text.embed(prompts.ids[:1, :1]).device) if like is None else like
         # Not persistent: they follow from the labels and the frozen tower, which is not in a checkpoint either.
-        device = self.text.embed(prompts.ids[:1, :1]).device
-        self.register_buffer("knowledge_vectors", vectors.float().to(device), persistent=False)
-        self.register_buffer("prompt_ids", prompts.ids.to(device), persistent=False)
-        self.register_buffer("prompt_ends", prompts.end.to(device), persistent=False)
+        self.register_buffer("knowledge_vectors", vectors.to(like), persistent=False)
+        self.register_buffer("prompt_ids", prompts.ids.to(like.device), persistent=False)
+        self.register_buffer("prompt_ends", prompts.end.to(like.device), persistent=False)
         self._prompt_start = prompts.start
 
     def with_labels(self, labels: LabelSet) -> "PVLR":
-        """The same model for other labels: all parameters are shared, only the texts are new.
+        """The same model for other labels: all modules are shared, only the texts are new.
+
+        What is done to one of the two is done to both, except that moving one to another device or dtype leaves the
+        texts of the other behind: move first.
 
         Raises:
             ValueError: if every label has a context of its own.
+            LabelError: where the file of label vectors lacks a label.
         """
-        if self.config.class_specific_context:
+        if self.context is not None and self.context.classes is not None:
             raise ValueError("labels: cannot be exchanged in a model with class_specific_context, which fixes them")
         other = PVLR.__new__(PVLR)
         nn.Module.__init__(other)
-        other.config, other.keeps_bias, other._cached = self.config, self.keeps_bias, None
-        for name, module in self.named_children():
-            other.add_module(name, module)
-        other.knowledge = self.knowledge
-        other.context = self.context
-        other._set_labels(labels)
-        return other.train(self.training)
+        other.training, other.config, other.keeps_bias, other._kept = self.training, self.config, self.keeps_bias, None
+        # The towers by name as well: they need not be modules.
+        for name in ("text", "image", "knowledge", "context", "fusion", "attention", "head"):
+            setattr(other, name, getattr(self, name))
+        other._set_labels(labels, like=self.knowledge_vectors)
+        return other
 
     def forward(self, images: Float[Tensor, "b 3 s s"], maps: bool = False) -> PVLROutput:
-        """Recognise labels in normalised images; with `maps`, return the attention maps too."""
-        expect("images", images, "b ch s t", dtype="float", ch=3, s=self.image.image_size, t=self.image.image_size)
+        """Recognise labels in images.
+
+        Args:
+            images: ``b 3 s s``, of the image tower's size and normalised as it asks for.
+            maps: Whether to return the attention maps too.
+
+        Raises:
+            ShapeError: where the images are of another size.
+        """
+        size = self.image.image_size
+        expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
         return self.forward_features(self.image(images).patches, maps=maps)
 
-    def forward_features(self, patches: Float[Tensor, "b n d"], maps: bool = False) -> PVLROutput:
-        """Recognise labels from patch vectors of the image tower, computed before."""
+    def forward_features(
+        self, patches: Float[Tensor, "b n d"], maps: bool = False, labels: Tensor | None = None
+    ) -> PVLROutput:
+        """Recognise labels from patch vectors of the image tower, computed before.
+
+        Args:
+            patches: ``b n d``.
+            maps: Whether to return the attention maps too.
+            labels: Label vectors that :meth:`label_vectors` gave, ``c d`` or ``b c d``; None to compute them.
+
+        Raises:
+            ShapeError: where the axes do not fit.
+        """
         expect("patches", patches, "b n d", dtype="float", d=self.text.dim)
-        attended = self.attention(self.label_vectors(patches), patches, maps=maps)
-        logits = self.head(attended.patches, attended.labels)
-        return PVLROutput(logits, *attended)
+        attended = self.attention(self.label_vectors(patches) if labels is None else labels, patches, maps=maps)
+        return PVLROutput(self.head(attended.patches, attended.labels), *attended)
 
     def label_vectors(self, patches: Tensor | None = None) -> Tensor:
-        """The fused label vectors `T`: `c d`, or `b c d` where the context is conditioned on `patches`."""
+        """The fused label vectors `T`: `c d`, or `b c d` where the context is conditioned on `patches`.
+
+        Raises:
+            ValueError: where it is conditioned and there are no patches.
+        """
         side = self._label_side()
-        if side.fused is not None:
-            return side.fused
-        if self.context is None or side.soft is None:
-            raise RuntimeError("label_vectors: only a conditioned context depends on the patches")
+        if self.context is None or side.soft is None or side.fused is not None:
+            return cast(Tensor, side.fused)
         context, context_map = self.context.relate(side.soft, patches)
         return cast(Tensor, self.fusion(side.knowledge, context, side.knowledge_map, context_map))
 
     def _label_side(self) -> LabelSide:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self._compute_label_side()
-        # In-place updates raise a tensor's version, moves change its address: either makes the old vectors stale.
-        blocks = [m for m in (self.knowledge, self.context, self.fusion) if m is not None]
-        key = [(p.data_ptr(), 0 if p.is_inference() else p._version) for m in blocks for p in m.parameters()]
-        key.append((self.knowledge_vectors.data_ptr(), self.knowledge_vectors.device.index or 0))
-        if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._compute_label_side())
-        return self._cached[1]
+        return cast(LabelSide, self._kept_label_side())
+
+    # What was kept belongs to no graph: a compiled one would compute the texts anew for every batch.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _kept_label_side(self) -> LabelSide:
+        blocks = [block for block in (self.knowledge, self.context, self.fusion) if block is not None]
+        sources: list[Tensor] = [parameter for block in blocks for parameter in block.parameters()]
+        sources += [self.knowledge_vectors, self.prompt_ids, self.prompt_ends]
+        if any(source.is_inference() for source in sources):
+            return self._compute_label_side()  # Such tensors do not tell when they change.
+        # Changes in place raise a tensor's version, and what was replaced is elsewhere: its old place stays taken,
+        # because the sources are kept too. What was computed under autocast is too coarse to serve without.
+        device = self.knowledge_vectors.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        state = (autocast, *((source.data_ptr(), source.dtype, source._version) for source in sources))
+        if self._kept is None or self._kept.state != state:
+            self._kept = _Kept(state, tuple(source.detach() for source in sources), self._compute_label_side())
+        return self._kept.side
 
     def _compute_label_side(self) -> LabelSide:
         knowledge, knowledge_map, soft = None, None, None
@@ -315,17 +285,27 @@ class PVLR(nn.Module):
         return PromptTokens(self.prompt_ids, self._prompt_start, self.config.context_tokens, self.prompt_ends)
 
     def train(self, mode: bool = True) -> "PVLR":
-        """Switch the mode and forget the label vectors kept for evaluation."""
-        self._cached = None
-        return super().train(mode)
+        """Switch the mode, but not the text tower's, and forget the label vectors kept for evaluation."""
+        self._kept = None
+        super().train(mode)
+        if isinstance(self.text, nn.Module):
+            self.text.eval()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither a copy nor a file needs what was kept.
+        return {**self.__dict__, "_kept": None}
 
     @torch.no_grad()
     def fit_prior(self, patches: Float[Tensor, "b n d"]) -> None:
-        """Set the head's bias so that the mean probability on these images is the configuration's `prior`."""
+        """Set the head's bias so that the mean probability on these images is the configuration's `prior`.
+
+        A bias that came with the tower is kept.
+        """
         if self.keeps_bias:
             return
         attended = self.attention(self.label_vectors(patches), patches)
-        scores = cosine_scores(attended.patches, attended.labels, scale=self.head.log_scale.exp(), bias=0.0)
+        scores = cosine_scores(attended.patches, attended.labels, scale=widened(self.head.log_scale).exp())
         pooled = pool_regions(scores, self.config.aggregation, self.config.aggregation_temperature)
         self.head.bias.fill_(prior_bias(pooled, self.config.prior))
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 
-from pvlr.data.batch import Batch, DataError, Sample, collate
+from pvlr.data.batch import DataError
 
-__all__ = ["Draw", "EpochSampler", "derive_seed", "make_loader"]
+__all__ = ["Draw", "EpochSampler", "derive_seed"]
 
 
 def derive_seed(*parts: int) -> int:
@@ -87,51 +87,3 @@ class EpochSampler(Sampler[list[Draw]]):
             f"EpochSampler(n={self.n}, batch_size={self.batch_size}, seed={self.seed}, epoch={self.epoch}, "
             f"shuffle={self.shuffle}, start_step={self.start_step})"
         )
-
-
-def make_loader(
-    dataset: Dataset[Sample],
-    *,
-    batch_size: int,
-    seed: int = 0,
-    epoch: int = 0,
-    shuffle: bool = False,
-    start_step: int = 0,
-    workers: int = 0,
-    pin_memory: bool = False,
-) -> DataLoader[Batch]:
-    """A loader of the batches of one epoch; they are the same bit for bit whatever the number of workers.
-
-    Args:
-        dataset: takes a `Draw` as position, as `VOCDataset` does, and has a length.
-        batch_size: samples a batch.
-        seed: seed of the run.
-        epoch: number of the epoch.
-        shuffle: whether the order is random; false for evaluation.
-        start_step: number of batches to leave out at the beginning.
-        workers: processes that decode; 0 decodes in this one.
-        pin_memory: whether batches lie where a GPU copies from fastest.
-
-    Raises:
-        DataError: naming the argument that is out of range.
-
-    Example:
-        >>> sample = Sample(torch.ones(3, 2, 2), torch.ones(1), torch.ones(1, dtype=torch.bool), index=0)
-        >>> class Three(Dataset):
-        ...     def __len__(self): return 3
-        ...     def __getitem__(self, draw): return sample._replace(index=draw.index)
-        >>> [batch.index.tolist() for batch in make_loader(Three(), batch_size=2)]
-        [[0, 1], [2]]
-    """
-    if workers < 0:
-        raise DataError(f"workers: expected a number of at least 0, got {workers}")
-    sampler = EpochSampler(len(dataset), batch_size, seed, epoch, shuffle, start_step)  # type: ignore[arg-type]
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        # Left to itself, a loader takes the workers' seed from the global generator and so moves everybody else's.
-        generator=torch.Generator().manual_seed(derive_seed(seed, epoch)),
-    )

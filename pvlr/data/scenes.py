@@ -38,6 +38,8 @@ COMPANION_PROBABILITY = 0.8
 STRANGER_PROBABILITY = 0.02
 """Of each label of the other themes."""
 SECOND_INSTANCE_PROBABILITY = 0.25
+DISTRACTORS_PER_SCENE = (4, 8)
+"""From, to (exclusive). So crowded that one pooled vector cannot tell what is where; one vector per patch can."""
 DIFFICULT_BELOW = 0.4
 """An object with a smaller visible share is `difficult`; below `DROPPED_BELOW` it is not annotated at all."""
 DROPPED_BELOW = 0.1
@@ -72,7 +74,7 @@ class ScenesConfig:
     """
 
     seed: int = 2007
-    train: int = 1500
+    train: int = 3000
     val: int = 500
     test: int = 1000
 
@@ -115,7 +117,7 @@ def make_scene(seed: int, split: str, index: int) -> Scene:
     else:
         kinds = [LABEL_ATTRIBUTES[i] for i in _draw_labels(rng)]
         kinds += [kind for kind in kinds if rng.random() < SECOND_INSTANCE_PROBABILITY]
-        kinds += [DISTRACTORS[i] for i in rng.choice(len(DISTRACTORS), size=rng.integers(1, 4))]
+        kinds += [DISTRACTORS[i] for i in rng.choice(len(DISTRACTORS), size=rng.integers(*DISTRACTORS_PER_SCENE))]
     rng.shuffle(kinds)
     objects = tuple(_place(kind, width, height, rng) for kind in map(tuple, kinds))
     return Scene(width, height, objects, int(rng.integers(2**31)))

@@ -37,7 +37,7 @@ class Checkpoints:
 
     Args:
         folder: Where they are; made when the first is saved.
-        keep: How many of the newest are kept, at least 1.
+        keep: How many of the newest sound ones are kept, at least 1.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -56,7 +56,10 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.pt"))
 
     def save(self, state: Mapping[str, Any], *, step: int) -> Path:
-        """Save a state of tensors and plain values; older checkpoints go only once the new one is in place."""
+        """Save a state of tensors and plain values; the others go only once the new one is in place.
+
+        Kept are the new one and the newest others that are sound: a damaged file is nothing to fall back on.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
         if path.exists() and _defect(path) is None:
@@ -66,9 +69,15 @@ class Checkpoints:
             write_atomically(_digest_path(path), f"{digest}  {path.name}\n".encode())
 
         _write(path, lambda file: torch.save(dict(state), file), before=beside)
-        for old in self.paths()[: -self.keep]:
-            old.unlink()
-            _digest_path(old).unlink(missing_ok=True)
+        sound = 1
+        for other in reversed(self.paths()):
+            if other == path:
+                continue
+            if sound < self.keep and _defect(other) is None:
+                sound += 1
+                continue
+            other.unlink()
+            _digest_path(other).unlink(missing_ok=True)
         return path
 
     def load(self) -> tuple[Path, dict[str, Any]] | None:

@@ -27,8 +27,10 @@ __all__ = [
 
 T = TypeVar("T")
 
-# A run may go on with these changed: they decide how long, where and how often, not what is computed at a step.
-# (The folder of the data may move: that the data is the same is checked by its content.)
+# A run may go on with these changed: they decide where and how often, not what is computed at a step (but for the
+# rounding of another device or of compiled code). The exception is loop.epochs: the schedule is stretched over all
+# epochs, so the learning rates of the steps to come are others. A finished run can only be prolonged so; it is allowed,
+# and told. (The folder of the data may move: that the data is the same is checked by its content.)
 MAY_CHANGE = (
     "data.root",
     "data.obtain",
@@ -108,7 +110,9 @@ class TowerConfig:
     Args:
         name: An open_clip model name, ``hf-hub:ORGANISATION/REPOSITORY``, ``local-dir:FOLDER`` or
             ``pvlr:scenes-clip``, which comes with pvlr.
-        weights: For an open_clip model name: a tag such as ``openai`` or a local file; null for random weights.
+        weights: For an open_clip model name, and required with it: a tag such as ``openai``, a local file, or
+            ``random`` (untrained weights, the same each time, for tests and measurements). The other names bring their
+            own: null.
         image_size: Side of the images in pixels, a multiple of the patch size; null for the tower's own.
         patch_features: ``value`` (the last block's value path, aligned with text) or ``final`` (its output).
         train: What of the image tower is trained: ``frozen``, ``all`` or a number, the last blocks.
@@ -162,7 +166,8 @@ class OptimizerConfig:
     Args:
         kind: ``adamw`` or ``sgd`` (with Nesterov momentum).
         lr: Highest learning rate of the new layers, above 0.
-        weight_decay: Decoupled for AdamW; none on norms, biases, prompts and single numbers. At least 0.
+        weight_decay: Decoupled for AdamW; none on norms, biases, prompts, single numbers and the image tower's embeddings
+            of position and class. At least 0.
         prompt_lr_factor: Learning rate of the learnable context, as a multiple of ``lr``, above 0.
         betas: Decays of AdamW's two moments, each in [0, 1).
         momentum: Of SGD, in [0, 1).
@@ -213,7 +218,8 @@ class LoopConfig:
     """How long, how much at once, and on what.
 
     Args:
-        epochs: Passes over the training split, at least 1.
+        epochs: Passes over the training split, at least 1. A run may go on with another number, but not to the same
+            result as an uninterrupted one: the learning rates of the steps to come are those of a run of that length.
         batch_size: Images of one forward pass, at least 1.
         eval_batch_size: Images of one forward pass in evaluation, at least 1.
         accumulate: Batches whose gradients make one step; the loss is the mean over all their known labels.

@@ -2,16 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
-from pvlr.core.towers import Towers, load_towers
+from pvlr.core.tower_files import BUNDLED_PREFIX, FOLDER_PREFIX, HUB_PREFIX, find_source
+from pvlr.core.towers import TowerError, Towers, load_towers
 from pvlr.train.checkpoint import write_atomically
 from pvlr.train.config import TowerConfig, config_from_json, config_to_json
 from pvlr.train.state import load_trained_state, trained_state
@@ -24,6 +27,7 @@ __all__ = [
     "build_model",
     "build_towers",
     "load",
+    "require_weights",
     "save",
     "text_sources",
 ]
@@ -31,6 +35,9 @@ __all__ = [
 MODEL_NAME = "model.json"
 WEIGHTS_NAME = "model.safetensors"
 FORMAT = 1
+FIELDS = ("model", "labels", "tower", "tower_fingerprint", "preprocess", "texts_sha256", "weights_sha256", "sha256")
+RANDOM = "random"
+OWN_WEIGHTS = (BUNDLED_PREFIX, FOLDER_PREFIX, HUB_PREFIX)
 SOURCES = {"descriptions": "descriptions.json", "knowledge": "knowledge.npz"}
 
 
@@ -52,19 +59,38 @@ class ExportedModel(NamedTuple):
     preprocess: dict[str, Any]
 
 
+def require_weights(config: TowerConfig) -> None:
+    """Refuse an open_clip model's name without weights: random towers are asked for, not left over.
+
+    Raises:
+        TowerError: naming what can be given; or the name, where it is unknown.
+    """
+    if config.weights is None and not config.name.startswith(OWN_WEIGHTS):
+        find_source(config.name, None, config.cache_dir)
+        raise TowerError(
+            f"tower.weights: expected a tag such as 'openai', a local file or '{RANDOM}' with the name "
+            f"'{config.name}', got none"
+        )
+
+
 def build_towers(config: TowerConfig) -> Towers:
     """Load the towers and thaw what is to be trained.
 
     Raises:
-        TowerError: see :func:`~pvlr.core.towers.load_towers`.
+        TowerError: see :func:`require_weights` and :func:`~pvlr.core.towers.load_towers`.
     """
-    towers = load_towers(
-        config.name,
-        weights=config.weights,
-        image_size=config.image_size,
-        patch_features=config.patch_features,
-        cache_dir=config.cache_dir,
-    )
+    require_weights(config)
+    random = config.weights == RANDOM and not config.name.startswith(OWN_WEIGHTS)
+    with torch.random.fork_rng(devices=[], enabled=random):
+        if random:  # The same weights each time, or no such run could go on or be loaded.
+            torch.manual_seed(0)
+        towers = load_towers(
+            config.name,
+            weights=None if random else config.weights,
+            image_size=config.image_size,
+            patch_features=config.patch_features,
+            cache_dir=config.cache_dir,
+        )
     towers.image.set_trainable(config.train)
     return towers
 
@@ -83,7 +109,7 @@ def text_sources(config: PVLRConfig) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for field, name in SOURCES.items():
         path = getattr(config, field)
-        if path in (None, "text_tower"):
+        if name not in _copies(config):
             continue
         try:
             found[name] = Path(path).read_bytes()
@@ -95,8 +121,10 @@ def text_sources(config: PVLRConfig) -> dict[str, bytes]:
 def save(folder: Path, model: PVLR, *, tower: TowerConfig, fingerprint: str, preprocess: Mapping[str, Any]) -> None:
     """Write ``model.safetensors`` and ``model.json`` into a folder, each whole or not at all.
 
+    ``model.json`` holds the sha256 of the weights, of the copies of the files of texts, and of its own other fields.
+
     Args:
-        folder: Where to; it exists.
+        folder: Where to; it exists, and holds the copies of :func:`text_sources`.
         model: The model, with the weights to keep.
         tower: What its towers were loaded from.
         fingerprint: Of the towers' weights as they were loaded.
@@ -113,8 +141,10 @@ def save(folder: Path, model: PVLR, *, tower: TowerConfig, fingerprint: str, pre
         "tower": config_to_json(tower),
         "tower_fingerprint": fingerprint,
         "preprocess": dict(preprocess),
+        "texts_sha256": {name: hashlib.sha256(_read(folder / name)).hexdigest() for name in _copies(model.config)},
         "weights_sha256": digest,
     }
+    told["sha256"] = _digest_of(told)
     write_atomically(folder / MODEL_NAME, f"{json.dumps(told, indent=1)}\n".encode())
 
 
@@ -128,34 +158,65 @@ def load(folder: Path) -> ExportedModel:
     from safetensors.torch import load as from_bytes
 
     told = _read_description(folder / MODEL_NAME)
-    path = folder / WEIGHTS_NAME
-    if not path.is_file():
-        raise ExportError(f"{path}: expected the weights of a trained model, found no such file")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != told["weights_sha256"]:
-        raise ExportError(f"{path}: expected the weights that {MODEL_NAME} was written for, its sha256 is another")
-    tower = config_from_json(TowerConfig, told["tower"])
+    content = _read(folder / WEIGHTS_NAME, "the weights of a trained model")
+    for path, found, digest in (
+        (folder / WEIGHTS_NAME, content, told["weights_sha256"]),
+        *((folder / name, _read(folder / name), digest) for name, digest in told["texts_sha256"].items()),
+    ):
+        if hashlib.sha256(found).hexdigest() != digest:
+            raise ExportError(f"{path}: expected the content that {MODEL_NAME} was written for, its sha256 is another")
+    with _parts_of(folder / MODEL_NAME):
+        tower = config_from_json(TowerConfig, told["tower"])
+        labels = LabelSet.from_json(told["labels"])
+        # The run's own copies: the files themselves may have moved or changed since.
+        copies: dict[str, Any] = {field: str(folder / name) for field, name in SOURCES.items() if name in told["texts_sha256"]}
+        config = replace(config_from_json(PVLRConfig, told["model"]), **copies)
     towers = build_towers(tower)
     if towers.fingerprint != told["tower_fingerprint"]:
         raise ExportError(f"{folder}: the model was trained on other weights of the tower '{tower.name}'")
-    labels = LabelSet.from_json(told["labels"])
-    config = config_from_json(PVLRConfig, told["model"])
-    # The run's own copies: the files themselves may have moved or changed since.
-    copies = {field: str(folder / name) for field, name in SOURCES.items() if (folder / name).is_file()}
-    model = build_model(replace(config, **copies), labels, towers)  # type: ignore[arg-type]
-    weights: dict[str, Tensor] = from_bytes(content)
-    load_trained_state(model, weights)
+    with _parts_of(folder / MODEL_NAME):
+        model = build_model(config, labels, towers)
+        weights: dict[str, Tensor] = from_bytes(content)
+        load_trained_state(model, weights)
     return ExportedModel(model.eval(), labels, told["preprocess"])
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+@contextmanager
+def _parts_of(path: Path) -> Iterator[None]:
+    """Say of which file the parts are that this version refuses; damage is found before, by the digests."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        yield
+    except (KeyError, TypeError, ValueError) as err:
+        raise ExportError(f"{path}: expected a model that this version of pvlr can read, but {err}") from None
+
+
+def _copies(config: PVLRConfig) -> list[str]:
+    return [name for field, name in SOURCES.items() if getattr(config, field) not in (None, "text_tower")]
+
+
+def _read(path: Path, what: str = "a file of the trained model") -> bytes:
+    try:
+        return path.read_bytes()
     except FileNotFoundError:
-        raise ExportError(f"{path}: expected a finished run in this folder, found no such file") from None
-    except (OSError, ValueError) as err:
+        raise ExportError(f"{path}: expected {what}, found no such file") from None
+    except OSError as err:
+        raise ExportError(f"{path}: expected {what}, but {err.strerror or err}") from None
+
+
+def _digest_of(told: Mapping[str, Any]) -> str:
+    """sha256 of a description but for its own digest, in one order and spelling of JSON."""
+    rest = {name: value for name, value in told.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    content = _read(path, "a finished run in this folder")
+    try:
+        told = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as err:
         raise ExportError(f"{path}: expected the description of a model, but {err}") from None
-    fields = ("model", "labels", "tower", "tower_fingerprint", "preprocess", "weights_sha256")
-    if not isinstance(told, dict) or told.get("format") != FORMAT or any(field not in told for field in fields):
+    if not isinstance(told, dict) or told.get("format") != FORMAT or any(field not in told for field in FIELDS):
         raise ExportError(f"{path}: expected a model of format {FORMAT}, found another content")
+    if _digest_of(told) != told["sha256"]:
+        raise ExportError(f"{path}: expected the description as it was written, its sha256 is another")
     return told

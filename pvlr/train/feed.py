@@ -1,7 +1,10 @@
 """Batches for the loop: which, in which order, and what becomes of a picture that cannot be read."""
 
 import hashlib
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -47,10 +50,26 @@ def _collate(samples: Sequence[Sample | Unreadable]) -> Batch | Unreadable:
 
 
 def _start_worker(number: int) -> None:
-    # Ctrl-C goes to every process of the terminal. The training process finishes its step and saves, for which the
-    # workers have to live on; and it ends them by SIGTERM, which they must not merely remember as it does.
+    # Ctrl-C goes to every process of the terminal, and a batch system's SIGTERM to every process of the job. The
+    # training process finishes its step and saves, for which the workers have to live on; and it ends them by SIGTERM,
+    # which they must not merely remember as it does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    trainer = multiprocessing.parent_process()
+    if trainer is not None and hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(trainer.pid,), daemon=True).start()
+        return
+    # Where a signal does not tell its sender (macOS), a worker leaves the group that the job's signals go to.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+
+
+def _obey(trainer: int | None) -> None:
+    """End at SIGTERM of the training process, by which it ends its workers, and at nobody else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 class Feed:
@@ -140,7 +159,7 @@ class VOCFeed(Feed):
     Attributes:
         labels: The labels of both splits.
         summaries: One line on each split.
-        digest: sha256 over the training split's picture names and labels.
+        digest: sha256 over the names of the labels, and over both splits' picture names and labels.
 
     Raises:
         DataError: naming the file or folder that is missing or broken.
@@ -166,9 +185,11 @@ class VOCFeed(Feed):
         super().__init__(train, plain, test, loop=loop, workers=data.workers, pin_memory=pin_memory)
         self.labels = train.labels
         self.summaries = (train.summary(), test.summary())
-        digest = hashlib.sha256("\n".join((*train.labels, "", *train.identifiers)).encode())
-        digest.update(train.target.numpy().tobytes())
-        digest.update(train.known.numpy().tobytes())
+        digest = hashlib.sha256("\n".join(train.labels).encode())
+        for part in (train, test):
+            digest.update("\n".join(("", "", *part.identifiers)).encode())
+            digest.update(part.target.numpy().tobytes())
+            digest.update(part.known.numpy().tobytes())
         self.digest = digest.hexdigest()
 
 

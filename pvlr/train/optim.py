@@ -13,6 +13,9 @@ __all__ = ["build_optimizer", "learning_rate_factor", "parameter_groups", "set_l
 PROMPTS = "context.context"
 IMAGE_TOWER = "image."
 
+# Positions, classes and registers of open_clip's and timm's image towers: tables of inputs, which nothing multiplies.
+EMBEDDINGS = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "reg_token")
+
 # Of torch.optim.lr_scheduler.OneCycleLR, whose cosine form this is.
 START_DIVISOR = 25.0
 END_DIVISOR = 1e4
@@ -28,8 +31,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trained parameters by learning rate and weight decay.
 
-    ``context.context`` (the learnable prompts) and whatever has fewer than two axes (norms, biases, single numbers)
-    is not decayed; what lies below ``image.`` (the image tower) has its own learning rate.
+    ``context.context`` (the learnable prompts), the image tower's embeddings of position and class, and whatever has
+    fewer than two axes (norms, biases, single numbers) are not decayed; what lies below ``image.`` (the image tower) has its own learning rate.
 
     Args:
         model: The model; every parameter that requires a gradient comes into exactly one group.
@@ -49,7 +52,8 @@ def parameter_groups(
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in trained_parameters(model).items():
         part = "prompts" if name == PROMPTS else "tower" if name.startswith(IMAGE_TOWER) else "layers"
-        decayed = part != "prompts" and parameter.ndim > 1
+        embedding = part == "tower" and name.rsplit(".", 1)[-1] in EMBEDDINGS
+        decayed = part != "prompts" and not embedding and parameter.ndim > 1
         key = part if decayed or part == "prompts" else f"{part}_undecayed"
         empty = {
             "name": key,

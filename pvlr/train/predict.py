@@ -12,6 +12,7 @@ from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR
 from pvlr.data.images import decode_rgb
 from pvlr.data.transforms import ImageTransform
+from pvlr.train.device import find_device
 from pvlr.train.export import load
 from pvlr.train.feed import transform_config
 
@@ -37,14 +38,16 @@ def load_run(folder: str | os.PathLike[str], *, device: str = "cpu") -> TrainedR
 
     Args:
         folder: The run's folder (``run.folder``).
-        device: Where the model goes.
+        device: Where the model goes: ``auto``, ``cpu``, ``cuda`` or ``cuda:<number>``.
 
     Raises:
+        ConfigError: where the device is not there.
         ExportError: naming the file that is missing or damaged.
         TowerError: where the towers cannot be loaded.
     """
+    place = find_device(device)
     found = load(Path(folder))
-    return TrainedRun(found.model.to(device), found.labels, ImageTransform(transform_config(found.preprocess)))
+    return TrainedRun(found.model.to(place), found.labels, ImageTransform(transform_config(found.preprocess)))
 
 
 @torch.no_grad()

@@ -31,8 +31,9 @@ from pvlr.train.config import (
     config_differences,
     config_to_json,
 )
+from pvlr.train.device import find_device
 from pvlr.train.evaluate import evaluate
-from pvlr.train.export import build_model, build_towers, save, text_sources
+from pvlr.train.export import build_model, build_towers, require_weights, save, text_sources
 from pvlr.train.feed import Feed, VOCFeed, transform_config
 from pvlr.train.loop import fit
 from pvlr.train.monitor import Monitor, results_table, say
@@ -75,7 +76,7 @@ def train(
     """Train PVLR on a data set in Pascal VOC's layout, and report on its test split.
 
     The result is the final epoch's, with averaged weights. A run that was stopped goes on where it was, with the same
-    outcome.
+    outcome, unless ``loop.epochs`` is another (see :class:`~pvlr.train.config.LoopConfig`).
 
     Args:
         data: The pictures and how they are shown.
@@ -91,17 +92,18 @@ def train(
         ConfigError: where the folder holds a run of another configuration, or ``run.resume`` does not allow what is
             there, or the device is not there.
         DataError: where the data cannot be read.
-        TowerError: where the towers cannot be loaded.
+        TowerError: where the towers cannot be loaded, or are to be an open_clip model without weights.
         TrainingError: where loss or gradient is not finite.
         Interrupted: where SIGINT or SIGTERM asked to stop, after saving.
     """
     named = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}
     sections = {name: config_to_json(part) for name, part in {**named, "schedule": schedule, "loop": loop}.items()}
     sections["run"] = config_to_json(run)
-    folder, device = Path(run.folder), _device(loop.device)
+    folder, device = Path(run.folder), find_device(loop.device, field="loop.device")
     checkpoints = Checkpoints(folder / "checkpoints")
     saved = _saved(checkpoints, run, sections)
     sources = text_sources(model)
+    require_weights(tower)
 
     _obtain(data)
     towers = build_towers(tower)
@@ -125,6 +127,7 @@ def train(
     else:
         state.load(saved)
         say(f"going on from step {state.step} of the run in {folder}")
+        _tell_of_other_length(saved["config"]["loop"]["epochs"], loop.epochs)
     if loop.compile:
         built.compile()
 
@@ -169,16 +172,6 @@ def train(
     return results
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError:
-        raise ConfigError(f"loop.device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got {name!r}") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"loop.device: expected a device of this machine, {name!r} is not there")
-    return device
-
-
 def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]) -> dict[str, Any] | None:
     """The checkpoint to go on from, once it is sure that the run may."""
     if run.resume == "never" and checkpoints.paths():
@@ -202,12 +195,20 @@ def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]
     return saved
 
 
+def _tell_of_other_length(was: int, now: int) -> None:
+    if was != now:
+        say(
+            f"loop.epochs: {was}, now {now}: from here on the learning rates are those of a run of {now} epochs, so the "
+            "result is not that of an uninterrupted run"
+        )
+
+
 def _require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None:
     was = saved["identity"]
     if was["tower"] != identity["tower"]:
         raise ConfigError("tower.name: the run was started on other weights of this tower")
     if was["data"] != identity["data"]:
-        raise ConfigError("data.root: the run was started on other pictures or labels in its training split")
+        raise ConfigError("data.root: the run was started on other pictures or labels")
     if was["texts"] != identity["texts"]:
         raise ConfigError("model.descriptions, model.knowledge: the run was started on files of another content")
 
