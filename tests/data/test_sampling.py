@@ -2,24 +2,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import Dataset
 
-from pvlr.data.batch import DataError, Sample
-from pvlr.data.sampling import Draw, EpochSampler, derive_seed, make_loader
-
-
-class Noise(Dataset[Sample]):
-    """Pictures that are the seed of their draw, so that a loader's seeds can be compared."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, draw: Draw) -> Sample:
-        image = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(draw.seed))
-        return Sample(image, torch.zeros(2), torch.ones(2, dtype=torch.bool), draw.index)
+from pvlr.data.batch import DataError
+from pvlr.data.sampling import EpochSampler, derive_seed
 
 
 @settings(max_examples=40, deadline=None)
@@ -99,19 +84,3 @@ def test_refusals(arguments: tuple[int, ...], message: str) -> None:
 def test_the_representation_is_a_constructor_call() -> None:
     sampler = EpochSampler(9, 2, 3, 4, True, 1)
     assert list(eval(repr(sampler))) == list(sampler)  # noqa: S307
-
-
-def test_loaders_agree_whatever_the_workers_and_leave_the_global_generator_alone() -> None:
-    state = torch.get_rng_state()
-    arguments = {"batch_size": 3, "seed": 4, "epoch": 2, "shuffle": True}
-    alone = list(make_loader(Noise(8), **arguments))
-    helped = list(make_loader(Noise(8), **arguments, workers=2))
-    assert [len(batch.index) for batch in alone] == [3, 3, 2]
-    for one, other in zip(alone, helped, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
-    assert torch.equal(torch.get_rng_state(), state)
-    resumed = list(make_loader(Noise(8), **arguments, start_step=2))
-    assert len(resumed) == 1
-    assert torch.equal(resumed[0].image, alone[2].image)
-    with pytest.raises(DataError, match="workers: expected a number of at least 0, got -1"):
-        make_loader(Noise(8), batch_size=2, workers=-1)

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 from voc_tree import write_voc
 
-from pvlr.data.batch import DataError
-from pvlr.data.sampling import make_loader
+from pvlr.data.batch import DataError, collate
+from pvlr.data.sampling import EpochSampler
 from pvlr.data.transforms import GREY, ImageTransform, TransformConfig, cutout
 from pvlr.data.voc import VOCDataset
 
@@ -144,9 +145,12 @@ def test_transforms_pickle_and_print_as_constructor_calls() -> None:
 def test_augmented_batches_are_the_same_with_and_without_workers(tmp_path: Path) -> None:
     write_voc(tmp_path)
     data = VOCDataset(tmp_path, transform=ImageTransform(config(), train=True), train=True)
-    loads = [
-        [batch.image for batch in make_loader(data, batch_size=2, seed=1, epoch=epoch, shuffle=True, workers=workers)]
-        for epoch, workers in ((0, 0), (0, 2), (1, 0))
-    ]
+
+    def load(epoch: int, workers: int) -> list[torch.Tensor]:
+        sampler = EpochSampler(len(data), 2, seed=1, epoch=epoch, shuffle=True)
+        loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, collate_fn=collate)
+        return [batch.image for batch in loader]
+
+    loads = [load(epoch, workers) for epoch, workers in ((0, 0), (0, 2), (1, 0))]
     assert all(torch.equal(x, y) for x, y in zip(loads[0], loads[1], strict=True))
     assert not all(torch.equal(x, y) for x, y in zip(loads[0], loads[2], strict=True))

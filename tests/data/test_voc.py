@@ -9,11 +9,12 @@ import jaxtyping
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from voc_tree import TRAINVAL, annotation, write_voc
 
 from pvlr.core.labels import LabelSet
-from pvlr.data.batch import DataError
-from pvlr.data.sampling import Draw, derive_seed, make_loader
+from pvlr.data.batch import DataError, collate
+from pvlr.data.sampling import Draw, EpochSampler, derive_seed
 from pvlr.data.voc import VOC_LABELS, VOCDataset, obtain_voc, read_annotation
 
 
@@ -103,7 +104,7 @@ def test_samples(devkit: Path) -> None:
 
 def test_it_pickles_and_reads_in_workers(devkit: Path) -> None:
     data = pickle.loads(pickle.dumps(VOCDataset(devkit, train=True)))  # noqa: S301
-    batches = list(make_loader(data, batch_size=2, workers=1))
+    batches = list(DataLoader(data, batch_sampler=EpochSampler(len(data), 2), num_workers=1, collate_fn=collate))
     assert torch.equal(torch.cat([batch.target for batch in batches]), data.target)
 
 
