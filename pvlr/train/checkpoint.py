@@ -56,9 +56,9 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*.pt"))
 
     def save(self, state: Mapping[str, Any], *, step: int) -> Path:
-        """Save a state of tensors and plain values; the others go only once the new one is in place.
+        """Save a state of tensors and plain values; older checkpoints go only once the new one is in place.
 
-        Kept are the new one and the newest others that are sound: a damaged file is nothing to fall back on.
+        A damaged file is nothing to fall back on: it goes with the older ones, and counts for none that is kept.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:08d}.pt"
@@ -69,15 +69,13 @@ class Checkpoints:
             write_atomically(_digest_path(path), f"{digest}  {path.name}\n".encode())
 
         _write(path, lambda file: torch.save(dict(state), file), before=beside)
-        sound = 1
-        for other in reversed(self.paths()):
-            if other == path:
-                continue
-            if sound < self.keep and _defect(other) is None:
+        sound = 0
+        for found in reversed(self.paths()):
+            if found == path or (sound < self.keep and _defect(found) is None):
                 sound += 1
-                continue
-            other.unlink()
-            _digest_path(other).unlink(missing_ok=True)
+            elif sound >= self.keep:
+                found.unlink()
+                _digest_path(found).unlink(missing_ok=True)
         return path
 
     def load(self) -> tuple[Path, dict[str, Any]] | None:

@@ -34,6 +34,28 @@ def test_the_last_two_are_kept_and_the_newest_is_loaded(tmp_path: Path) -> None:
     assert found[1]["config"] == {"names": ["a"], "none": None}
 
 
+def test_a_damaged_one_is_not_counted_among_those_that_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(state_at(step), step=step)
+    flip_a_bit(checkpoints.save(state_at(4), step=4))
+    assert len(checkpoints.paths()) == 2
+    # The run goes on from step 2, and is stopped before it comes to step 4 again.
+    new = checkpoints.save(state_at(3), step=3)
+    assert [path.name.removeprefix("step-0000000") for path in checkpoints.paths()] == ["2.pt", "3.pt", "4.pt"]
+    content = new.read_bytes()
+    flip_a_bit(new)
+    found = checkpoints.load()
+    assert found is not None
+    assert found[1]["step"] == 2
+    new.write_bytes(content)
+    checkpoints.save(state_at(5), step=5)
+    assert [path.name.removeprefix("step-0000000") for path in checkpoints.paths()] == ["3.pt", "4.pt", "5.pt"]
+    checkpoints.save(state_at(6), step=6)
+    assert [path.name for path in checkpoints.paths()] == ["step-00000005.pt", "step-00000006.pt"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path / "absent").load() is None
 
