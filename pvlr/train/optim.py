@@ -32,7 +32,8 @@ def parameter_groups(
     """Split the trained parameters by learning rate and weight decay.
 
     ``context.context`` (the learnable prompts), the image tower's embeddings of position and class, and whatever has
-    fewer than two axes (norms, biases, single numbers) are not decayed; what lies below ``image.`` (the image tower) has its own learning rate.
+    fewer than two axes (norms, biases, single numbers) are not decayed; what lies below ``image.`` (the image tower)
+    has its own learning rate.
 
     Args:
         model: The model; every parameter that requires a gradient comes into exactly one group.

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from tower_models import small_model
 from training_toys import ToyModel
 
+from pvlr.core.image_tower import OpenClipImageTower
 from pvlr.train.config import OptimizerConfig, ScheduleConfig
 from pvlr.train.optim import (
     build_optimizer,
@@ -45,6 +47,27 @@ def test_groups_have_their_rates_and_decays() -> None:
         "tower": (pytest.approx(0.02), 0.5),
         "tower_undecayed": (pytest.approx(0.02), 0.0),
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "embeddings"),
+    [
+        ("vit", {"positional_embedding"}),
+        ("resnet", {"attnpool.positional_embedding"}),
+        ("siglip", {"trunk.pos_embed", "trunk.cls_token"}),
+    ],
+)
+def test_a_towers_embeddings_of_position_and_class_are_not_decayed(kind: str, embeddings: set[str]) -> None:
+    model = nn.Module()
+    model.image = OpenClipImageTower(small_model(kind).visual)
+    model.image.set_trainable("all")
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {group["name"]: group for group in parameter_groups(model, OptimizerConfig(weight_decay=0.5))}
+    free = {names[id(parameter)] for parameter in groups["tower_undecayed"]["params"] if parameter.ndim > 1}
+    assert free == {f"image.visual.{name}" for name in embeddings}
+    assert "image.visual.class_embedding" not in {names[id(parameter)] for parameter in groups["tower"]["params"]}
+    assert all(parameter.ndim > 1 for parameter in groups["tower"]["params"])
+    assert (groups["tower"]["weight_decay"], groups["tower_undecayed"]["weight_decay"]) == (0.5, 0.0)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
