@@ -1,0 +1,99 @@
+"""Batches for the loop: the same whoever reads them, also when the readers are told to end; what identifies data."""
+
+import multiprocessing
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+from training_toys import write_voc
+
+from pvlr.data.batch import Batch, Sample
+from pvlr.data.sampling import Draw
+from pvlr.data.transforms import TransformConfig
+from pvlr.train.config import DataConfig, LoopConfig
+from pvlr.train.feed import Feed, VOCFeed
+
+TRANSFORM = TransformConfig(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+class Noise(Dataset[Sample]):
+    """Pictures that are the seed of their draw, so that a feed's seeds can be compared."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        image = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(draw.seed))
+        return Sample(image, torch.zeros(2), torch.ones(2, dtype=torch.bool), draw.index)
+
+
+def feed(n: int, workers: int = 0) -> Feed:
+    loop = LoopConfig(batch_size=3, eval_batch_size=2, seed=4)
+    return Feed(Noise(n), Noise(n), Noise(n), loop=loop, workers=workers)
+
+
+def assert_same(ones: list[Batch], others: list[Batch]) -> None:
+    for one, other in zip(ones, others, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+def test_batches_are_the_same_whatever_the_workers_and_leave_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    alone = list(feed(8).training(2))
+    assert [len(batch.index) for batch in alone] == [3, 3, 2]
+    assert_same(alone, list(feed(8, workers=2).training(2)))
+    assert_same(alone[2:], list(feed(8).training(2, start=2)))
+    assert not torch.equal(alone[0].image, next(feed(8).training(3)).image)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_picture_is_tested_once_in_order() -> None:
+    assert [batch.index.tolist() for batch in feed(5).testing()] == [[0, 1], [2, 3], [4]]
+
+
+def test_workers_end_when_the_training_process_says_so_and_at_nobody_elses_word() -> None:
+    alone = list(feed(90).training(0))
+    before = set(multiprocessing.active_children())
+    batches = feed(90, workers=2).training(0)
+    found = [next(batches)]
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    found += batches
+    assert_same(alone, found)
+    batches = feed(90, workers=2).training(0)
+    next(batches)
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    try:
+        for worker in workers:
+            worker.terminate()
+            worker.join(timeout=60)
+            assert worker.exitcode == 0
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("split", ["trainval", "test"])
+@pytest.mark.parametrize("what", ["pictures", "labels"])
+def test_the_digest_is_of_names_and_labels_of_both_splits(tmp_path: Path, split: str, what: str) -> None:
+    def digest() -> str:
+        return VOCFeed(DataConfig(root=str(tmp_path)), loop=LoopConfig(), transform=TRANSFORM).digest
+
+    folder = write_voc(tmp_path)
+    before = digest()
+    assert digest() == before
+    listed = folder / "ImageSets" / "Main" / f"{split}.txt"
+    names = listed.read_text().split()
+    if what == "pictures":
+        listed.write_text("".join(f"{name}\n" for name in names[:-1]))
+    else:
+        annotation = folder / "Annotations" / f"{names[0]}.xml"
+        objects = "".join(f"<object><name>{name}</name></object>" for name in ("red", "green", "blue"))
+        annotation.write_text(f"<annotation>{objects}</annotation>")
+    assert digest() != before
