@@ -166,8 +166,8 @@ class OptimizerConfig:
     Args:
         kind: ``adamw`` or ``sgd`` (with Nesterov momentum).
         lr: Highest learning rate of the new layers, above 0.
-        weight_decay: Decoupled for AdamW; none on norms, biases, prompts, single numbers and the image tower's embeddings
-            of position and class. At least 0.
+        weight_decay: Decoupled for AdamW; none on norms, biases, prompts, single numbers and the image tower's
+            embeddings of position and class. At least 0.
         prompt_lr_factor: Learning rate of the learnable context, as a multiple of ``lr``, above 0.
         betas: Decays of AdamW's two moments, each in [0, 1).
         momentum: Of SGD, in [0, 1).

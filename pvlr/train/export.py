@@ -169,7 +169,9 @@ def load(folder: Path) -> ExportedModel:
         tower = config_from_json(TowerConfig, told["tower"])
         labels = LabelSet.from_json(told["labels"])
         # The run's own copies: the files themselves may have moved or changed since.
-        copies: dict[str, Any] = {field: str(folder / name) for field, name in SOURCES.items() if name in told["texts_sha256"]}
+        copies: dict[str, Any] = {
+            field: str(folder / name) for field, name in SOURCES.items() if name in told["texts_sha256"]
+        }
         config = replace(config_from_json(PVLRConfig, told["model"]), **copies)
     towers = build_towers(tower)
     if towers.fingerprint != told["tower_fingerprint"]:
@@ -187,7 +189,7 @@ def _parts_of(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError) as err:
-        raise ExportError(f"{path}: expected a model that this version of pvlr can read, but {err}") from None
+        raise ExportError(f"{path}: expected a model that this version of pvlr can read, but {err}") from err
 
 
 def _copies(config: PVLRConfig) -> list[str]:

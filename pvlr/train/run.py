@@ -198,8 +198,8 @@ def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]
 def _tell_of_other_length(was: int, now: int) -> None:
     if was != now:
         say(
-            f"loop.epochs: {was}, now {now}: from here on the learning rates are those of a run of {now} epochs, so the "
-            "result is not that of an uninterrupted run"
+            f"loop.epochs: {was}, now {now}: from here on the learning rates are those of a run of {now} epochs, so "
+            "the result is not that of an uninterrupted run"
         )
 
 

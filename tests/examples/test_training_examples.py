@@ -109,3 +109,27 @@ def test_predict_without_a_run_is_one_line(tmp_path: Path) -> None:
     assert (
         done.stderr == f"error: {tmp_path / 'model.json'}: expected a finished run in this folder, found no such file\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("nope", "device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'nope'"),
+        ("meta", "device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'meta'"),
+        ("cuda:99", "device: expected a device of this machine, 'cuda:99' is not there"),
+    ],
+)
+def test_predict_on_a_device_that_is_not_there_is_one_line(run_folder: Path, device: str, message: str) -> None:
+    picture = run_folder / "voc/VOCdevkit/VOC2007/JPEGImages/000000.jpg"
+    done = predict("--run", str(run_folder / "run"), str(picture), "--device", device)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+def test_predict_with_a_damaged_model_is_one_line(run_folder: Path, tmp_path: Path) -> None:
+    for name in ("model.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((run_folder / "run" / name).read_bytes())
+    path = tmp_path / "model.json"
+    path.write_text(path.read_text().replace('"blue"', '"blue", "grey"', 1))
+    done = predict("--run", str(tmp_path), "picture.jpg")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {path}: expected the description as it was written, its sha256 is another\n"

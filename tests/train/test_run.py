@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tower_models import write_folder
+from tower_models import CONFIGS, write_folder
 from training_toys import LABELS, tiny_options, write_voc
 
 from pvlr.data.batch import DataError
 from pvlr.train import load_run, tag, train
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.cli import command
-from pvlr.train.export import ExportError
+from pvlr.train.export import ExportError, _digest_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "examples" / "train_voc.py"
@@ -84,7 +84,9 @@ def test_a_finished_run_goes_on_with_more_epochs_and_only_with_those(
 
     assert run(loop__epochs=1) == 0
     assert run(loop__epochs=2, run__resume="require") == 0
-    assert "going on from step 6" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "going on from step 6" in said
+    assert "loop.epochs: 1, now 2: from here on the learning rates are those of a run of 2 epochs" in said
     before = rows_of(tmp_path / "run")
     assert run(optimizer__lr=0.5, loop__seed=3) == 2
     error = capsys.readouterr().err
@@ -108,6 +110,9 @@ def test_other_data_and_other_towers_are_refused_on_resume(
     moved.mkdir()
     (moved / "VOCdevkit").symlink_to(voc / "VOCdevkit")
     assert command(train, tiny_options(moved, tower, tmp_path / "run")) == 0
+    write_voc(tmp_path / "other_test", train=24, test=5)
+    assert command(train, tiny_options(tmp_path / "other_test", tower, tmp_path / "run")) == 2
+    assert "data.root: the run was started on other pictures or labels" in capsys.readouterr().err
     saved = (tower / "open_clip_model.safetensors").read_bytes()
     try:
         write_folder(tower, "vit", seed=5)
@@ -162,6 +167,75 @@ def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) 
         load_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": {"names": ["a", "b", "c", "d"]}}, "its sha256 is another"),
+        ({"labels": {"names": []}}, "its sha256 is another"),
+        ({"labels": 3}, "its sha256 is another"),
+        ({"preprocess": {}}, "its sha256 is another"),
+        ({"tower": []}, "its sha256 is another"),
+        ({"texts_sha256": 1}, "its sha256 is another"),
+        ({"sha256": None}, "its sha256 is another"),
+        ({"format": 2}, "expected a model of format 1, found another content"),
+    ],
+)
+def test_a_changed_description_of_a_model_is_refused(
+    changes: dict[str, Any], message: str, finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes((finished / "model.safetensors").read_bytes())
+    told = json.loads((finished / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(told, indent=4))
+    assert load_run(tmp_path).labels.names == LABELS  # What is laid out in another way is the same.
+    (tmp_path / "model.json").write_text(json.dumps(told | changes))
+    with pytest.raises(ExportError, match=message) as err:
+        load_run(tmp_path)
+    assert str(tmp_path / "model.json") in str(err.value)
+    assert "\n" not in str(err.value)
+
+
+def test_a_model_of_another_version_is_refused(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((finished / "model.safetensors").read_bytes())
+    told = json.loads((finished / "model.json").read_text())
+    for changes, message in (({"headz": 4}, "got 'headz'"), ({"heads": 7}, "heads"), ({"dma_layers": 2}, "weights: ")):
+        changed = told | {"model": told["model"] | changes}
+        (tmp_path / "model.json").write_text(json.dumps(changed | {"sha256": _digest_of(changed)}))
+        with pytest.raises(ExportError, match=f"this version of pvlr can read, but .*{message}"):
+            load_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"[1]", b"null", b""])
+def test_what_is_no_description_of_a_model_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_bytes(content)
+    with pytest.raises(
+        ExportError, match=r"model\.json: expected (the description of a model, but|a model of format 1)"
+    ):
+        load_run(tmp_path)
+
+
+def test_random_towers_are_asked_for_and_always_the_same(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip.factory
+
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", CONFIGS["vit"])
+    options = tiny_options(voc, tmp_path, tmp_path / "run", tower__name="tiny", loop__epochs=1)
+    assert command(train, options) == 2
+    assert capsys.readouterr().err == (
+        "error: tower.weights: expected a tag such as 'openai', a local file or 'random' with the name 'tiny', "
+        "got none\n"
+    )
+    assert not (tmp_path / "run").exists()
+    assert command(train, [*options, "--tower.weights=random"]) == 0
+    torch.manual_seed(77)  # Whatever was drawn before.
+    image = voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"
+    assert len(tag(load_run(tmp_path / "run"), [image])[0]) == 3
+    assert command(train, [*options, "--tower.weights=random", "--run.resume=require"]) == 0
+    options = tiny_options(voc, tmp_path, tmp_path / "other", tower__name="pvlr:scenes-clip", tower__weights="random")
+    assert command(train, options) == 2
+    assert "which brings its own, got 'random'" in capsys.readouterr().err
+
+
 def break_picture(folder: Path) -> None:
     (folder / "JPEGImages" / "000003.jpg").write_bytes(b"not a picture")
 
@@ -205,6 +279,7 @@ def test_broken_data_is_one_line_that_names_the_file(
         (["--optimizer.lr=-1"], "error: optimizer.lr: expected a finite number > 0, got -1.0"),
         (["--data.root=/nowhere"], "error: /nowhere: expected a folder that holds VOCdevkit/VOC2007, found none"),
         (["--tower.name=ViT-B-61"], "error: name: "),
+        (["--loop.device=meta"], "error: loop.device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'meta'"),
         (["--loop.device=tpu9"], "error: loop.device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'tpu9'"),
         (["--loop.device=cuda:99"], "error: loop.device: expected a device of this machine, 'cuda:99' is not there"),
         (["--run.resume=require"], "error: run.resume: expected a run to go on with in "),
@@ -255,9 +330,22 @@ def test_a_defect_keeps_its_traceback() -> None:
         command(broken, [])
 
 
-def start(options: list[str]) -> "subprocess.Popen[str]":
+# As on a system whose signals do not tell who sent them.
+WITHOUT_SENDER = """
+import runpy, signal, sys
+del signal.sigwaitinfo
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def start(options: list[str], *before: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *before, str(SCRIPT), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # A group of its own, which a signal can be sent to.
     )
 
 
@@ -317,6 +405,27 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     assert rows_of(tmp_path) == rows_of(uninterrupted)
 
 
+@pytest.mark.parametrize("before", [(), ("-c", WITHOUT_SENDER)], ids=["sigwaitinfo", "own group"])
+def test_a_signal_to_the_whole_group_loses_nothing(
+    before: tuple[str, ...], uninterrupted: Path, long_options: Any, tmp_path: Path
+) -> None:
+    options = long_options(tmp_path)
+    process = start(options, *before)
+    wait_for_steps(process, tmp_path, 15)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    found = Checkpoints(tmp_path / "checkpoints").load()
+    assert found is not None
+    assert f"interrupted at step {found[1]['step']} of 72, saved as {found[0]}" in err
+    process = start([*options, "--run.resume=require"])
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, (out, err)
+    assert (tmp_path / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
+    assert rows_of(tmp_path) == rows_of(uninterrupted)
+
+
 def test_exif_and_other_pictures_are_no_trouble(finished: Path, tmp_path: Path) -> None:
     Image.new("RGBA", (5, 300), (255, 0, 0, 100)).save(tmp_path / "tall.png")
     assert len(tag(load_run(finished), [tmp_path / "tall.png"])[0]) == 3
@@ -335,5 +444,14 @@ def test_files_of_texts_are_kept_in_the_run(
     texts.unlink()
     assert command(train, options) == 2
     assert f"model.descriptions: expected a file at {texts}, but No such file" in capsys.readouterr().err
+    copy = tmp_path / "run" / "descriptions.json"
+    content = copy.read_bytes()
+    copy.write_bytes(content.replace(b"blood", b"roses"))
+    with pytest.raises(ExportError, match=r"descriptions\.json: expected the content that model\.json was written for"):
+        load_run(tmp_path / "run")
+    copy.unlink()
+    with pytest.raises(ExportError, match=r"descriptions\.json: expected a file of the trained model, found no such"):
+        load_run(tmp_path / "run")
+    copy.write_bytes(content)
     model = load_run(tmp_path / "run").model
     assert model.knowledge_vectors.norm(dim=-1)[0] < 0.999 < model.knowledge_vectors.norm(dim=-1)[1]
