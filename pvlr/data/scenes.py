@@ -38,7 +38,7 @@ COMPANION_PROBABILITY = 0.8
 STRANGER_PROBABILITY = 0.02
 """Of each label of the other themes."""
 SECOND_INSTANCE_PROBABILITY = 0.25
-DISTRACTORS_PER_SCENE = (4, 8)
+DISTRACTORS_PER_SCENE = (8, 13)
 """From, to (exclusive). So crowded that one pooled vector cannot tell what is where; one vector per patch can."""
 DIFFICULT_BELOW = 0.4
 """An object with a smaller visible share is `difficult`; below `DROPPED_BELOW` it is not annotated at all."""
