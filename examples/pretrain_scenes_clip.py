@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -61,7 +62,7 @@ def render(
 
 @torch.no_grad()
 def zero_shot_map(
-    model: torch.nn.Module, images: torch.Tensor, target: torch.Tensor, normalise: partial[torch.Tensor]
+    model: Any, images: torch.Tensor, target: torch.Tensor, normalise: partial[torch.Tensor]
 ) -> float:
     """Mean average precision of `a photo of a {label}.` on held-out scenes of the pre-training seed."""
     model.eval()
@@ -76,8 +77,8 @@ def zero_shot_map(
 def main(
     out: Path,
     seed: int = 1,
-    scenes: int = 200_000,
-    steps: int = 12_000,
+    scenes: int = 150_000,
+    steps: int = 8_000,
     batch: int = 1024,
     lr: float = 1e-3,
     weight_decay: float = 0.1,
@@ -152,10 +153,8 @@ def main(
             curve.append([step, round(loss.item(), 4)])
         if (step + 1) % max(1, steps // 12) == 0:
             scores.append([step + 1, round(zero_shot_map(model, held_out, held_out_target, normalise), 4)])
-            print(
-                f"step {step + 1}: loss {curve[-1][1]}, held-out zero-shot mAP {scores[-1][1]}, {time.time() - started:.0f} s",
-                flush=True,
-            )
+            told = f"step {step + 1}: loss {curve[-1][1]}, held-out zero-shot mAP {scores[-1][1]}"
+            print(f"{told}, {time.time() - started:.0f} s", flush=True)
 
     state = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, out / "open_clip_model.safetensors")
