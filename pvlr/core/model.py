@@ -108,6 +108,8 @@ class PVLR(nn.Module):
             raise ValueError(f"image: expected the text tower's joint width {text.dim}, got {image.dim}")
         self.config = config
         self.text, self.image = text, image
+        if isinstance(text, nn.Module):
+            text.requires_grad_(False).eval()
         dim, shared = text.dim, {"heads": config.heads, "norm": config.residual}
         self._set_labels(labels)
         source = self.knowledge_vectors.shape[1] if config.knowledge != "text_tower" else None
@@ -151,8 +153,6 @@ class PVLR(nn.Module):
             temperature=config.aggregation_temperature,
         )
         self._kept: _Kept | None = None
-        if isinstance(text, nn.Module):
-            text.requires_grad_(False)
 
     knowledge_vectors: Tensor
     prompt_ids: Tensor

@@ -118,9 +118,8 @@ def read_descriptions(path: str | Path, labels: LabelSet, *, others: bool = Fals
         raise LabelError(f"descriptions {path}: expected a JSON file of label to sentences, {err}") from err
     if not isinstance(content, dict) or not all(isinstance(sentences, list) for sentences in content.values()):
         raise LabelError(f"descriptions {path}: expected an object of label to list of sentences")
-    if others:
-        content = {name: sentences for name, sentences in content.items() if name in labels}
+    told = {name: tuple(sentences) for name, sentences in content.items() if name in labels or not others}
     try:
-        return dict(LabelSet(labels.names, descriptions=content).descriptions)
+        return dict(LabelSet(labels.names, descriptions=told).descriptions)
     except LabelError as err:
         raise LabelError(f"descriptions {path}: {err}") from None
