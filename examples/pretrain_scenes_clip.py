@@ -61,15 +61,15 @@ def render(
 
 
 @torch.no_grad()
-def zero_shot_map(
-    model: Any, images: torch.Tensor, target: torch.Tensor, normalise: partial[torch.Tensor]
-) -> float:
+def zero_shot_map(model: Any, images: torch.Tensor, target: torch.Tensor, normalise: partial[torch.Tensor]) -> float:
     """Mean average precision of `a photo of a {label}.` on held-out scenes of the pre-training seed."""
     model.eval()
     device = next(model.parameters()).device
     prompts = open_clip.get_tokenizer("ViT-B-32")([f"a photo of a {text}." for text in SCENE_LABELS.texts]).to(device)
     text = model.encode_text(prompts, normalize=True)
-    scores = [model.encode_image(normalise(part.to(device)), normalize=True) @ text.T for part in images.split(500)]
+    scores = [
+        model.encode_image(normalise(part.to(device)), normalize=True) @ text.T for part in torch.split(images, 500)
+    ]
     model.train()
     return float(average_precision(torch.cat(scores).float().cpu(), target).nanmean())
 
