@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,8 @@ def _start_worker(number: int) -> None:
         return
     # Where a signal does not tell its sender (macOS), a worker leaves the group that the job's signals go to.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if hasattr(os, "setpgrp"):
         os.setpgrp()
 
@@ -70,6 +73,19 @@ def _obey(trainer: int | None) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
         pass
     os._exit(0)
+
+
+@contextmanager
+def _terminate_held() -> Iterator[None]:
+    """Hold SIGTERM back: workers born meanwhile inherit that, so that none dies of it before it knows whom to obey."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Feed:
@@ -141,7 +157,9 @@ class Feed:
             # Left to itself, a loader draws from the global generator.
             generator=torch.Generator().manual_seed(derive_seed(sampler.seed, sampler.epoch)),
         )
-        for batch in loader:
+        with _terminate_held():
+            batches = iter(loader)
+        for batch in batches:
             if isinstance(batch, Unreadable):
                 raise DataError(batch.reason)
             yield batch
