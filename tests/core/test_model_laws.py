@@ -1,10 +1,13 @@
 """The laws of the method, on the assembled model and over its switches."""
 
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -168,6 +171,23 @@ def test_law_5_and_again_after_any_other_change(how: str) -> None:
             found = model.forward_features(patches).logits
     assert model.text.contexts == 1
     assert_close(found, model.forward_features(patches).logits.detach(), **EXACT)
+
+
+@torch.no_grad()
+def test_law_5_no_parameter_can_come_to_lie_in_the_place_of_the_one_that_was_read() -> None:
+    model = build({"heads": 2, "fusion": "context", "relation": "none"})
+    memory = np.full((4, 6), 0.1)
+    model.context.context = torch.nn.Parameter(torch.from_numpy(memory))
+    taken = weakref.ref(memory)
+    del memory
+    before = model.label_vectors().clone()
+    model.context.context = torch.nn.Parameter(torch.full((4, 6), 0.2, dtype=torch.float64))
+    gc.collect()
+    # What is told apart by its place must not give the place away, until it is no longer compared with.
+    assert taken() is not None
+    assert not torch.allclose(model.label_vectors(), before)
+    gc.collect()
+    assert taken() is None
 
 
 @pytest.mark.usefixtures("unchecked")
