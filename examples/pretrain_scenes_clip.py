@@ -10,6 +10,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import chain
@@ -61,7 +62,9 @@ def render(
 
 
 @torch.no_grad()
-def zero_shot_map(model: Any, images: torch.Tensor, target: torch.Tensor, normalise: partial[torch.Tensor]) -> float:
+def zero_shot_map(
+    model: Any, images: torch.Tensor, target: torch.Tensor, normalise: Callable[[torch.Tensor], torch.Tensor]
+) -> float:
     """Mean average precision of `a photo of a {label}.` on held-out scenes of the pre-training seed."""
     model.eval()
     device = next(model.parameters()).device
@@ -116,7 +119,10 @@ def main(
 
     mean = torch.tensor(settings["mean"], device=device).view(3, 1, 1)
     std = torch.tensor(settings["std"], device=device).view(3, 1, 1)
-    normalise = partial(lambda images, mean, std: (images.permute(0, 3, 1, 2) / 255 - mean) / std, mean=mean, std=std)
+
+    def normalise(images: torch.Tensor) -> torch.Tensor:
+        return (images.permute(0, 3, 1, 2) / 255 - mean) / std
+
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

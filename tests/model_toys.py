@@ -10,6 +10,7 @@ import torch
 from hypothesis import strategies as st
 from strategies import Draw
 from torch import Tensor, nn
+from toy_text import WordTower
 
 from pvlr.core.functional import splice_context
 from pvlr.core.labels import LabelSet
@@ -21,10 +22,8 @@ NAMES = ("cat", "traffic_light", "cow", "bus", "tv_monitor")
 LABELS = LabelSet(NAMES, descriptions={"cow": ("It moos.", "It eats grass.")})
 
 
-class BareText:
-    """Words are tokens; a prompt is a nonlinear sum over its words. No module: the protocol asks for none."""
-
-    path = "plain"
+class BareText(WordTower):
+    """A tower that is no module: the protocol asks for none."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -38,18 +37,8 @@ class BareText:
     def hold(self, name: str, value: Tensor) -> None:
         setattr(self, name, value)
 
-    def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
-        words = [sentence.replace(".", " .").split() for sentence in sentences]
-        rows = [[1 + zlib.crc32(word.encode()) % 996 for word in row] for row in words]
-        ids = torch.tensor([row + [0] * (self.context_length - len(row)) for row in rows])
-        return PromptTokens(ids=ids, start=0, length=tokens, end=torch.tensor([len(row) - 1 for row in rows]))
-
-    def embed(self, ids: Tensor) -> Tensor:
-        return self.table[ids]
-
-    def run(self, embeddings: Tensor, end: Tensor) -> Tensor:
-        states = torch.tanh(embeddings + self.places).cumsum(dim=1)
-        return torch.sin(states[torch.arange(len(end)), end]) @ self.out
+    def token(self, word: str) -> int:
+        return 1 + zlib.crc32(word.encode()) % 996
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         self.encoded += 1

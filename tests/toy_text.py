@@ -14,23 +14,23 @@ from pvlr.core.protocols import PromptTokens
 LABELS = LabelSet(("cat", "traffic_light", "cow"), descriptions={"cow": ("It moos.", "It eats grass.")})
 
 
-class ToyTower:
-    """Words are tokens; a prompt is a nonlinear sum over its first words."""
+class WordTower:
+    """Words are tokens; a prompt is a nonlinear sum over its first words.
+
+    Who inherits it has ``table``, ``places``, ``out`` and ``context_length``, and says which token a word is.
+    """
 
     path = "plain"
+    context_length: int
+    table: Tensor
+    places: Tensor
+    out: Tensor
 
-    def __init__(self, *, dim: int = 8, width: int = 6, seed: int = 0) -> None:
-        draw = Draw(seed)
-        self.dim, self.width, self.context_length = dim, width, 12
-        self.table, self.places = draw.normal(64, width), draw.normal(self.context_length, width)
-        self.out = draw.normal(width, dim)
-        self.encoded: list[int] = []
-
-    def tokens(self, sentence: str) -> list[int]:
-        return [1 + sum(map(ord, word)) % 62 for word in sentence.replace(".", " .").split()]
+    def token(self, word: str) -> int:
+        raise NotImplementedError
 
     def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
-        rows = [self.tokens(sentence) for sentence in sentences]
+        rows = [[self.token(word) for word in sentence.replace(".", " .").split()] for sentence in sentences]
         ids = torch.tensor([row + [0] * (self.context_length - len(row)) for row in rows])
         return PromptTokens(ids=ids, start=0, length=tokens, end=torch.tensor([len(row) - 1 for row in rows]))
 
@@ -40,6 +40,20 @@ class ToyTower:
     def run(self, embeddings: Tensor, end: Tensor) -> Tensor:
         states = torch.tanh(embeddings + self.places).cumsum(dim=1)
         return torch.sin(states[torch.arange(len(end)), end]) @ self.out
+
+
+class ToyTower(WordTower):
+    """Draws its tables, and counts the sentences of each call."""
+
+    def __init__(self, *, dim: int = 8, width: int = 6, seed: int = 0) -> None:
+        draw = Draw(seed)
+        self.dim, self.width, self.context_length = dim, width, 12
+        self.table, self.places = draw.normal(64, width), draw.normal(self.context_length, width)
+        self.out = draw.normal(width, dim)
+        self.encoded: list[int] = []
+
+    def token(self, word: str) -> int:
+        return 1 + sum(map(ord, word)) % 62
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         self.encoded.append(len(sentences))

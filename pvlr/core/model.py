@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pvlr.core.attention import DualModalAttention, RelationMap
-from pvlr.core.functional import cosine_scores, pool_regions, prior_bias, widened
+from pvlr.core.functional import prior_bias
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
 from pvlr.core.labels import LabelSet
@@ -304,10 +304,8 @@ class PVLR(nn.Module):
         """
         if self.keeps_bias:
             return
-        attended = self.attention(self.label_vectors(patches), patches)
-        scores = cosine_scores(attended.patches, attended.labels, scale=widened(self.head.log_scale).exp())
-        pooled = pool_regions(scores, self.config.aggregation, self.config.aggregation_temperature)
-        self.head.bias.fill_(prior_bias(pooled, self.config.prior))
+        self.head.bias.zero_()
+        self.head.bias.fill_(prior_bias(self.forward_features(patches).logits, self.config.prior))
 
     def head_state_dict(self) -> dict[str, Tensor]:
         """All parameters but those of the towers, by name."""

@@ -1,5 +1,6 @@
 """Pascal VOC: pictures and labels from its folders, and how to obtain them."""
 
+import copy
 import json
 import os
 import tempfile
@@ -126,6 +127,12 @@ class VOCDataset(Dataset[Sample]):
                 except LabelError as err:
                     raise DataError(f"{annotation}: {err}") from None
         self.target, self.known = _targets(states, difficult, train)
+
+    def with_transform(self, transform: Transform | None) -> "VOCDataset":
+        """The same pictures and labels, shown another way; nothing is read again."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
 
     def path(self, index: int) -> Path:
         """The file of a picture."""

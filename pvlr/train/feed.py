@@ -186,20 +186,20 @@ class VOCFeed(Feed):
     def __init__(
         self, data: DataConfig, *, loop: LoopConfig, transform: TransformConfig, pin_memory: bool = False
     ) -> None:
-        def split(name: str, *, train: bool, augment: bool, labels: LabelSet | None = None) -> VOCDataset:
+        def split(name: str, *, train: bool, labels: LabelSet | None = None) -> VOCDataset:
             return VOCDataset(
                 data.root,
                 year=data.year,
                 split=name,
                 labels=labels,
                 difficult=data.difficult,
-                transform=ImageTransform(transform, train=augment),
+                transform=ImageTransform(transform, train=train),
                 train=train,
             )
 
-        train = split(data.train_split, train=True, augment=True)
-        plain = split(data.train_split, train=True, augment=False, labels=train.labels)
-        test = split(data.test_split, train=False, augment=False, labels=train.labels)
+        train = split(data.train_split, train=True)
+        plain = train.with_transform(ImageTransform(transform))
+        test = split(data.test_split, train=False, labels=train.labels)
         super().__init__(train, plain, test, loop=loop, workers=data.workers, pin_memory=pin_memory)
         self.labels = train.labels
         self.summaries = (train.summary(), test.summary())

@@ -119,12 +119,13 @@ def train(
 
     torch.manual_seed(derive_seed(loop.seed))
     built = build_model(model, feed.labels, towers).to(device)
+    if saved is None:
+        _set_prior(built, feed, device)
+    # The average starts where the weights do.
     state = TrainingState(
         built, build_optimizer(built, optimizer, tower_lr_factor=tower.lr_factor), WeightAverage(built, loop.ema)
     )
-    if saved is None:
-        _set_prior(state, feed, loop, device)
-    else:
+    if saved is not None:
         state.load(saved)
         say(f"going on from step {state.step} of the run in {folder}")
         _tell_of_other_length(saved["config"]["loop"]["epochs"], loop.epochs)
@@ -221,14 +222,11 @@ def _obtain(data: DataConfig) -> None:
 
 
 @torch.no_grad()
-def _set_prior(state: TrainingState, feed: Feed, loop: LoopConfig, device: torch.device) -> None:
+def _set_prior(built: PVLR, feed: Feed, device: torch.device) -> None:
     """Start from the configured mean probability, on a batch of training pictures."""
-    built: PVLR = state.model  # type: ignore[assignment]
     built.eval()
     batch = next(iter(feed.plain_training(shuffle=True)))
     built.fit_prior(built.image(batch.image.to(device)).patches)
-    # The average starts where the weights do.
-    state.average = WeightAverage(built, loop.ema)
 
 
 def _baselines(
