@@ -32,7 +32,8 @@ class WordTower:
     def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
         rows = [[self.token(word) for word in sentence.replace(".", " .").split()] for sentence in sentences]
         ids = torch.tensor([row + [0] * (self.context_length - len(row)) for row in rows])
-        return PromptTokens(ids=ids, start=0, length=tokens, end=torch.tensor([len(row) - 1 for row in rows]))
+        end = torch.tensor([len(row) - 1 for row in rows])
+        return PromptTokens(ids=ids, start=0, length=tokens, end=end, used=int(end.max()) + 1)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.table[ids]

@@ -1,5 +1,6 @@
 """Attention of labels to labels, and of labels and patches to each other."""
 
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -7,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pvlr.core.arguments import require_choice, require_heads, require_int
-from pvlr.core.functional import attend, attention_map, merge_heads, split_heads
+from pvlr.core.block import Block
+from pvlr.core.functional import attend, attention_map, by_rows, merge_heads, split_heads
 from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["DualModalAttention", "DualModalOutput", "LabelRelation", "MultiHeadAttention", "RelationMap"]
@@ -48,7 +50,7 @@ class RelationMap(NamedTuple):
         return attention_map(self.query, self.key)
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(Block):
     """Projections around :func:`~pvlr.core.functional.attend`: ``Out(attend(Q x, K s, V s))``.
 
     The key projection has no bias: a constant added to all keys shifts every row of scores, and a softmax does not
@@ -58,12 +60,19 @@ class MultiHeadAttention(nn.Module):
         dim: Joint width ``d``, a multiple of ``heads``.
         heads: Number of heads ``h``.
         zero_out: Start the output projection at zero, so that the branch adds nothing before the first step.
+
+    Example:
+        >>> import torch
+        >>> block = MultiHeadAttention(dim=8, heads=2, zero_out=True)
+        >>> gathered, (query, key) = block(torch.ones(3, 8), torch.ones(2, 5, 8))
+        >>> gathered.shape, query.shape, key.shape
+        (torch.Size([2, 3, 8]), torch.Size([2, 3, 4]), torch.Size([2, 2, 5, 4]))
     """
 
     def __init__(self, *, dim: int, heads: int, zero_out: bool) -> None:
-        super().__init__()
+        super().__init__(dim=dim, heads=heads, zero_out=zero_out)
         require_heads(dim, heads)
-        self.heads = heads
+        self.dim, self.heads = dim, heads
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim, bias=False)
         self.v_proj = nn.Linear(dim, dim)
@@ -78,13 +87,34 @@ class MultiHeadAttention(nn.Module):
     def forward(
         self, queries: Float[Tensor, "... q d"], source: Float[Tensor, "... k d"]
     ) -> tuple[Float[Tensor, "... q d"], tuple[Float[Tensor, "... h q e"], Float[Tensor, "... h k e"]]]:
-        """What ``queries`` gather from ``source``, and the two factors (query, key) of the map by which they do."""
-        query, key = split_heads(self.q_proj(queries), self.heads), split_heads(self.k_proj(source), self.heads)
-        gathered = attend(query, key, split_heads(self.v_proj(source), self.heads))
-        return self.out_proj(merge_heads(gathered)), (query, key)
+        """What ``queries`` gather from ``source``, and the two factors (query, key) of the map by which they do.
+
+        Raises:
+            ShapeError: where an input is not ``... d`` of the width of the block.
+        """
+        expect("queries", queries, "... q d", like=self.q_proj.weight, d=self.dim)
+        key, value = self.offer(source)
+        query = self.ask(queries)
+        return self.gather(query, key, value), (query, key)
+
+    def ask(self, queries: Float[Tensor, "... q d"]) -> Float[Tensor, "... h q e"]:
+        """The query factor."""
+        return split_heads(self.q_proj(queries), self.heads)
+
+    def offer(self, source: Float[Tensor, "... k d"]) -> tuple[Float[Tensor, "... h k e"], Float[Tensor, "... h k e"]]:
+        """The key factor, and the values."""
+        expect("source", source, "... k d", like=self.q_proj.weight, d=self.dim)
+        return split_heads(self.k_proj(source), self.heads), split_heads(self.v_proj(source), self.heads)
+
+    def gather(
+        self, query: Float[Tensor, "... h q e"], key: Float[Tensor, "... h k e"], value: Float[Tensor, "... h k e"]
+    ) -> Float[Tensor, "... q d"]:
+        """Attend and project."""
+        out: Tensor = self.out_proj(merge_heads(attend(query, key, value)))
+        return out
 
 
-class LabelRelation(nn.Module):
+class LabelRelation(Block):
     """Self-attention over the label axis, which also returns its map.
 
     ``pre``: ``x + MHA(LN x)``, with the output projection at zero at the start; ``post``: ``LN(x + MHA(x))``.
@@ -106,10 +136,10 @@ class LabelRelation(nn.Module):
     """
 
     def __init__(self, *, dim: int, heads: int = 8, norm: Literal["pre", "post"] = "pre") -> None:
-        super().__init__()
+        super().__init__(dim=dim, heads=heads, norm=norm)
         require_heads(dim, heads)
         require_choice("norm", norm, NORMS)
-        self.dim, self.heads, self.norm_first = dim, heads, norm == "pre"
+        self.dim, self.norm_first = dim, norm == "pre"
         self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=self.norm_first)
         self.norm = nn.LayerNorm(dim)
 
@@ -119,20 +149,13 @@ class LabelRelation(nn.Module):
         Raises:
             ShapeError: where ``labels`` is not ``... c d`` of the width of the block.
         """
-        expect("labels", labels, "... c d", dtype="float", d=self.dim)
+        expect("labels", labels, "... c d", like=self.norm.weight, d=self.dim)
         if self.norm_first:
             normed = self.norm(labels)
             gathered, factors = self.attention(normed, normed)
             return labels + gathered, RelationMap(*factors)
         gathered, factors = self.attention(labels, labels)
         return self.norm(labels + gathered), RelationMap(*factors)
-
-    def extra_repr(self) -> str:
-        """The constructor's arguments."""
-        return f"dim={self.dim}, heads={self.heads}, norm={'pre' if self.norm_first else 'post'!r}"
-
-    def __repr__(self) -> str:
-        return f"LabelRelation({self.extra_repr()})"
 
 
 class DualModalOutput(NamedTuple):
@@ -163,11 +186,14 @@ class _Side(nn.Module):
         self.feedforward = _FeedForward(dim=dim, hidden=feedforward, norm_first=norm_first) if feedforward else None
 
     def forward(self, x: Tensor, queries: Tensor, source: Tensor) -> tuple[Tensor, _Factors]:
-        gathered, factors = self.attention(queries, source)
-        x = x + gathered
+        query, (key, value) = self.attention.ask(queries), self.attention.offer(source)
+        return by_rows(partial(self._look, key=key, value=value), x, query), (query, key)
+
+    def _look(self, x: Tensor, query: Tensor, *, key: Tensor, value: Tensor) -> Tensor:
+        x = x + self.attention.gather(query, key, value)
         if self.norm is not None:
             x = self.norm(x)
-        return (x if self.feedforward is None else self.feedforward(x)), factors
+        return x if self.feedforward is None else self.feedforward(x)
 
 
 class _FeedForward(nn.Module):
@@ -217,7 +243,7 @@ class _DualModalLayer(nn.Module):
         return looked_labels, looked_patches, label_factors, patch_factors
 
 
-class DualModalAttention(nn.Module):
+class DualModalAttention(Block):
     """Labels look at patches and patches look at labels, in parallel and from the same inputs.
 
     ``pre``, the default: ``T' = T + MHA(q=LN T, kv=LN X)``, ``X' = X + MHA(q=LN X, kv=LN T)``, then for each side
@@ -251,14 +277,13 @@ class DualModalAttention(nn.Module):
         feedforward: int = 0,
         norm: Literal["pre", "post"] = "pre",
     ) -> None:
-        super().__init__()
+        super().__init__(dim=dim, heads=heads, direction=direction, layers=layers, feedforward=feedforward, norm=norm)
         require_heads(dim, heads)
         require_choice("direction", direction, DIRECTIONS)
         require_int("layers", layers, least=1)
         require_int("feedforward", feedforward, least=0)
         require_choice("norm", norm, NORMS)
-        self.dim, self.heads, self.direction, self.feedforward, self.norm = dim, heads, direction, feedforward, norm
-        self.depth = layers
+        self.dim, self.direction = dim, direction
         self.layers = nn.ModuleList(
             _DualModalLayer(
                 dim=dim, heads=heads, direction=direction, feedforward=feedforward, norm_first=norm == "pre"
@@ -279,11 +304,12 @@ class DualModalAttention(nn.Module):
         Raises:
             ShapeError: where the axes do not fit.
         """
-        axes = expect("patches", patches, "b n d", dtype="float", d=self.dim)
+        like = next(self.parameters(), patches)
+        axes = expect("patches", patches, "b n d", dtype="float", like=like, d=self.dim)
         if labels.dim() == 2:
-            expect("labels", labels, "c d", dtype="float", d=self.dim)
+            expect("labels", labels, "c d", dtype="float", like=like, d=self.dim)
         else:
-            expect("labels", labels, "b c d", dtype="float", b=axes["b"], d=self.dim)
+            expect("labels", labels, "b c d", dtype="float", like=like, b=axes["b"], d=self.dim)
         if axes["n"] == 0 or labels.shape[-2] == 0:
             # A softmax over nothing is NaN.
             raise ShapeError(f"labels, patches: expected one of each or more, got c={labels.shape[-2]}, n={axes['n']}")
@@ -298,13 +324,3 @@ class DualModalAttention(nn.Module):
         if labels.dim() == 2:
             labels = labels.expand(axes["b"], -1, -1)
         return DualModalOutput(labels, patches, tuple(label_maps), tuple(patch_maps))
-
-    def extra_repr(self) -> str:
-        """The constructor's arguments."""
-        return (
-            f"dim={self.dim}, heads={self.heads}, direction={self.direction!r}, layers={self.depth}, "
-            f"feedforward={self.feedforward}, norm={self.norm!r}"
-        )
-
-    def __repr__(self) -> str:
-        return f"DualModalAttention({self.extra_repr()})"

@@ -1,6 +1,7 @@
 """Everything in PVLR that has a formula and no parameters, as pure functions of tensors."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from pvlr.core.shapes import ShapeError, expect
 __all__ = [
     "attend",
     "attention_map",
+    "by_rows",
     "cosine_scores",
     "fuse_maps",
     "gate",
@@ -25,6 +27,8 @@ __all__ = [
     "split_heads",
     "widened",
 ]
+
+ROWS_AT_ONCE = 1024
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -42,20 +46,30 @@ def widened(tensor: Tensor) -> Tensor:
 def split_heads(x: Float[Tensor, "... n he"], heads: int) -> Float[Tensor, "... h n e"]:
     """Split the last axis into heads: channel ``h * e_size + e`` goes to head ``h``.
 
+    Raises:
+        ShapeError: where the last axis does not split evenly.
+
     Example:
         >>> split_heads(torch.arange(4.0).view(1, 4), heads=2).tolist()
         [[[0.0, 1.0]], [[2.0, 3.0]]]
     """
+    require_int("heads", heads, least=1)
+    if expect("x", x, "... n d")["d"] % heads:
+        raise ShapeError(f"x: expected axes '... n (h e)' with h={heads}, got shape {tuple(x.shape)}")
     return rearrange(x, "... n (h e) -> ... h n e", h=heads)
 
 
 def merge_heads(x: Float[Tensor, "... h n e"]) -> Float[Tensor, "... n he"]:
     """Undo :func:`split_heads`.
 
+    Raises:
+        ShapeError: where ``x`` is not ``... h n e``.
+
     Example:
         >>> merge_heads(split_heads(torch.arange(4.0).view(1, 4), heads=2)).tolist()
         [[0.0, 1.0, 2.0, 3.0]]
     """
+    expect("x", x, "... h n e")
     return rearrange(x, "... h n e -> ... n (h e)")
 
 
@@ -76,17 +90,22 @@ def attend(
         mask: Bool (True: may attend) or float (added before the softmax), broadcastable to ``... h q k``. A query
             that may attend to nothing gets zeros.
 
+    Raises:
+        ShapeError: where the axes do not fit, or the leading ones do not broadcast.
+
     Example:
         >>> key, value = torch.eye(2)[None], torch.tensor([[[1.0], [3.0]]])
         >>> attend(torch.zeros(1, 1, 2), key, value)
         tensor([[[2.]]])
     """
+    axes = _check_factors(query, key, mask)
+    expect("value", value, "... h k f", like=query, h=axes["h"], k=axes["k"])
     # The fused kernels want one leading axis; without it the plain path would write the whole map.
     lead = query.dim() == key.dim() == value.dim() == 3
     if lead:
         query, key, value = query[None], key[None], value[None]
     else:
-        batch = torch.broadcast_shapes(query.shape[:-3], key.shape[:-3], value.shape[:-3])  # type: ignore[no-untyped-call]
+        batch = _broadcast("query, key, value", query.shape[:-3], key.shape[:-3], value.shape[:-3])
         query, key, value = (x.expand(*batch, *x.shape[-3:]) for x in (query, key, value))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     return out[0] if lead else out
@@ -107,10 +126,15 @@ def attention_map(
     Returns:
         Weights ``... h q k`` in [0, 1], each row summing to 1; float64 for float64 inputs.
 
+    Raises:
+        ShapeError: where the axes do not fit, or the leading ones do not broadcast.
+
     Example:
         >>> attention_map(torch.zeros(1, 1, 2), torch.eye(2)[None])
         tensor([[[0.5000, 0.5000]]])
     """
+    _check_factors(query, key, mask)
+    _broadcast("query, key", query.shape[:-3], key.shape[:-3])
     with torch.autocast(query.device.type, enabled=False):
         scores = widened(query) @ widened(key).transpose(-2, -1) / math.sqrt(query.shape[-1])
         if mask is None:
@@ -121,13 +145,58 @@ def attention_map(
         return weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
 
 
+def _check_factors(query: Tensor, key: Tensor, mask: Tensor | None) -> dict[str, int]:
+    axes = expect("query", query, "... h q e", dtype="float")
+    axes |= expect("key", key, "... h k e", like=query, h=axes["h"], e=axes["e"])
+    if mask is not None:
+        expect("mask", mask, "...", dtype="bool" if mask.dtype == torch.bool else "float", device=query.device)
+        _broadcast("mask, map", mask.shape, (axes["h"], axes["q"], axes["k"]))
+    return axes
+
+
+def _broadcast(names: str, *shapes: Sequence[int]) -> tuple[int, ...]:
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        found = " and ".join(str(tuple(shape)) for shape in shapes)
+        raise ShapeError(f"{names}: expected leading axes that broadcast, got {found}") from None
+
+
+def by_rows(compute: Callable[..., Tensor], *inputs: Float[Tensor, "... rows _"], join: int = -2) -> Tensor:
+    """``compute(*inputs)``, over at most :data:`ROWS_AT_ONCE` rows at a time where no gradient is asked for.
+
+    Exact where ``compute`` treats each row (of axis −2: a label, a patch) on its own; then ten thousand labels need
+    the memory of a thousand.
+
+    Args:
+        compute: From as many rows of each input to anything with an axis of the same rows.
+        *inputs: Tensors with the same number of rows.
+        join: The axis of the rows in what ``compute`` returns.
+
+    Example:
+        >>> by_rows(lambda x, y: x + y, torch.ones(2000, 1), torch.ones(2000, 1)).shape
+        torch.Size([2000, 1])
+    """
+    # Gradients would keep every part alive; a traced graph has to serve any number of labels.
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or inputs[0].shape[-2] <= ROWS_AT_ONCE:
+        return compute(*inputs)
+    parts = zip(*(x.split(ROWS_AT_ONCE, dim=-2) for x in inputs), strict=True)  # type: ignore[no-untyped-call]
+    return torch.cat([compute(*part) for part in parts], dim=join)
+
+
 def gate(logits: Float[Tensor, "..."], a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """``σ(logits) a + (1 − σ(logits)) b``, elementwise with broadcasting.
+
+    Raises:
+        ShapeError: where the shapes do not broadcast.
 
     Example:
         >>> gate(torch.tensor([0.0, 100.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 3.0]))
         tensor([2., 1.])
     """
+    for name, tensor in (("logits", logits), ("a", a), ("b", b)):
+        expect(name, tensor, "...", dtype="float", device=logits.device)
+    _broadcast("logits, a, b", logits.shape, a.shape, b.shape)
     share = torch.sigmoid(logits)
     return share * a + (1 - share) * b
 
@@ -137,10 +206,17 @@ def fuse_maps(
 ) -> Float[Tensor, "... h q k"]:
     """``mix_h · map_a + (1 − mix_h) · map_b`` for each head; with ``mix`` in [0, 1] rows still sum to 1.
 
+    Raises:
+        ShapeError: where the axes do not fit.
+
     Example:
         >>> fuse_maps(torch.ones(1, 1, 2), torch.zeros(1, 1, 2), torch.tensor([0.25]))
         tensor([[[0.2500, 0.2500]]])
     """
+    axes = expect("map_a", map_a, "... h q k", dtype="float")
+    expect("map_b", map_b, "... h q k", dtype="float", device=map_a.device, **axes)  # type: ignore[arg-type]
+    expect("mix", mix, "h", dtype="float", device=map_a.device, h=axes["h"])
+    _broadcast("map_a, map_b", map_a.shape, map_b.shape)
     share = mix[:, None, None]
     return share * map_a + (1 - share) * map_b
 
@@ -172,9 +248,9 @@ def cosine_scores(
     """
     axes = expect("image", image, "b n d", dtype="float")
     if labels.dim() == 2:
-        expect("labels", labels, "c d", dtype="float", d=axes["d"])
+        expect("labels", labels, "c d", dtype="float", device=image.device, d=axes["d"])
     else:
-        expect("labels", labels, "b c d", dtype="float", b=axes["b"], d=axes["d"])
+        expect("labels", labels, "b c d", dtype="float", device=image.device, b=axes["b"], d=axes["d"])
     with torch.autocast(image.device.type, enabled=False):
         patches, classes = (F.normalize(widened(x), dim=-1) for x in (image, labels))
         return scale * (patches @ classes.transpose(-2, -1)) + bias
@@ -233,9 +309,11 @@ def splice_context(
     """
     axes = expect("embeddings", embeddings, "c t w", dtype="float")
     if context.dim() == 2:
-        length = expect("context", context, "m w", dtype="float", w=axes["w"])["m"]
+        length = expect("context", context, "m w", dtype="float", device=embeddings.device, w=axes["w"])["m"]
     else:
-        length = expect("context", context, "c m w", dtype="float", c=axes["c"], w=axes["w"])["m"]
+        length = expect("context", context, "c m w", dtype="float", device=embeddings.device, c=axes["c"], w=axes["w"])[
+            "m"
+        ]
     require_int("start", start, least=0)
     if start + length > axes["t"]:
         raise ValueError(f"start: expected start + {length} context tokens within t={axes['t']}, got start={start}")

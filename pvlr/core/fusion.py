@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pvlr.core.arguments import require_choice, require_heads
 from pvlr.core.attention import NORMS, RelationMap
+from pvlr.core.block import Block
 from pvlr.core.functional import gate, merge_heads, split_heads
 from pvlr.core.shapes import ShapeError, expect
 
@@ -17,7 +18,7 @@ __all__ = ["FusionBlock"]
 MODES = ("gate", "sum", "knowledge", "context")
 
 
-class FusionBlock(nn.Module):
+class FusionBlock(Block):
     """Fuse knowledge vectors and context vectors of the same labels.
 
     ``gate``: ``g = σ(W [T_ka ; T_ca] + b)``, ``T = g ⊙ T_ka + (1 − g) ⊙ T_ca`` with ``W``, ``b`` at zero at the start,
@@ -49,7 +50,7 @@ class FusionBlock(nn.Module):
         norm: Literal["pre", "post"] = "pre",
         maps: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(dim=dim, heads=heads, mode=mode, norm=norm, maps=maps)
         require_heads(dim, heads)
         require_choice("mode", mode, MODES)
         require_choice("norm", norm, NORMS)
@@ -109,6 +110,8 @@ class FusionBlock(nn.Module):
             if a != b and 1 not in (a, b):
                 shapes = f"{tuple(context.shape)} against {tuple(knowledge.shape)}"
                 raise ShapeError(f"context: expected leading axes that broadcast against knowledge's, got {shapes}")
+        if knowledge.device != context.device:
+            raise ShapeError(f"context: expected a tensor on {knowledge.device}, got one on {context.device}")
         if self.mode == "sum":
             return knowledge + context
         # W [a ; b] = W_a a + W_b b, so that vectors without a batch axis are multiplied once, not for every image.
@@ -123,7 +126,7 @@ class FusionBlock(nn.Module):
         if not self.maps:
             raise ValueError(f"knowledge_map, context_map: expected none, got both, but this is {self!r}")
         for name, relation in (("knowledge_map", knowledge_map), ("context_map", context_map)):
-            expect(name, relation.query, "... h c e", h=self.heads, c=labels.shape[-2])
+            expect(name, relation.query, "... h c e", device=labels.device, h=self.heads, c=labels.shape[-2])
         values = split_heads(self.v_proj(self.norm(labels) if self.norm_first else labels), self.heads)
         share = self.mix[:, None, None]
         mixed = share * knowledge_map.attend(values) + (1 - share) * context_map.attend(values)
@@ -133,13 +136,6 @@ class FusionBlock(nn.Module):
     def _given(self, name: str, vectors: Tensor | None, **sizes: int) -> Tensor:
         if vectors is None:
             raise ValueError(f"{name}: expected vectors '... c d' in mode {self.mode!r}, got None")
-        expect(name, vectors, "... c d", dtype="float", d=self.dim, **sizes)  # type: ignore[arg-type]
+        like = self.gate.weight if self.mode == "gate" else None
+        expect(name, vectors, "... c d", dtype="float", like=like, d=self.dim, **sizes)  # type: ignore[arg-type]
         return vectors
-
-    def extra_repr(self) -> str:
-        """The constructor's arguments."""
-        norm = "pre" if self.norm_first else "post"
-        return f"dim={self.dim}, heads={self.heads}, mode={self.mode!r}, norm={norm!r}, maps={self.maps}"
-
-    def __repr__(self) -> str:
-        return f"FusionBlock({self.extra_repr()})"

@@ -1,6 +1,7 @@
 """Similarities of patches and labels, aggregated into one logit per label."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -8,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pvlr.core.arguments import require_choice, require_number
-from pvlr.core.functional import cosine_scores, pool_regions, widened
+from pvlr.core.block import Block
+from pvlr.core.functional import by_rows, cosine_scores, pool_regions, widened
 from pvlr.core.shapes import expect
 
 __all__ = ["SimilarityHead"]
@@ -16,7 +18,7 @@ __all__ = ["SimilarityHead"]
 AGGREGATIONS = ("max", "mean", "softmax")
 
 
-class SimilarityHead(nn.Module):
+class SimilarityHead(Block):
     """``logit[b, c] = aggregate_n (scale · cos(patch[b, n], label[b, c]) + bias)``: the labels are the classifier.
 
     Its parameters are two numbers, so that it serves any list of labels.
@@ -45,13 +47,12 @@ class SimilarityHead(nn.Module):
         temperature: float = 0.1,
         learnable: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(scale=scale, bias=bias, aggregation=aggregation, temperature=temperature, learnable=learnable)
         require_number("scale", scale, above=0.0)
         require_number("bias", bias)
         require_choice("aggregation", aggregation, AGGREGATIONS)
         require_number("temperature", temperature, above=0.0)
-        self._start = (scale, bias)
-        self.aggregation, self.temperature, self.learnable = aggregation, temperature, learnable
+        self.aggregation, self.temperature = aggregation, temperature
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learnable)
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
 
@@ -67,18 +68,10 @@ class SimilarityHead(nn.Module):
         Raises:
             ShapeError: where the axes do not fit.
         """
-        axes = expect("patches", patches, "b n d", dtype="float")
-        expect("labels", labels, "... c d", dtype="float", d=axes["d"])
+        axes = expect("patches", patches, "b n d", dtype="float", device=self.log_scale.device)
+        expect("labels", labels, "... c d", dtype="float", device=self.log_scale.device, d=axes["d"])
+        return by_rows(partial(self._logits, patches), labels, join=-1)
+
+    def _logits(self, patches: Tensor, labels: Tensor) -> Tensor:
         scores = cosine_scores(patches, labels, scale=widened(self.log_scale).exp(), bias=widened(self.bias))
         return pool_regions(scores, self.aggregation, self.temperature)
-
-    def extra_repr(self) -> str:
-        """The constructor's arguments; what has been learned since is in the parameters."""
-        scale, bias = self._start
-        return (
-            f"scale={scale}, bias={bias}, aggregation={self.aggregation!r}, temperature={self.temperature}, "
-            f"learnable={self.learnable}"
-        )
-
-    def __repr__(self) -> str:
-        return f"SimilarityHead({self.extra_repr()})"

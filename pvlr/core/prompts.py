@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.attention import NORMS, DualModalAttention, LabelRelation, RelationMap
+from pvlr.core.block import Block
 from pvlr.core.functional import widened
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.protocols import PromptTokens, TextTower
@@ -174,7 +175,7 @@ def load_label_vectors(path: str | Path, labels: LabelSet) -> Float[Tensor, "c k
     return chosen
 
 
-class KnowledgePrompter(nn.Module):
+class KnowledgePrompter(Block):
     """``(T_ka, M_ka) = SA(T_hard)``: what fixed vectors know about labels, related to each other.
 
     Args:
@@ -200,13 +201,13 @@ class KnowledgePrompter(nn.Module):
         relation: Literal["attention", "none"] = "attention",
         norm: Literal["pre", "post"] = "pre",
     ) -> None:
-        super().__init__()
+        super().__init__(dim=dim, heads=heads, source_dim=source_dim, relation=relation, norm=norm)
         require_int("dim", dim, least=1)
         if source_dim is not None:
             require_int("source_dim", source_dim, least=1)
         require_choice("relation", relation, RELATIONS)
         require_choice("norm", norm, NORMS)
-        self.dim, self.heads, self.source_dim, self.norm = dim, heads, source_dim, norm
+        self.source_dim = dim if source_dim is None else source_dim
         self.projection = None if source_dim is None else nn.Linear(source_dim, dim, bias=False)
         self.relation = LabelRelation(dim=dim, heads=heads, norm=norm) if relation == "attention" else None
 
@@ -222,26 +223,16 @@ class KnowledgePrompter(nn.Module):
         Raises:
             ShapeError: where ``vectors`` has another width than asked for.
         """
-        expect("vectors", vectors, "c k", dtype="float", k=self.dim if self.source_dim is None else self.source_dim)
+        like = next(self.parameters(), None)
+        expect("vectors", vectors, "c k", dtype="float", like=like, k=self.source_dim)
         labels = vectors if self.projection is None else self.projection(vectors)
         if self.relation is None:
             return labels, None
         related, relation = self.relation(labels)
         return related, relation
 
-    def extra_repr(self) -> str:
-        """The constructor's arguments."""
-        relation = "none" if self.relation is None else "attention"
-        return (
-            f"dim={self.dim}, heads={self.heads}, source_dim={self.source_dim}, relation={relation!r}, "
-            f"norm={self.norm!r}"
-        )
 
-    def __repr__(self) -> str:
-        return f"KnowledgePrompter({self.extra_repr()})"
-
-
-class ContextPrompter(nn.Module):
+class ContextPrompter(Block):
     """``T_soft[c] = norm(E_t([v_1 … v_m, name_c, .]))`` with learnable ``v``; then ``(T_ca, M_ca) = SA(T_soft)``.
 
     Args:
@@ -277,7 +268,10 @@ class ContextPrompter(nn.Module):
         norm: Literal["pre", "post"] = "pre",
         std: float = 0.02,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            width=width, dim=dim, tokens=tokens, classes=classes, condition=condition, heads=heads,
+            relation=relation, norm=norm, std=std,
+        )  # fmt: skip
         for name, number in (("width", width), ("dim", dim), ("tokens", tokens)):
             require_int(name, number, least=1)
         if classes is not None:
@@ -287,7 +281,6 @@ class ContextPrompter(nn.Module):
         require_choice("norm", norm, NORMS)
         require_number("std", std, least=0.0)
         self.width, self.dim, self.tokens, self.classes = width, dim, tokens, classes
-        self.heads, self.norm, self.std = heads, norm, std
         shape = (tokens, width) if classes is None else (classes, tokens, width)
         self.context = nn.Parameter(torch.randn(shape) * std)
         looking = (
@@ -344,7 +337,7 @@ class ContextPrompter(nn.Module):
             ShapeError: where the axes do not fit.
             ValueError: where the condition has no patches to look at.
         """
-        expect("vectors", vectors, "c d", dtype="float", d=self.dim)
+        expect("vectors", vectors, "c d", dtype="float", like=self.context, d=self.dim)
         labels = vectors
         if self.condition is not None:
             if patches is None:
@@ -360,15 +353,3 @@ class ContextPrompter(nn.Module):
     ) -> tuple[Float[Tensor, "*b c d"], RelationMap | None]:
         """:meth:`encode`, then :meth:`relate`."""
         return self.relate(self.encode(text, prompts), patches)
-
-    def extra_repr(self) -> str:
-        """The constructor's arguments."""
-        condition = "none" if self.condition is None else "image"
-        relation = "none" if self.relation is None else "attention"
-        return (
-            f"width={self.width}, dim={self.dim}, tokens={self.tokens}, classes={self.classes}, "
-            f"condition={condition!r}, heads={self.heads}, relation={relation!r}, norm={self.norm!r}, std={self.std}"
-        )
-
-    def __repr__(self) -> str:
-        return f"ContextPrompter({self.extra_repr()})"

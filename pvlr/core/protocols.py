@@ -17,12 +17,14 @@ class PromptTokens(NamedTuple):
         start: First position of the context.
         length: Number of context positions (``m``).
         end: Position at which the tower pools each prompt, int64 ``c``.
+        used: Positions in use, one more than the largest ``end``: a number, so that no graph has to ask a tensor.
     """
 
     ids: Int[Tensor, "c t"]
     start: int
     length: int
     end: Int[Tensor, " c"]
+    used: int
 
 
 class ImageFeatures(NamedTuple):

@@ -24,6 +24,7 @@ def expect(
     *,
     dtype: Literal["float", "int", "bool"] | None = None,
     device: torch.device | None = None,
+    like: Tensor | None = None,
     **sizes: int,
 ) -> dict[str, int]:
     """Check ``tensor`` against an einops ``pattern`` and return the sizes of its named axes.
@@ -36,6 +37,8 @@ def expect(
         pattern: Axes in einops' notation: names, ``_`` for any size, ``1``, one ``...`` for any number of axes.
         dtype: Kind of numbers asked for (any width): ``"float"``, ``"int"`` (signed or not) or ``"bool"``.
         device: Device the tensor has to be on.
+        like: A tensor it has to work with, such as a weight: on the same device, and of the same floating dtype (under
+            autocast of any).
         **sizes: Sizes asked for, by axis name.
 
     Returns:
@@ -68,6 +71,12 @@ def expect(
         raise ShapeError(f"{name}: expected a tensor of dtype {dtype}, got {tensor.dtype}")
     if device is not None and tensor.device != device:
         raise ShapeError(f"{name}: expected a tensor on {device}, got one on {tensor.device}")
+    if like is not None:
+        if tensor.device != like.device:
+            raise ShapeError(f"{name}: expected a tensor on {like.device}, got one on {tensor.device}")
+        mixed = tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
+        if tensor.dtype != like.dtype and not mixed:
+            raise ShapeError(f"{name}: expected a tensor of dtype {like.dtype}, got {tensor.dtype}")
     return axes
 
 

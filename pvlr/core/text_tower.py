@@ -98,7 +98,8 @@ class OpenClipTextTower(nn.Module):
                 raise TowerError(
                     f"prompt '{sentence}': expected it to begin with the context '{words}', token by token"
                 )
-        return PromptTokens(ids=ids, start=start, length=count, end=self._ends(ids, sentences))
+        end = self._ends(ids, sentences)
+        return PromptTokens(ids=ids, start=start, length=count, end=end, used=int(end.max()) + 1)
 
     @torch.no_grad()
     def encode(self, sentences: Sequence[str]) -> Float[Tensor, "s d"]:
@@ -109,7 +110,7 @@ class OpenClipTextTower(nn.Module):
         """
         ids = self._tokenize(sentences)
         end = self._ends(ids, sentences)
-        return self._run(self.embed(ids[:, : self._needed(end)]), end)
+        return self._run(self.embed(ids[:, : self._needed(int(end.max()) + 1)]), end)
 
     def embed(self, ids: Int[Tensor, "*s"]) -> Float[Tensor, "*s w"]:
         """Look up token embeddings, before positions are added."""
@@ -137,7 +138,7 @@ class OpenClipTextTower(nn.Module):
             expect("context", context, "c m w", dtype="float", c=count, m=length, w=self.width)
         else:
             expect("context", context, "m w", dtype="float", m=length, w=self.width)
-        embeddings = self.embed(prompts.ids[:, : self._needed(prompts.end)])
+        embeddings = self.embed(prompts.ids[:, : self._needed(prompts.used)])
         context = context.to(embeddings)
         # Shared context belongs to the beginning that is computed once; a label's own does not.
         shared = prompts.start + (length if context.ndim == 2 else 0)
@@ -153,9 +154,9 @@ class OpenClipTextTower(nn.Module):
             f"pool={self._pool!r}"
         )
 
-    def _needed(self, end: Tensor) -> int:
+    def _needed(self, used: int) -> int:
         # In a causal tower nothing looks at what comes after the last pooled position.
-        return int(end.max()) + 1 if self._cut else self.context_length
+        return used if self._cut else self.context_length
 
     def _run(self, embeddings: Float[Tensor, "c t w"], end: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
         length = embeddings.shape[1]

@@ -16,7 +16,7 @@ LAYERS = ("core", "data", "train")
 OPEN_TO_DATA = ("shapes", "labels", "protocols")
 # The core's own layers: a file imports only from lines above its own (`model` and what comes later, from all).
 CORE_ORDER = (
-    {"arguments", "labels", "protocols", "shapes"},
+    {"arguments", "block", "labels", "protocols", "shapes"},
     {"functional"},
     {"attention", "losses", "metrics"},
     {"fusion", "head", "prompts"},

@@ -252,12 +252,12 @@ REFUSED = [
     ),
     (lambda: prompter().relate(X(3, 7)), ShapeError, "vectors: expected axes 'c d' with d=8, got shape (3, 7)"),
     (
-        lambda: prompter(condition="image").relate(X(3, 8)),
+        lambda: prompter(condition="image").float().relate(X(3, 8)),
         ValueError,
         "patches: expected patches 'b n d' with condition='image', got None",
     ),
     (
-        lambda: prompter(condition="image").relate(X(3, 8), X(5, 8)),
+        lambda: prompter(condition="image").float().relate(X(3, 8), X(5, 8)),
         ShapeError,
         "patches: expected axes 'b n d', got shape (5, 8)",
     ),

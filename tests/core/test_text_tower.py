@@ -124,7 +124,7 @@ def test_labels_of_mixed_lengths(lengths, tokens, specific, kind, seed):
     together = tower.encode_context(context, prompts)
     torch.testing.assert_close(together, reference(model, context, prompts), rtol=1e-5, atol=1e-5)
     # A label's vector does not depend on which others it was computed with.
-    alone = PromptTokens(prompts.ids[-1:], prompts.start, prompts.length, prompts.end[-1:])
+    alone = PromptTokens(prompts.ids[-1:], prompts.start, prompts.length, prompts.end[-1:], prompts.used)
     own = context[-1:] if specific else context
     torch.testing.assert_close(tower.encode_context(own, alone), together[-1:], rtol=1e-5, atol=1e-5)
 
