@@ -10,7 +10,10 @@ import pytest
 import pvlr
 
 PACKAGE = Path(pvlr.__file__).parent
-HEAVY = ("open_clip", "torchvision", "torchmetrics", "jsonargparse", "tensorboard", "PIL", "timm", "transformers")
+HEAVY = (
+    "open_clip", "torchvision", "torchmetrics", "jsonargparse", "tensorboard", "PIL", "timm", "transformers",
+    "torch._dynamo",
+)  # fmt: skip
 LAYERS = ("core", "data", "train")
 # The data layer knows shapes, labels and what a tower's output looks like, but no block and no model.
 OPEN_TO_DATA = ("shapes", "labels", "protocols")
