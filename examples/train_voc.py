@@ -12,6 +12,7 @@ import sys
 
 from pvlr.train import train
 from pvlr.train.cli import command
+from pvlr.train.data_config import VOCData
 
 if __name__ == "__main__":
-    sys.exit(command(train))
+    sys.exit(command(train, data=VOCData))

@@ -43,11 +43,15 @@ def linear(state: State, name: str, x: Vector) -> Vector:
     return [dot(row, x) + shift for row, shift in zip(weight, bias, strict=True)]
 
 
-def layer_norm(state: State, name: str, x: Vector) -> Vector:
+def standardise(x: Vector) -> Vector:
     mean = math.fsum(x) / len(x)
     variance = math.fsum((v - mean) ** 2 for v in x) / len(x)
+    return [(v - mean) / math.sqrt(variance + 1e-5) for v in x]
+
+
+def layer_norm(state: State, name: str, x: Vector) -> Vector:
     scale, shift = state[f"{name}.weight"], state[f"{name}.bias"]
-    return [(v - mean) / math.sqrt(variance + 1e-5) * s + b for v, s, b in zip(x, scale, shift, strict=True)]
+    return [v * s + b for v, s, b in zip(standardise(x), scale, shift, strict=True)]
 
 
 def gelu(x: float) -> float:
@@ -126,7 +130,7 @@ def multi_head(state: State, name: str, queries: Matrix, source: Matrix, heads: 
 
 def label_relation(state: State, labels: Matrix, heads: int, norm: str) -> tuple[Matrix, list[Matrix]]:
     if norm == "pre":
-        normed = [layer_norm(state, "norm", row) for row in labels]
+        normed = [standardise(row) for row in labels]
         branch, maps = multi_head(state, "attention", normed, normed, heads)
         return [add(row, more) for row, more in zip(labels, branch, strict=True)], maps
     branch, maps = multi_head(state, "attention", labels, labels, heads)
@@ -138,7 +142,7 @@ def _feed_forward(state: State, name: str, x: Vector, norm: str) -> Vector:
         return linear(state, f"{name}.down", [gelu(u) for u in linear(state, f"{name}.up", v)])
 
     if norm == "pre":
-        return add(x, inner(layer_norm(state, f"{name}.norm", x)))
+        return add(x, inner(standardise(x)))
     return layer_norm(state, f"{name}.norm", add(x, inner(x)))
 
 
@@ -159,9 +163,7 @@ def dual_modal(
         start = {"labels": labels, "patches": patches}
         normed = start
         if norm == "pre":
-            normed = {
-                side: [layer_norm(state, f"layers.{layer}.norm_{side}", x) for x in start[side]] for side in start
-            }
+            normed = {side: [standardise(x) for x in start[side]] for side in start}
         result = dict(start)
         for side, other, maps in (("labels", "patches", label_maps), ("patches", "labels", patch_maps)):
             if direction not in ("both", side):
@@ -202,7 +204,7 @@ def fusion(
         labels.append([g * a + (1 - g) * b for g, a, b in zip(opening, k, x, strict=True)])
     if maps is None:
         return labels
-    inside = [layer_norm(state, "norm", row) for row in labels] if norm == "pre" else labels
+    inside = [standardise(row) for row in labels] if norm == "pre" else labels
     values = [linear(state, "v_proj", row) for row in inside]
     mixed: Matrix = [[] for _ in labels]
     for head in range(heads):

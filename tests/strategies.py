@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import pickle
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
-settings.register_profile("pvlr", max_examples=25, deadline=None, print_blob=True)
+examples = int(os.environ.get("PVLR_EXAMPLES", "25"))
+settings.register_profile("pvlr", max_examples=examples, deadline=None, print_blob=True)
 settings.load_profile("pvlr")
 
 

@@ -40,7 +40,7 @@ class WordTower:
 
     def run(self, embeddings: Tensor, end: Tensor) -> Tensor:
         states = torch.tanh(embeddings + self.places).cumsum(dim=1)
-        return torch.sin(states[torch.arange(len(end)), end]) @ self.out
+        return torch.sin(states[torch.arange(end.shape[0], device=end.device), end]) @ self.out
 
 
 class ToyTower(WordTower):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pvlr.core.arguments import require_choice, require_heads, require_int
 from pvlr.core.block import Block
-from pvlr.core.functional import attend, attention_map, by_rows, merge_heads, split_heads
+from pvlr.core.functional import attend, attention_map, by_rows, merge_heads, split_heads, standardise
 from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["DualModalAttention", "DualModalOutput", "LabelRelation", "MultiHeadAttention", "RelationMap"]
@@ -92,7 +92,7 @@ class MultiHeadAttention(Block):
         Raises:
             ShapeError: where an input is not ``... d`` of the width of the block.
         """
-        expect("queries", queries, "... q d", like=self.q_proj.weight, d=self.dim)
+        expect("queries", queries, "... q d", dtype="float", like=self.q_proj.weight, d=self.dim)
         key, value = self.offer(source)
         query = self.ask(queries)
         return self.gather(query, key, value), (query, key)
@@ -103,7 +103,7 @@ class MultiHeadAttention(Block):
 
     def offer(self, source: Float[Tensor, "... k d"]) -> tuple[Float[Tensor, "... h k e"], Float[Tensor, "... h k e"]]:
         """The key factor, and the values."""
-        expect("source", source, "... k d", like=self.q_proj.weight, d=self.dim)
+        expect("source", source, "... k d", dtype="float", like=self.q_proj.weight, d=self.dim)
         return split_heads(self.k_proj(source), self.heads), split_heads(self.v_proj(source), self.heads)
 
     def gather(
@@ -141,7 +141,7 @@ class LabelRelation(Block):
         require_choice("norm", norm, NORMS)
         self.dim, self.norm_first = dim, norm == "pre"
         self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=self.norm_first)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = None if self.norm_first else nn.LayerNorm(dim)
 
     def forward(self, labels: Float[Tensor, "*b c d"]) -> tuple[Float[Tensor, "*b c d"], RelationMap]:
         """Relate labels ``... c d`` to each other.
@@ -149,13 +149,11 @@ class LabelRelation(Block):
         Raises:
             ShapeError: where ``labels`` is not ``... c d`` of the width of the block.
         """
-        expect("labels", labels, "... c d", like=self.norm.weight, d=self.dim)
-        if self.norm_first:
-            normed = self.norm(labels)
-            gathered, factors = self.attention(normed, normed)
-            return labels + gathered, RelationMap(*factors)
-        gathered, factors = self.attention(labels, labels)
-        return self.norm(labels + gathered), RelationMap(*factors)
+        expect("labels", labels, "... c d", dtype="float", like=self.attention.q_proj.weight, d=self.dim)
+        inside = standardise(labels) if self.norm is None else labels
+        gathered, factors = self.attention(inside, inside)
+        related = labels + gathered
+        return related if self.norm is None else self.norm(related), RelationMap(*factors)
 
 
 class DualModalOutput(NamedTuple):
@@ -181,7 +179,6 @@ class _Side(nn.Module):
         super().__init__()
         self.norm_first = norm_first
         self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=norm_first)
-        # In pre-norm form both sides' norms belong to the layer, which reads each twice: as queries and as source.
         self.norm = None if norm_first else nn.LayerNorm(dim)
         self.feedforward = _FeedForward(dim=dim, hidden=feedforward, norm_first=norm_first) if feedforward else None
 
@@ -201,19 +198,15 @@ class _FeedForward(nn.Module):
 
     def __init__(self, *, dim: int, hidden: int, norm_first: bool) -> None:
         super().__init__()
-        self.norm_first = norm_first
-        self.norm = nn.LayerNorm(dim)
+        self.norm = None if norm_first else nn.LayerNorm(dim)
         self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         if norm_first:
             nn.init.zeros_(self.down.weight)
             nn.init.zeros_(self.down.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.norm_first:
-            out: Tensor = x + self.down(F.gelu(self.up(self.norm(x))))
-        else:
-            out = self.norm(x + self.down(F.gelu(self.up(x))))
-        return out
+        out: Tensor = x + self.down(F.gelu(self.up(standardise(x) if self.norm is None else x)))
+        return out if self.norm is None else self.norm(out)
 
 
 class _DualModalLayer(nn.Module):
@@ -221,8 +214,7 @@ class _DualModalLayer(nn.Module):
 
     def __init__(self, *, dim: int, heads: int, direction: str, feedforward: int, norm_first: bool) -> None:
         super().__init__()
-        self.norm_labels = nn.LayerNorm(dim) if norm_first else None
-        self.norm_patches = nn.LayerNorm(dim) if norm_first else None
+        self.norm_first = norm_first
         both = {name: direction in ("both", name) for name in ("labels", "patches")}
 
         def side() -> _Side:
@@ -232,8 +224,8 @@ class _DualModalLayer(nn.Module):
         self.patches = side() if both["patches"] else None
 
     def forward(self, labels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, _Factors | None, _Factors | None]:
-        normed_labels = labels if self.norm_labels is None else self.norm_labels(labels)
-        normed_patches = patches if self.norm_patches is None else self.norm_patches(patches)
+        # Each is read twice: as queries and as source.
+        normed_labels, normed_patches = (standardise(x) if self.norm_first else x for x in (labels, patches))
         looked_labels, looked_patches = labels, patches
         label_factors = patch_factors = None
         if self.labels is not None:
@@ -306,7 +298,7 @@ class DualModalAttention(Block):
         """
         like = next(self.parameters(), patches)
         axes = expect("patches", patches, "b n d", dtype="float", like=like, d=self.dim)
-        if labels.dim() == 2:
+        if not isinstance(labels, Tensor) or labels.dim() == 2:
             expect("labels", labels, "c d", dtype="float", like=like, d=self.dim)
         else:
             expect("labels", labels, "b c d", dtype="float", like=like, b=axes["b"], d=self.dim)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "attention_map",
     "by_rows",
     "cosine_scores",
+    "full_width",
     "fuse_maps",
     "gate",
     "merge_heads",
@@ -25,6 +27,7 @@ __all__ = [
     "prior_bias",
     "splice_context",
     "split_heads",
+    "standardise",
     "widened",
 ]
 
@@ -41,6 +44,31 @@ def widened(tensor: Tensor) -> Tensor:
         (torch.float32, torch.float64)
     """
     return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def full_width(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the tensor's device, for what is computed on :func:`widened` numbers.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16), full_width(torch.zeros(1)):
+        ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        torch.float32
+    """
+    # The meta device knows no autocast, and refuses even to have it switched off.
+    return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
+
+
+def standardise(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """A layer norm without parameters: every vector minus its mean, over its standard deviation.
+
+    What stands before a projection needs no scale and shift of its own: the projection has them. Without them a frozen
+    tower's patches need no gradient.
+
+    Example:
+        >>> standardise(torch.tensor([1.0, 3.0]))
+        tensor([-1.0000,  1.0000])
+    """
+    return F.layer_norm(x, x.shape[-1:])
 
 
 def split_heads(x: Float[Tensor, "... n he"], heads: int) -> Float[Tensor, "... h n e"]:
@@ -77,7 +105,7 @@ def attend(
     query: Float[Tensor, "... h q e"],
     key: Float[Tensor, "... h k e"],
     value: Float[Tensor, "... h k f"],
-    mask: Bool[Tensor, "... q k"] | Float[Tensor, "... q k"] | None = None,
+    mask: Bool[Tensor, "... #q #k"] | Float[Tensor, "... #q #k"] | None = None,
 ) -> Float[Tensor, "... h q f"]:
     """``softmax(query keyᵀ / √e) value`` by fused attention, without the ``q k`` map in memory.
 
@@ -87,8 +115,8 @@ def attend(
         query: ``... h q e``.
         key: ``... h k e``.
         value: ``... h k f``.
-        mask: Bool (True: may attend) or float (added before the softmax), broadcastable to ``... h q k``. A query
-            that may attend to nothing gets zeros.
+        mask: Bool (True: may attend) or float (added before the softmax, −∞: may not), of two axes or more that
+            broadcast to ``... h q k``. A query that may attend to nothing gets zeros.
 
     Raises:
         ShapeError: where the axes do not fit, or the leading ones do not broadcast.
@@ -98,30 +126,32 @@ def attend(
         >>> attend(torch.zeros(1, 1, 2), key, value)
         tensor([[[2.]]])
     """
-    axes = _check_factors(query, key, mask)
+    axes = _check_factors(query, key)
     expect("value", value, "... h k f", like=query, h=axes["h"], k=axes["k"])
+    batch = _broadcast("query, key, value", "leading axes", query.shape[:-3], key.shape[:-3], value.shape[:-3])
+    if mask is not None:
+        _check_mask(mask, query, (*batch, axes["h"], axes["q"], axes["k"]))
+        mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
     # The fused kernels want one leading axis; without it the plain path would write the whole map.
-    lead = query.dim() == key.dim() == value.dim() == 3
-    if lead:
+    if not batch:
         query, key, value = query[None], key[None], value[None]
     else:
-        batch = _broadcast("query, key, value", query.shape[:-3], key.shape[:-3], value.shape[:-3])
         query, key, value = (x.expand(*batch, *x.shape[-3:]) for x in (query, key, value))
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return out[0] if lead else out
+    return out if batch else out[0]
 
 
 def attention_map(
     query: Float[Tensor, "... h q e"],
     key: Float[Tensor, "... h k e"],
-    mask: Bool[Tensor, "... q k"] | Float[Tensor, "... q k"] | None = None,
+    mask: Bool[Tensor, "... #q #k"] | Float[Tensor, "... #q #k"] | None = None,
 ) -> Float[Tensor, "... h q k"]:
     """``softmax(query keyᵀ / √e)``, the map that :func:`attend` uses, written out in float32.
 
     Args:
         query: ``... h q e``.
         key: ``... h k e``; leading axes broadcast.
-        mask: As in :func:`attend`; a row whose every entry is False is all zeros, as there.
+        mask: As in :func:`attend`; a row whose every entry is False (or −∞) is all zeros, as there.
 
     Returns:
         Weights ``... h q k`` in [0, 1], each row summing to 1; float64 for float64 inputs.
@@ -133,33 +163,39 @@ def attention_map(
         >>> attention_map(torch.zeros(1, 1, 2), torch.eye(2)[None])
         tensor([[[0.5000, 0.5000]]])
     """
-    _check_factors(query, key, mask)
-    _broadcast("query, key", query.shape[:-3], key.shape[:-3])
-    with torch.autocast(query.device.type, enabled=False):
+    axes = _check_factors(query, key)
+    batch = _broadcast("query, key", "leading axes", query.shape[:-3], key.shape[:-3])
+    if mask is not None:
+        _check_mask(mask, query, (*batch, axes["h"], axes["q"], axes["k"]))
+    with full_width(query):
         scores = widened(query) @ widened(key).transpose(-2, -1) / math.sqrt(query.shape[-1])
         if mask is None:
             return scores.softmax(dim=-1)
         if mask.dtype != torch.bool:
-            return (scores + mask).softmax(dim=-1)
+            scores, mask = scores + mask.to(scores.dtype), mask != -math.inf
         weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
         return weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
 
 
-def _check_factors(query: Tensor, key: Tensor, mask: Tensor | None) -> dict[str, int]:
+def _check_factors(query: Tensor, key: Tensor) -> dict[str, int]:
     axes = expect("query", query, "... h q e", dtype="float")
-    axes |= expect("key", key, "... h k e", like=query, h=axes["h"], e=axes["e"])
-    if mask is not None:
-        expect("mask", mask, "...", dtype="bool" if mask.dtype == torch.bool else "float", device=query.device)
-        _broadcast("mask, map", mask.shape, (axes["h"], axes["q"], axes["k"]))
-    return axes
+    return axes | expect("key", key, "... h k e", like=query, h=axes["h"], e=axes["e"])
 
 
-def _broadcast(names: str, *shapes: Sequence[int]) -> tuple[int, ...]:
+def _check_mask(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> None:
+    expect("mask", mask, "... q k", dtype="bool" if mask.dtype == torch.bool else "float", device=query.device)
+    # Not wider than the map either: that would make more of it than its factors do.
+    axes = zip(mask.shape[::-1], shape[::-1], strict=False)
+    if mask.dim() > len(shape) or any(size not in (1, whole) for size, whole in axes):
+        raise ShapeError(f"mask: expected axes that broadcast to the map's {shape}, got shape {tuple(mask.shape)}")
+
+
+def _broadcast(names: str, what: str, *shapes: Sequence[int]) -> tuple[int, ...]:
     try:
         return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
     except RuntimeError:
         found = " and ".join(str(tuple(shape)) for shape in shapes)
-        raise ShapeError(f"{names}: expected leading axes that broadcast, got {found}") from None
+        raise ShapeError(f"{names}: expected {what} that broadcast, got {found}") from None
 
 
 def by_rows(compute: Callable[..., Tensor], *inputs: Float[Tensor, "... rows _"], join: int = -2) -> Tensor:
@@ -196,7 +232,7 @@ def gate(logits: Float[Tensor, "..."], a: Float[Tensor, "..."], b: Float[Tensor,
     """
     for name, tensor in (("logits", logits), ("a", a), ("b", b)):
         expect(name, tensor, "...", dtype="float", device=logits.device)
-    _broadcast("logits, a, b", logits.shape, a.shape, b.shape)
+    _broadcast("logits, a, b", "axes", logits.shape, a.shape, b.shape)
     share = torch.sigmoid(logits)
     return share * a + (1 - share) * b
 
@@ -216,7 +252,7 @@ def fuse_maps(
     axes = expect("map_a", map_a, "... h q k", dtype="float")
     expect("map_b", map_b, "... h q k", dtype="float", device=map_a.device, **axes)  # type: ignore[arg-type]
     expect("mix", mix, "h", dtype="float", device=map_a.device, h=axes["h"])
-    _broadcast("map_a, map_b", map_a.shape, map_b.shape)
+    _broadcast("map_a, map_b", "leading axes", map_a.shape[:-3], map_b.shape[:-3])
     share = mix[:, None, None]
     return share * map_a + (1 - share) * map_b
 
@@ -247,13 +283,19 @@ def cosine_scores(
         tensor([[[6., 8.]]])
     """
     axes = expect("image", image, "b n d", dtype="float")
-    if labels.dim() == 2:
+    if not isinstance(labels, Tensor) or labels.dim() == 2:
         expect("labels", labels, "c d", dtype="float", device=image.device, d=axes["d"])
     else:
         expect("labels", labels, "b c d", dtype="float", device=image.device, b=axes["b"], d=axes["d"])
-    with torch.autocast(image.device.type, enabled=False):
-        patches, classes = (F.normalize(widened(x), dim=-1) for x in (image, labels))
-        return scale * (patches @ classes.transpose(-2, -1)) + bias
+    if widened(image).dtype != widened(labels).dtype:
+        raise ShapeError(f"labels: expected a tensor of dtype {image.dtype}, got {labels.dtype}")
+    with full_width(image):
+        patches, classes = widened(image), widened(labels)
+        # Dividing the products by the lengths costs less than dividing the vectors, and so do the gradients.
+        of_patch, of_label = (torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-12) for x in (patches, classes))
+        products = patches @ classes.transpose(-2, -1)
+        scores: Tensor = products / of_patch.unsqueeze(-1) * (scale / of_label).unsqueeze(-2) + bias
+        return scores
 
 
 def pool_regions(
@@ -279,7 +321,7 @@ def pool_regions(
     if expect("scores", scores, "b n c", dtype="float")["n"] == 0:
         raise ShapeError(f"scores: expected at least one patch on axis n of 'b n c', got shape {tuple(scores.shape)}")
     require_choice("how", how, ("max", "mean", "softmax"))
-    with torch.autocast(scores.device.type, enabled=False):
+    with full_width(scores):
         scores = widened(scores)
         if how == "max":
             return scores.amax(dim=1)
@@ -308,7 +350,7 @@ def splice_context(
         [0.0, 1.0, 1.0, 0.0]
     """
     axes = expect("embeddings", embeddings, "c t w", dtype="float")
-    if context.dim() == 2:
+    if not isinstance(context, Tensor) or context.dim() == 2:
         length = expect("context", context, "m w", dtype="float", device=embeddings.device, w=axes["w"])["m"]
     else:
         length = expect("context", context, "c m w", dtype="float", device=embeddings.device, c=axes["c"], w=axes["w"])[

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pvlr.core.arguments import require_choice, require_heads
 from pvlr.core.attention import NORMS, RelationMap
 from pvlr.core.block import Block
-from pvlr.core.functional import gate, merge_heads, split_heads
+from pvlr.core.functional import gate, merge_heads, split_heads, standardise
 from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["FusionBlock"]
@@ -55,7 +55,7 @@ class FusionBlock(Block):
         require_choice("mode", mode, MODES)
         require_choice("norm", norm, NORMS)
         self.dim, self.heads, self.mode, self.maps = dim, heads, mode, maps
-        self.norm_first = norm == "pre"
+        norm_first = norm == "pre"
         if mode != "gate":
             return
         self.gate = nn.Linear(2 * dim, dim)
@@ -64,12 +64,12 @@ class FusionBlock(Block):
         if not maps:
             return
         self.mix_logit = nn.Parameter(torch.zeros(heads))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = None if norm_first else nn.LayerNorm(dim)
         self.v_proj, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.v_proj.weight)
         nn.init.zeros_(self.v_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
-        if self.norm_first:
+        if norm_first:
             nn.init.zeros_(self.out_proj.weight)
         else:
             nn.init.xavier_uniform_(self.out_proj.weight)
@@ -106,10 +106,7 @@ class FusionBlock(Block):
             return self._given("context", context)
         knowledge = self._given("knowledge", knowledge)
         context = self._given("context", context, c=knowledge.shape[-2])
-        for a, b in zip(knowledge.shape[-3::-1], context.shape[-3::-1], strict=False):
-            if a != b and 1 not in (a, b):
-                shapes = f"{tuple(context.shape)} against {tuple(knowledge.shape)}"
-                raise ShapeError(f"context: expected leading axes that broadcast against knowledge's, got {shapes}")
+        _require_broadcast("context", context, 2, "knowledge's", knowledge)
         if knowledge.device != context.device:
             raise ShapeError(f"context: expected a tensor on {knowledge.device}, got one on {context.device}")
         if self.mode == "sum":
@@ -126,12 +123,15 @@ class FusionBlock(Block):
         if not self.maps:
             raise ValueError(f"knowledge_map, context_map: expected none, got both, but this is {self!r}")
         for name, relation in (("knowledge_map", knowledge_map), ("context_map", context_map)):
-            expect(name, relation.query, "... h c e", device=labels.device, h=self.heads, c=labels.shape[-2])
-        values = split_heads(self.v_proj(self.norm(labels) if self.norm_first else labels), self.heads)
+            for factor, tensor in zip(relation._fields, relation, strict=True):
+                full, count = f"{name}.{factor}", labels.shape[-2]
+                expect(full, tensor, "... h c e", dtype="float", device=labels.device, h=self.heads, c=count)
+                _require_broadcast(full, tensor, 3, "the labels'", labels)
+        values = split_heads(self.v_proj(standardise(labels) if self.norm is None else labels), self.heads)
         share = self.mix[:, None, None]
         mixed = share * knowledge_map.attend(values) + (1 - share) * context_map.attend(values)
         fused: Tensor = labels + self.out_proj(merge_heads(mixed))
-        return fused if self.norm_first else self.norm(fused)
+        return fused if self.norm is None else self.norm(fused)
 
     def _given(self, name: str, vectors: Tensor | None, **sizes: int) -> Tensor:
         if vectors is None:
@@ -139,3 +139,11 @@ class FusionBlock(Block):
         like = self.gate.weight if self.mode == "gate" else None
         expect(name, vectors, "... c d", dtype="float", like=like, d=self.dim, **sizes)  # type: ignore[arg-type]
         return vectors
+
+
+def _require_broadcast(name: str, tensor: Tensor, own: int, other: str, against: Tensor) -> None:
+    """Refuse leading axes (all but the last ``own``, of ``against`` all but two) that do not broadcast."""
+    for a, b in zip(tensor.shape[-own - 1 :: -1], against.shape[-3::-1], strict=False):
+        if a != b and 1 not in (a, b):
+            shapes = f"{tuple(tensor.shape)} against {tuple(against.shape)}"
+            raise ShapeError(f"{name}: expected leading axes that broadcast against {other}, got {shapes}")

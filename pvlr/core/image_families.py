@@ -130,7 +130,7 @@ def _vit_resize(visual: Any, size: int) -> None:
 
 def _vit_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatures) -> ImageFeatures:
     x = rearrange(visual.conv1(images), "b w y x -> b (y x) w")
-    first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    first = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     x = visual.ln_pre(torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype))
     *blocks, last = visual.transformer.resblocks
     for block in blocks:

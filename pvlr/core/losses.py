@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from pvlr.core.arguments import require_choice, require_number
-from pvlr.core.functional import widened
+from pvlr.core.functional import full_width, widened
 from pvlr.core.shapes import expect
 
 __all__ = ["asymmetric_loss", "binary_cross_entropy"]
@@ -48,8 +48,8 @@ def asymmetric_loss(
 
     Raises:
         ShapeError: where shapes, dtypes or devices differ.
-        ValueError: where a known target is outside [0, 1] (not looked at under ``torch.compile``), or an option
-            is out of range.
+        ValueError: where a known target is outside [0, 1] (not looked at under ``torch.compile`` and
+            ``torch.vmap``, which have no values to look at), or an option is out of range.
 
     Example:
         >>> logits, target = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
@@ -67,7 +67,7 @@ def asymmetric_loss(
     require_number("clip", clip, least=0.0, below=1.0)
     require_choice("reduction", reduction, ("mean", "sum"))
 
-    with torch.autocast(logits.device.type, enabled=False):
+    with full_width(logits):
         x = widened(logits)
         y = target.to(x.dtype)
         if known is not None:
@@ -86,8 +86,9 @@ def asymmetric_loss(
         total = loss.sum()
         if reduction == "sum":
             return total
-        count = loss.numel() if known is None else known.sum()
-        return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+        if known is None:
+            return total / torch.sym_max(loss.numel(), 1)  # A plain `max` would fix both sizes in a traced graph.
+        return total / known.sum().clamp(min=1)
 
 
 def binary_cross_entropy(
@@ -133,6 +134,10 @@ def _negative(x: Tensor, gamma: float, clip: float) -> Tensor:
 
 def _require_targets(target: Tensor) -> None:
     outside = ~((target >= 0) & (target <= 1))  # Written so that NaN is outside.
-    if bool(outside.any()):
+    try:
+        refused = bool(outside.any())
+    except RuntimeError:  # No values to look at: under vmap, on the meta device.
+        return
+    if refused:
         found = target[outside][0].item()
         raise ValueError(f"target: expected values in [0, 1] wherever known, got {found:g}")

@@ -20,6 +20,7 @@ from pvlr.core.labels import LabelSet
 from pvlr.core.model_config import PVLRConfig, read_descriptions
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
+from pvlr.core.sentence_encoders import HeldEncoder, SentenceEncoder, find_encoder
 from pvlr.core.shapes import expect
 
 __all__ = ["PVLR", "PVLRConfig", "PVLROutput", "read_descriptions"]
@@ -73,9 +74,12 @@ class PVLR(nn.Module):
         image: Image tower of the same joint width.
         logit_scale: The tower's own scale, used with ``scale_from="tower"``.
         logit_bias: The tower's own bias, used with it where it is not zero.
+        encoder: From a list of ``s`` sentences to vectors ``s k``; asked for by ``knowledge="encoder"``, and only by
+            it. It is no part of the model: not trained, not saved, not moved; copies share it.
 
     Raises:
-        ValueError: where the towers do not share a width, or it is not a multiple of the heads.
+        ValueError: where the towers do not share a width, or it is not a multiple of the heads; where the encoder is
+            missing, not asked for, or cannot be loaded.
         LabelError: where descriptions or label vectors do not fit the labels.
 
     In evaluation without gradients the label side is computed once, and again when a parameter it is made of was
@@ -102,6 +106,7 @@ class PVLR(nn.Module):
         *,
         logit_scale: float = 10.0,
         logit_bias: float = 0.0,
+        encoder: SentenceEncoder | None = None,
     ) -> None:
         super().__init__()
         if text.dim != image.dim:
@@ -111,6 +116,7 @@ class PVLR(nn.Module):
         if isinstance(text, nn.Module):
             text.requires_grad_(False).eval()
         dim, shared = text.dim, {"heads": config.heads, "norm": config.residual}
+        self._encoder = None if encoder is None else HeldEncoder(encoder)
         self._set_labels(labels)
         source = self.knowledge_vectors.shape[1] if config.knowledge != "text_tower" else None
         uses = {"knowledge": config.fusion != "context", "context": config.fusion != "knowledge"}
@@ -169,10 +175,10 @@ class PVLR(nn.Module):
             context_words=config.context_words,
             context_tokens=config.context_tokens,
         )
+        encode = find_encoder(config.knowledge, None if self._encoder is None else self._encoder.encode)
         if config.knowledge == "text_tower":
-            vectors = encode_knowledge(bank, self.text.encode)
-        else:
-            vectors = load_label_vectors(config.knowledge, labels)
+            encode = self.text.encode
+        vectors = load_label_vectors(config.knowledge, labels) if encode is None else encode_knowledge(bank, encode)
         prompts = self.text.tokenize_prompts(bank.context_sentences(), bank.context_words, config.context_tokens)
         self.labels = labels
         # Where the model is and as wide as it is, which by now may be elsewhere than at the start.
@@ -181,7 +187,7 @@ class PVLR(nn.Module):
         self.register_buffer("knowledge_vectors", vectors.to(like), persistent=False)
         self.register_buffer("prompt_ids", prompts.ids.to(like.device), persistent=False)
         self.register_buffer("prompt_ends", prompts.end.to(like.device), persistent=False)
-        self._prompt_start = prompts.start
+        self._prompt_start, self._prompt_used = prompts.start, prompts.used
 
     def with_labels(self, labels: LabelSet) -> "PVLR":
         """The same model for other labels: all modules are shared, only the texts are new.
@@ -192,14 +198,15 @@ class PVLR(nn.Module):
         Raises:
             ValueError: if every label has a context of its own.
             LabelError: where the file of label vectors lacks a label.
+            SentenceEncoderError: where the sentence encoder cannot be loaded again.
         """
         if self.context is not None and self.context.classes is not None:
             raise ValueError("labels: cannot be exchanged in a model with class_specific_context, which fixes them")
         other = PVLR.__new__(PVLR)
         nn.Module.__init__(other)
         other.training, other.config, other.keeps_bias, other._kept = self.training, self.config, self.keeps_bias, None
-        # The towers by name as well: they need not be modules.
-        for name in ("text", "image", "knowledge", "context", "fusion", "attention", "head"):
+        # By name: the towers need not be modules, and the encoder is none.
+        for name in ("text", "image", "knowledge", "context", "fusion", "attention", "head", "_encoder"):
             setattr(other, name, getattr(self, name))
         other._set_labels(labels, like=self.knowledge_vectors)
         return other
@@ -250,10 +257,12 @@ class PVLR(nn.Module):
     def _label_side(self) -> LabelSide:
         if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return self._compute_label_side()
-        return cast(LabelSide, self._kept_label_side())
+        if torch.compiler.is_compiling():
+            # What was kept belongs to no graph: a compiled one would compute the texts anew for every batch. Not as a
+            # decorator, with which importing this package would load the compiler (two seconds).
+            return cast(LabelSide, torch.compiler.disable(self._kept_label_side)())  # type: ignore[no-untyped-call]
+        return self._kept_label_side()
 
-    # What was kept belongs to no graph: a compiled one would compute the texts anew for every batch.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _kept_label_side(self) -> LabelSide:
         blocks = [block for block in (self.knowledge, self.context, self.fusion) if block is not None]
         sources: list[Tensor] = [parameter for block in blocks for parameter in block.parameters()]
@@ -263,7 +272,8 @@ class PVLR(nn.Module):
         # Changes in place raise a tensor's version, and what was replaced is elsewhere: its old place stays taken,
         # because the sources are kept too. What was computed under autocast is too coarse to serve without.
         device = self.knowledge_vectors.device.type
-        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        autocasts = device != "meta" and torch.is_autocast_enabled(device)
+        autocast = torch.get_autocast_dtype(device) if autocasts else None
         state = (autocast, *((source.data_ptr(), source.dtype, source._version) for source in sources))
         if self._kept is None or self._kept.state != state:
             self._kept = _Kept(state, tuple(source.detach() for source in sources), self._compute_label_side())
@@ -282,7 +292,8 @@ class PVLR(nn.Module):
         return LabelSide(knowledge, knowledge_map, soft, self.fusion(knowledge, context, knowledge_map, context_map))
 
     def _prompts(self) -> PromptTokens:
-        return PromptTokens(self.prompt_ids, self._prompt_start, self.config.context_tokens, self.prompt_ends)
+        start, length = self._prompt_start, self.config.context_tokens
+        return PromptTokens(self.prompt_ids, start, length, self.prompt_ends, self._prompt_used)
 
     def train(self, mode: bool = True) -> "PVLR":
         """Switch the mode, but not the text tower's, and forget the label vectors kept for evaluation."""

@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_origin
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.prompts import PromptBank
+from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS
 
 __all__ = ["PVLRConfig", "read_descriptions"]
 
@@ -24,8 +25,10 @@ class PVLRConfig:
         templates: Fixed prompts (KAP), each with one `{}` for the label's name.
         descriptions: JSON file of label to list of sentences, added to the fixed prompts in the place of the label
             set's own; null: those of the label set.
-        knowledge: `text_tower`, or a `.npz` file of label vectors (arrays `names`, `vectors`), brought to the joint
-            width by a learned projection.
+        knowledge: What encodes the fixed prompts: `text_tower`, `sentence-transformers:NAME` (a model of that
+            package, extra `sentence`) or `encoder` (a function given to the model, in Python alone); or a `.npz` file
+            of label vectors (arrays `names`, `vectors`). All but the text tower's are brought to the joint width by a
+            learned projection.
         context_tokens: Learnable context tokens (CAP).
         context_words: Words the context starts from, as many tokens as `context_tokens`; null: N(0, 0.02).
         class_specific_context: A context for every label; the label list is then fixed.
@@ -89,6 +92,8 @@ class PVLRConfig:
                 raise ValueError(f"{field.name}: expected True or False, got {value!r}")
             elif field.type is str or (field.type == str | None and value is not None):
                 _require_text(field.name, value)
+        if self.knowledge.strip() == SENTENCE_TRANSFORMERS:
+            raise ValueError(f"knowledge: expected a model's name after '{SENTENCE_TRANSFORMERS}', got none")
         require_number("scale", self.scale, above=0.0)
         require_number("aggregation_temperature", self.aggregation_temperature, above=0.0)
         require_number("prior", self.prior, above=0.0, below=1.0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.attention import NORMS, DualModalAttention, LabelRelation, RelationMap
 from pvlr.core.block import Block
-from pvlr.core.functional import widened
+from pvlr.core.functional import full_width, widened
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.protocols import PromptTokens, TextTower
 from pvlr.core.shapes import ShapeError, expect
@@ -311,14 +311,16 @@ class ContextPrompter(Block):
                 has a context per label and the prompts are of another number of labels.
             ValueError: where the prompts leave another number of positions to the context.
         """
-        labels = expect("prompts.ids", prompts.ids, "c t", dtype="int")["c"]
+        device = self.context.device
+        labels = expect("prompts.ids", prompts.ids, "c t", dtype="int", device=device)["c"]
+        expect("prompts.end", prompts.end, "c", dtype="int", device=device, c=labels)
         if prompts.length != self.tokens:
             raise ValueError(f"prompts: expected {self.tokens} positions for the context, got {prompts.length}")
         if self.classes is not None and labels != self.classes:
             raise ShapeError(f"prompts: expected {self.classes} labels, each with its context, got {labels}")
         vectors = text.encode_context(self.context, prompts)
-        expect("text.encode_context", vectors, "c d", dtype="float", c=labels, d=self.dim)
-        with torch.autocast(vectors.device.type, enabled=False):
+        expect("text.encode_context", vectors, "c d", dtype="float", device=device, c=labels, d=self.dim)
+        with full_width(vectors):
             return F.normalize(widened(vectors), dim=-1)
 
     def relate(

@@ -8,9 +8,14 @@ from typing import Literal
 
 import torch
 from einops import EinopsError, parse_shape
-from torch import Tensor
+from torch import Tensor, nn
 
 __all__ = ["ShapeError", "expect"]
+
+# einops remembers the types it has met. Meeting one inside a traced graph would be a side effect of that graph, and a
+# reason to trace all others once more.
+for _known in (torch.zeros(1), nn.Parameter(torch.zeros(1))):
+    parse_shape(_known, "_")
 
 
 class ShapeError(ValueError):
@@ -74,7 +79,9 @@ def expect(
     if like is not None:
         if tensor.device != like.device:
             raise ShapeError(f"{name}: expected a tensor on {like.device}, got one on {tensor.device}")
-        mixed = tensor.is_floating_point() and torch.is_autocast_enabled(tensor.device.type)
+        # Nothing is cast on the meta device, and asking it about autocast is an error.
+        autocast = not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+        mixed = tensor.is_floating_point() and autocast
         if tensor.dtype != like.dtype and not mixed:
             raise ShapeError(f"{name}: expected a tensor of dtype {like.dtype}, got {tensor.dtype}")
     return axes

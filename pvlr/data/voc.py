@@ -1,27 +1,21 @@
 """Pascal VOC: pictures and labels from its folders, and how to obtain them."""
 
-import copy
 import json
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
 import torch
 from jaxtyping import Bool, Float, Int8
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as F
 
 from pvlr.core.labels import LabelError, LabelSet
-from pvlr.data.batch import DataError, Sample
-from pvlr.data.images import decode_rgb
-from pvlr.data.sampling import Draw, derive_seed
+from pvlr.data.batch import DataError
+from pvlr.data.dataset import LabelledImages, Transform
 
-__all__ = ["VOC_LABELS", "Difficult", "Transform", "VOCDataset", "obtain_voc", "read_annotation"]
+__all__ = ["VOC_LABELS", "Difficult", "obtain_voc", "read_annotation", "read_voc"]
 
 VOC_LABELS = LabelSet(
     (
@@ -51,14 +45,22 @@ VOC_LABELS = LabelSet(
 """The 20 labels, by the names that the files use."""
 
 Difficult = Literal["unknown", "A", "B", "C"]
-Transform = Callable[[Image.Image, torch.Generator], Tensor]
 
 MAX_XML_BYTES = 1_000_000
 PRESENT, DIFFICULT, ABSENT = 1, 0, -1
 
 
-class VOCDataset(Dataset[Sample]):
-    """A split of Pascal VOC, or of a data set in its layout.
+def read_voc(
+    root: str | os.PathLike[str],
+    *,
+    year: str = "2007",
+    split: str = "trainval",
+    labels: LabelSet | None = None,
+    difficult: Difficult = "unknown",
+    transform: Transform | None = None,
+    train: bool,
+) -> LabelledImages:
+    """Read a split of Pascal VOC, or of a data set in its layout.
 
     Labels are read from `Annotations`, all of them at once. A label whose every object is `difficult` is treated by
     one of four conventions of the literature:
@@ -77,14 +79,11 @@ class VOCDataset(Dataset[Sample]):
         labels: order of the targets' columns; without it, that of `VOC<year>/labels.json` (as `LabelSet.to_json`
             gives) if there is one, else `VOC_LABELS`.
         difficult: convention for labels of which only difficult objects are seen.
-        transform: takes the picture and a generator that is a function of (seed, epoch, index); without it, pictures
-            become tensors from 0 to 1 of their own size.
+        transform: how pictures are shown, see `LabelledImages`.
         train: which column of the conventions applies.
 
-    Attributes:
-        target: 1 for present labels, else 0, `n c`.
-        known: false where nothing is known about a label, `n c`.
-        identifiers: names of the pictures without ending.
+    Returns:
+        the pictures, named without their ending.
 
     Raises:
         DataError: naming the file or folder that is missing or broken.
@@ -93,76 +92,38 @@ class VOCDataset(Dataset[Sample]):
         >>> from pvlr.data.scenes import ScenesConfig, write_scenes
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = write_scenes(folder, ScenesConfig(train=2, val=1, test=1))
-        ...     data = VOCDataset(folder, split="trainval", train=True)
+        ...     data = read_voc(folder, split="trainval", train=True)
         ...     sample = data[2]
         >>> len(data), len(data.labels), sample.target.shape, sample.index
         (3, 20, torch.Size([20]), 2)
     """
-
-    def __init__(
-        self,
-        root: str | os.PathLike[str],
-        *,
-        year: str = "2007",
-        split: str = "trainval",
-        labels: LabelSet | None = None,
-        difficult: Difficult = "unknown",
-        transform: Transform | None = None,
-        train: bool,
-    ) -> None:
-        if difficult not in ("unknown", "A", "B", "C"):
-            raise DataError(f"difficult: expected 'unknown', 'A', 'B' or 'C', got {difficult!r}")
-        self.folder = _find(Path(root), year)
-        self.split, self.difficult, self.transform, self.train = split, difficult, transform, train
-        self.labels = labels if labels is not None else _read_labels(self.folder)
-        self.identifiers = _read_split(self.folder, split)
-        states = torch.full((len(self.identifiers), len(self.labels)), ABSENT, dtype=torch.int8)
-        for row, identifier in enumerate(self.identifiers):
-            if not self.path(row).is_file():
-                raise DataError(f"{self.path(row)}: expected a picture of the split {split!r}, found no such file")
-            annotation = self.folder / "Annotations" / f"{identifier}.xml"
-            for name, state in read_annotation(annotation).items():
-                try:
-                    states[row, self.labels.index(name)] = state
-                except LabelError as err:
-                    raise DataError(f"{annotation}: {err}") from None
-        self.target, self.known = _targets(states, difficult, train)
-
-    def with_transform(self, transform: Transform | None) -> "VOCDataset":
-        """The same pictures and labels, shown another way; nothing is read again."""
-        other = copy.copy(self)
-        other.transform = transform
-        return other
-
-    def path(self, index: int) -> Path:
-        """The file of a picture."""
-        return self.folder / "JPEGImages" / f"{self.identifiers[index]}.jpg"
-
-    def summary(self) -> str:
-        """One line: how many images, labels, positives per image and unknown labels."""
-        positives, unknown = float(self.target.sum()) / len(self), int((~self.known).sum())
-        return (
-            f"{self.folder.name} {self.split}: {len(self):,} images, {len(self.labels)} labels, "
-            f"{positives:.2f} positives per image, {unknown:,} unknown labels (difficult: {self.difficult})"
-        )
-
-    def __len__(self) -> int:
-        return len(self.identifiers)
-
-    def __getitem__(self, position: int | Draw) -> Sample:
-        """A sample by its index, or by a `Draw` that brings the seed of the transform along."""
-        if isinstance(position, Draw):
-            index, seed = position
-        else:
-            index, seed = position, derive_seed(0, 0, position)
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
-        picture = decode_rgb(self.path(index))
-        if self.transform is None:
-            image = F.pil_to_tensor(picture).float() / 255
-        else:
-            image = self.transform(picture, torch.Generator().manual_seed(seed))
-        return Sample(image, self.target[index], self.known[index], index)
+    if difficult not in ("unknown", "A", "B", "C"):
+        raise DataError(f"difficult: expected 'unknown', 'A', 'B' or 'C', got {difficult!r}")
+    folder = _find(Path(root), year)
+    labels = labels if labels is not None else _read_labels(folder)
+    identifiers = _read_split(folder, split)
+    paths = [folder / "JPEGImages" / f"{identifier}.jpg" for identifier in identifiers]
+    states = torch.full((len(identifiers), len(labels)), ABSENT, dtype=torch.int8)
+    for row, (identifier, path) in enumerate(zip(identifiers, paths, strict=True)):
+        if not path.is_file():
+            raise DataError(f"{path}: expected a picture of the split {split!r}, found no such file")
+        annotation = folder / "Annotations" / f"{identifier}.xml"
+        for name, state in read_annotation(annotation).items():
+            try:
+                states[row, labels.index(name)] = state
+            except LabelError as err:
+                raise DataError(f"{annotation}: {err}") from None
+    target, known = _targets(states, difficult, train)
+    return LabelledImages(
+        name=f"{folder.name} {split}",
+        labels=labels,
+        paths=paths,
+        identifiers=identifiers,
+        target=target,
+        known=known,
+        note=f"difficult: {difficult}",
+        transform=transform,
+    )
 
 
 def read_annotation(path: Path) -> dict[str, int]:
@@ -218,7 +179,7 @@ def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["n
     Args:
         root: the folder that will hold `VOCdevkit/VOC<year>`.
         year: 2007 (trainval and test) or 2008 to 2012 (trainval; the test labels were never published).
-        how: "never" leaves it to `VOCDataset` to say what is missing; "download" asks `torchvision` for it.
+        how: "never" leaves it to `read_voc` to say what is missing; "download" asks `torchvision` for it.
 
     Raises:
         DataError: in three lines: what was wanted and why it failed, from where, and how to use a folder instead.

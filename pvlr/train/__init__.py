@@ -2,7 +2,6 @@
 
 from pvlr.train.config import (
     ConfigError,
-    DataConfig,
     LoopConfig,
     LossConfig,
     OptimizerConfig,
@@ -10,6 +9,7 @@ from pvlr.train.config import (
     ScheduleConfig,
     TowerConfig,
 )
+from pvlr.train.data_config import DataConfig, VOCData
 from pvlr.train.predict import TrainedRun, load_run, tag
 from pvlr.train.run import Results, train
 
@@ -24,6 +24,7 @@ __all__ = [
     "ScheduleConfig",
     "TowerConfig",
     "TrainedRun",
+    "VOCData",
     "load_run",
     "tag",
     "train",

@@ -1,9 +1,11 @@
 """From a function with typed arguments to a command: options, a configuration file, and errors of one line."""
 
+import functools
+import inspect
 import shlex
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -12,7 +14,7 @@ from pvlr.train.stop import Interrupted
 __all__ = ["command"]
 
 
-def command(function: Callable[..., Any], args: Sequence[str] | None = None) -> int:
+def command(function: Callable[..., Any], args: Sequence[str] | None = None, **types: type) -> int:
     """Run a function as a command line program.
 
     Its dataclass arguments become dotted options (``--loop.epochs 2``), ``--config FILE`` reads them from YAML,
@@ -21,6 +23,7 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None) -> 
     Args:
         function: The function; its docstring and those of its arguments' classes are the help.
         args: Arguments of the command line; None: those of this process.
+        **types: For an argument of the function, the class that this command gives it in place of the annotated one.
 
     Returns:
         The exit code: 0; 2 for a mistake in the configuration or the data, told in one line on stderr; 130 or 143
@@ -30,7 +33,7 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None) -> 
 
     try:
         auto_cli(
-            function,
+            _specialised(function, types),
             as_positional=False,
             args=None if args is None else list(args),
             exit_on_error=False,
@@ -52,6 +55,21 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None) -> 
             raise
         return _refuse(str(err))
     return 0
+
+
+def _specialised(function: Callable[..., Any], types: Mapping[str, type]) -> Callable[..., Any]:
+    """The same function, annotated with other types."""
+
+    @functools.wraps(function)
+    def call(**arguments: Any) -> Any:
+        return function(**arguments)
+
+    hints = {**inspect.get_annotations(function, eval_str=True), **types}
+    signature = inspect.signature(function)
+    parameters = [p.replace(annotation=hints[name]) for name, p in signature.parameters.items()]
+    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = hints
+    return call
 
 
 def _refuse(message: str) -> int:

@@ -5,15 +5,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pvlr.core.arguments import require_choice, require_int, require_number
-from pvlr.data.scenes import ScenesConfig
 
 __all__ = [
     "ConfigError",
-    "DataConfig",
     "LoopConfig",
     "LossConfig",
     "OptimizerConfig",
@@ -23,6 +21,7 @@ __all__ = [
     "config_differences",
     "config_from_json",
     "config_to_json",
+    "section",
 ]
 
 T = TypeVar("T")
@@ -51,56 +50,12 @@ class ConfigError(ValueError):
 
 
 @contextmanager
-def _section(name: str) -> Iterator[None]:
+def section(name: str) -> Iterator[None]:
     """Say of which section a refused field is."""
     try:
         yield
     except ValueError as err:
         raise ConfigError(f"{name}.{err}") from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the pictures are and how they are shown.
-
-    Args:
-        root: Folder that holds (or will hold) ``VOCdevkit/VOC<year>``.
-        year: Year of the Pascal VOC set.
-        obtain: What to do before anything else: ``never`` (use what is there), ``download`` (fetch Pascal VOC if the
-            folder is absent) or ``scenes`` (generate the built-in data set if the folder is absent).
-        scenes: The generated data set, where ``obtain`` is ``scenes``.
-        train_split: Split that is trained on (``ImageSets/Main/<split>.txt``).
-        test_split: Split that is evaluated on.
-        difficult: What a label becomes whose every object is marked difficult: ``unknown`` in both splits, or
-            convention ``A`` (positive in training, unknown in test), ``B`` (negative in training, unknown in test) or
-            ``C`` (negative in both).
-        flip: Flip half of the training pictures left to right.
-        rand_augment: Apply RandAugment to the training pictures.
-        cutout: Side of the square that is cut out of training pictures, as a share of theirs, in [0, 1); 0 is off.
-        workers: Processes that read pictures; 0 reads them in the training process.
-    """
-
-    root: str = "data/voc"
-    year: str = "2007"
-    obtain: Literal["never", "download", "scenes"] = "never"
-    scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    train_split: str = "trainval"
-    test_split: str = "test"
-    difficult: Literal["unknown", "A", "B", "C"] = "unknown"
-    flip: bool = True
-    rand_augment: bool = True
-    cutout: float = 0.5
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        with _section("data"):
-            require_choice("obtain", self.obtain, ("never", "download", "scenes"))
-            require_choice("difficult", self.difficult, ("unknown", "A", "B", "C"))
-            require_number("cutout", self.cutout, least=0.0, below=1.0)
-            require_int("workers", self.workers, least=0)
-        for name in ("root", "year", "train_split", "test_split"):
-            if not getattr(self, name):
-                raise ConfigError(f"data.{name}: expected a non-empty text, got ''")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +84,7 @@ class TowerConfig:
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        with _section("tower"):
+        with section("tower"):
             if self.image_size is not None:
                 require_int("image_size", self.image_size, least=1)
             require_choice("patch_features", self.patch_features, ("value", "final"))
@@ -153,7 +108,7 @@ class LossConfig:
     clip: float = 0.0
 
     def __post_init__(self) -> None:
-        with _section("loss"):
+        with section("loss"):
             require_number("gamma_pos", self.gamma_pos, least=0.0)
             require_number("gamma_neg", self.gamma_neg, least=0.0)
             require_number("clip", self.clip, least=0.0, below=1.0)
@@ -183,7 +138,7 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        with _section("optimizer"):
+        with section("optimizer"):
             require_choice("kind", self.kind, ("adamw", "sgd"))
             require_number("lr", self.lr, above=0.0)
             require_number("weight_decay", self.weight_decay, least=0.0)
@@ -208,7 +163,7 @@ class ScheduleConfig:
     warmup: float = 0.2
 
     def __post_init__(self) -> None:
-        with _section("schedule"):
+        with section("schedule"):
             require_choice("kind", self.kind, ("one_cycle", "cosine"))
             require_number("warmup", self.warmup, least=0.0, below=1.0)
 
@@ -245,7 +200,7 @@ class LoopConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        with _section("loop"):
+        with section("loop"):
             for name in ("epochs", "batch_size", "eval_batch_size", "accumulate", "checkpoint_every"):
                 require_int(name, getattr(self, name), least=1)
             for name in ("seed", "evaluate_every"):
@@ -272,7 +227,7 @@ class RunConfig:
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        with _section("run"):
+        with section("run"):
             require_choice("resume", self.resume, ("auto", "never", "require"))
         if not self.folder:
             raise ConfigError("run.folder: expected a non-empty path, got ''")

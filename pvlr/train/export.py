@@ -1,6 +1,7 @@
 """A trained model as two files, and back: weights without the frozen towers, and what they are weights of."""
 
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.prompts import load_label_vectors
+from pvlr.core.sentence_encoders import SentenceEncoder, SentenceEncoderError, is_encoded
 from pvlr.core.tower_files import BUNDLED_PREFIX, FOLDER_PREFIX, HUB_PREFIX, find_source
 from pvlr.core.towers import TowerError, Towers, load_towers
 from pvlr.train.checkpoint import write_atomically
@@ -26,7 +29,9 @@ __all__ = [
     "ExportedModel",
     "build_model",
     "build_towers",
+    "encoded_vectors",
     "load",
+    "require_same_vectors",
     "require_weights",
     "save",
     "text_sources",
@@ -39,6 +44,9 @@ FIELDS = ("model", "labels", "tower", "tower_fingerprint", "preprocess", "texts_
 RANDOM = "random"
 OWN_WEIGHTS = (BUNDLED_PREFIX, FOLDER_PREFIX, HUB_PREFIX)
 SOURCES = {"descriptions": "descriptions.json", "knowledge": "knowledge.npz"}
+# How far, as a share of its length, a label's vector may be from the one that was trained on: more than rounding on
+# another machine or in half precision, and far less than another encoder.
+TOLERANCE = 0.01
 
 
 class ExportError(ValueError):
@@ -95,9 +103,12 @@ def build_towers(config: TowerConfig) -> Towers:
     return towers
 
 
-def build_model(config: PVLRConfig, labels: LabelSet, towers: Towers) -> PVLR:
-    """Put a model together, untrained."""
-    return PVLR(config, labels, towers.text, towers.image, logit_scale=towers.logit_scale, logit_bias=towers.logit_bias)
+def build_model(
+    config: PVLRConfig, labels: LabelSet, towers: Towers, *, encoder: SentenceEncoder | None = None
+) -> PVLR:
+    """Put a model together, untrained; ``encoder`` is for ``knowledge="encoder"``."""
+    scale, bias = towers.logit_scale, towers.logit_bias
+    return PVLR(config, labels, towers.text, towers.image, logit_scale=scale, logit_bias=bias, encoder=encoder)
 
 
 def text_sources(config: PVLRConfig) -> dict[str, bytes]:
@@ -107,19 +118,49 @@ def text_sources(config: PVLRConfig) -> dict[str, bytes]:
         ExportError: naming the file that cannot be read.
     """
     found: dict[str, bytes] = {}
-    for field, name in SOURCES.items():
-        path = getattr(config, field)
-        if name not in _copies(config):
-            continue
+    for field, path in _files(config).items():
         try:
-            found[name] = Path(path).read_bytes()
+            found[SOURCES[field]] = Path(path).read_bytes()
         except OSError as err:
             raise ExportError(f"model.{field}: expected a file at {path}, but {err.strerror or err}") from None
     return found
 
 
+def encoded_vectors(model: PVLR) -> dict[str, bytes]:
+    """What a sentence encoder made of the labels, as a file of label vectors, by the name that a run keeps it by.
+
+    Empty where the vectors come from the text tower or a file.
+    """
+    import numpy as np
+
+    if not is_encoded(model.config.knowledge):
+        return {}
+    content = io.BytesIO()
+    np.savez(content, names=np.array(model.labels.names), vectors=model.knowledge_vectors.float().cpu().numpy())
+    return {SOURCES["knowledge"]: content.getvalue()}
+
+
+def require_same_vectors(folder: Path, model: PVLR) -> None:
+    """Refuse a sentence encoder that makes other vectors of the labels than :func:`encoded_vectors` kept in a folder.
+
+    Raises:
+        ExportError: naming the choice of knowledge.
+        LabelError: where the file that was kept is gone or damaged.
+    """
+    knowledge = model.config.knowledge
+    if not is_encoded(knowledge):
+        return
+    kept, now = load_label_vectors(folder / SOURCES["knowledge"], model.labels), model.knowledge_vectors.float().cpu()
+    if kept.shape != now.shape or bool(((kept - now).norm(dim=-1) > TOLERANCE * kept.norm(dim=-1)).any()):
+        raise ExportError(
+            f"{folder}: the model was trained on other label vectors than the sentence encoder '{knowledge}' makes now"
+        )
+
+
 def save(folder: Path, model: PVLR, *, tower: TowerConfig, fingerprint: str, preprocess: Mapping[str, Any]) -> None:
     """Write ``model.safetensors`` and ``model.json`` into a folder, each whole or not at all.
+
+    A sentence encoder is not kept, but what it made of the labels is (``knowledge.npz``).
 
     ``model.json`` holds the sha256 of the weights, of the copies of the files of texts, and of its own other fields.
 
@@ -134,6 +175,8 @@ def save(folder: Path, model: PVLR, *, tower: TowerConfig, fingerprint: str, pre
 
     weights = {name: value.cpu().clone().contiguous() for name, value in trained_state(model).items()}
     digest = write_atomically(folder / WEIGHTS_NAME, to_bytes(weights))
+    for name, content in encoded_vectors(model).items():
+        write_atomically(folder / name, content)
     told = {
         "format": FORMAT,
         "model": config_to_json(model.config),
@@ -148,11 +191,16 @@ def save(folder: Path, model: PVLR, *, tower: TowerConfig, fingerprint: str, pre
     write_atomically(folder / MODEL_NAME, f"{json.dumps(told, indent=1)}\n".encode())
 
 
-def load(folder: Path) -> ExportedModel:
+def load(folder: Path, *, encoder: SentenceEncoder | None = None) -> ExportedModel:
     """Read a model that :func:`save` wrote.
 
+    Args:
+        folder: Where it is.
+        encoder: The function that the model was built with, where its knowledge came from one.
+
     Raises:
-        ExportError: naming the file that is missing or damaged, or the towers that are others.
+        ExportError: naming the file that is missing or damaged, or the towers that are others; where the encoder is
+            missing, not asked for, cannot be loaded or makes other vectors of the labels.
         TowerError: where the towers cannot be loaded.
     """
     from safetensors.torch import load as from_bytes
@@ -168,16 +216,18 @@ def load(folder: Path) -> ExportedModel:
     with _parts_of(folder / MODEL_NAME):
         tower = config_from_json(TowerConfig, told["tower"])
         labels = LabelSet.from_json(told["labels"])
+        config = config_from_json(PVLRConfig, told["model"])
         # The run's own copies: the files themselves may have moved or changed since.
-        copies: dict[str, Any] = {
-            field: str(folder / name) for field, name in SOURCES.items() if name in told["texts_sha256"]
-        }
-        config = replace(config_from_json(PVLRConfig, told["model"]), **copies)
+        copies: dict[str, Any] = {field: str(folder / SOURCES[field]) for field in _files(config)}
+        config = replace(config, **copies)
+    _require_encoder(folder, config, encoder)
     towers = build_towers(tower)
     if towers.fingerprint != told["tower_fingerprint"]:
         raise ExportError(f"{folder}: the model was trained on other weights of the tower '{tower.name}'")
     with _parts_of(folder / MODEL_NAME):
-        model = build_model(config, labels, towers)
+        model = build_model(config, labels, towers, encoder=encoder)
+    require_same_vectors(folder, model)
+    with _parts_of(folder / MODEL_NAME):
         weights: dict[str, Tensor] = from_bytes(content)
         load_trained_state(model, weights)
     return ExportedModel(model.eval(), labels, told["preprocess"])
@@ -188,12 +238,34 @@ def _parts_of(path: Path) -> Iterator[None]:
     """Say of which file the parts are that this version refuses; damage is found before, by the digests."""
     try:
         yield
+    except SentenceEncoderError as err:  # Which is not a part of the file.
+        raise ExportError(f"{path}: {err}") from err
     except (KeyError, TypeError, ValueError) as err:
         raise ExportError(f"{path}: expected a model that this version of pvlr can read, but {err}") from err
 
 
+def _require_encoder(folder: Path, config: PVLRConfig, encoder: SentenceEncoder | None) -> None:
+    if config.knowledge == "encoder" and encoder is None:
+        raise ExportError(
+            f"{folder}: the model was trained with a sentence encoder of its user's, which no file keeps; give the "
+            "same again, as load_run(folder, encoder=FUNCTION)"
+        )
+    if config.knowledge != "encoder" and encoder is not None:
+        raise ExportError(f"{folder}: expected no encoder, the model was trained with knowledge='{config.knowledge}'")
+
+
+def _files(config: PVLRConfig) -> dict[str, str]:
+    """The files that are asked for, by the field that names them."""
+    found = {} if config.descriptions is None else {"descriptions": config.descriptions}
+    if config.knowledge != "text_tower" and not is_encoded(config.knowledge):
+        found["knowledge"] = config.knowledge
+    return found
+
+
 def _copies(config: PVLRConfig) -> list[str]:
-    return [name for field, name in SOURCES.items() if getattr(config, field) not in (None, "text_tower")]
+    """Names of the files that a run's folder keeps of them, and of what a sentence encoder made."""
+    made = [SOURCES["knowledge"]] if is_encoded(config.knowledge) else []
+    return [SOURCES[field] for field in _files(config)] + made
 
 
 def _read(path: Path, what: str = "a file of the trained model") -> bytes:

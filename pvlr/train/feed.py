@@ -12,14 +12,13 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pvlr.core.labels import LabelSet
 from pvlr.data.batch import Batch, DataError, Sample, collate
 from pvlr.data.sampling import Draw, EpochSampler, derive_seed
 from pvlr.data.transforms import ImageTransform, TransformConfig
-from pvlr.data.voc import VOCDataset
-from pvlr.train.config import DataConfig, LoopConfig
+from pvlr.train.config import LoopConfig
+from pvlr.train.data_config import DataConfig
 
-__all__ = ["Feed", "VOCFeed", "transform_config"]
+__all__ = ["Feed", "SplitFeed", "transform_config"]
 
 
 class Unreadable(NamedTuple):
@@ -165,11 +164,11 @@ class Feed:
             yield batch
 
 
-class VOCFeed(Feed):
-    """The two splits of a Pascal VOC set, as a configuration asks for them.
+class SplitFeed(Feed):
+    """The two splits of a data set, as a configuration asks for them.
 
     Args:
-        data: Folder, splits, conventions and augmentation.
+        data: The data set, and how its pictures are shown.
         loop: Batch sizes and seed.
         transform: Size, mean, standard deviation and interpolation of the tower; the augmentation is ``data``'s.
         pin_memory: Whether batches lie where a GPU copies from fastest.
@@ -186,29 +185,19 @@ class VOCFeed(Feed):
     def __init__(
         self, data: DataConfig, *, loop: LoopConfig, transform: TransformConfig, pin_memory: bool = False
     ) -> None:
-        def split(name: str, *, train: bool, labels: LabelSet | None = None) -> VOCDataset:
-            return VOCDataset(
-                data.root,
-                year=data.year,
-                split=name,
-                labels=labels,
-                difficult=data.difficult,
-                transform=ImageTransform(transform, train=train),
-                train=train,
-            )
-
-        train = split(data.train_split, train=True)
-        plain = train.with_transform(ImageTransform(transform))
-        test = split(data.test_split, train=False, labels=train.labels)
-        super().__init__(train, plain, test, loop=loop, workers=data.workers, pin_memory=pin_memory)
+        train, test = data.splits(loop.seed)
+        augmented, plain = ImageTransform(transform, train=True), ImageTransform(transform)
+        super().__init__(
+            train.with_transform(augmented),
+            train.with_transform(plain),
+            test.with_transform(plain),
+            loop=loop,
+            workers=data.workers,
+            pin_memory=pin_memory,
+        )
         self.labels = train.labels
         self.summaries = (train.summary(), test.summary())
-        digest = hashlib.sha256("\n".join(train.labels).encode())
-        for part in (train, test):
-            digest.update("\n".join(("", "", *part.identifiers)).encode())
-            digest.update(part.target.numpy().tobytes())
-            digest.update(part.known.numpy().tobytes())
-        self.digest = digest.hexdigest()
+        self.digest = hashlib.sha256(f"{train.digest()} {test.digest()}".encode()).hexdigest()
 
 
 def transform_config(preprocess: dict[str, object], data: DataConfig | None = None) -> TransformConfig:

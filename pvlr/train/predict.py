@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR
+from pvlr.core.sentence_encoders import SentenceEncoder
 from pvlr.data.images import decode_rgb
 from pvlr.data.transforms import ImageTransform
 from pvlr.train.device import find_device
@@ -33,20 +34,24 @@ class TrainedRun(NamedTuple):
     transform: ImageTransform
 
 
-def load_run(folder: str | os.PathLike[str], *, device: str = "cpu") -> TrainedRun:
+def load_run(
+    folder: str | os.PathLike[str], *, device: str = "cpu", encoder: SentenceEncoder | None = None
+) -> TrainedRun:
     """Load the averaged weights of a finished run.
 
     Args:
         folder: The run's folder (``run.folder``).
         device: Where the model goes: ``auto``, ``cpu``, ``cuda`` or ``cuda:<number>``.
+        encoder: The function from sentences to vectors that the model was trained with, if its knowledge was
+            ``encoder``.
 
     Raises:
         ConfigError: where the device is not there.
-        ExportError: naming the file that is missing or damaged.
+        ExportError: naming the file that is missing or damaged; where the encoder is missing or another.
         TowerError: where the towers cannot be loaded.
     """
     place = find_device(device)
-    found = load(Path(folder))
+    found = load(Path(folder), encoder=encoder)
     return TrainedRun(found.model.to(place), found.labels, ImageTransform(transform_config(found.preprocess)))
 
 

@@ -12,16 +12,14 @@ import torch
 from pvlr.core.metrics import MultiLabelReport
 from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.prompts import PromptBank, encode_knowledge
+from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
 from pvlr.core.towers import Towers
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import derive_seed
-from pvlr.data.scenes import write_scenes
-from pvlr.data.voc import obtain_voc
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
 from pvlr.train.checkpoint import CheckpointError, Checkpoints, write_atomically
 from pvlr.train.config import (
     ConfigError,
-    DataConfig,
     LoopConfig,
     LossConfig,
     OptimizerConfig,
@@ -31,10 +29,19 @@ from pvlr.train.config import (
     config_differences,
     config_to_json,
 )
+from pvlr.train.data_config import DataConfig
 from pvlr.train.device import find_device
 from pvlr.train.evaluate import evaluate
-from pvlr.train.export import build_model, build_towers, require_weights, save, text_sources
-from pvlr.train.feed import Feed, VOCFeed, transform_config
+from pvlr.train.export import (
+    build_model,
+    build_towers,
+    encoded_vectors,
+    require_same_vectors,
+    require_weights,
+    save,
+    text_sources,
+)
+from pvlr.train.feed import Feed, SplitFeed, transform_config
 from pvlr.train.loop import fit
 from pvlr.train.monitor import Monitor, results_table, say
 from pvlr.train.optim import build_optimizer
@@ -73,7 +80,7 @@ def train(
     loop: LoopConfig,
     run: RunConfig,
 ) -> Results:
-    """Train PVLR on a data set in Pascal VOC's layout, and report on its test split.
+    """Train PVLR on a data set, and report on its test split.
 
     The result is the final epoch's, with averaged weights. A run that was stopped goes on where it was, with the same
     outcome, unless ``loop.epochs`` is another (see :class:`~pvlr.train.config.LoopConfig`).
@@ -90,9 +97,11 @@ def train(
 
     Raises:
         ConfigError: where the folder holds a run of another configuration, or ``run.resume`` does not allow what is
-            there, or the device is not there.
+            there, or the device is not there, or ``model.knowledge`` is a function.
         DataError: where the data cannot be read.
         TowerError: where the towers cannot be loaded, or are to be an open_clip model without weights.
+        SentenceEncoderError: where the sentence encoder cannot be loaded.
+        ExportError: where a file of texts cannot be read, or the sentence encoder makes other vectors than at first.
         TrainingError: where loss or gradient is not finite.
         Interrupted: where SIGINT or SIGTERM asked to stop, after saving.
     """
@@ -103,11 +112,12 @@ def train(
     checkpoints = Checkpoints(folder / "checkpoints")
     saved = _saved(checkpoints, run, sections)
     sources = text_sources(model)
+    _require_knowledge(model)
     require_weights(tower)
 
-    _obtain(data)
+    data.prepare()
     towers = build_towers(tower)
-    feed = VOCFeed(
+    feed = SplitFeed(
         data, loop=loop, transform=transform_config(towers.preprocess, data), pin_memory=device.type == "cuda"
     )
     texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
@@ -126,6 +136,7 @@ def train(
         built, build_optimizer(built, optimizer, tower_lr_factor=tower.lr_factor), WeightAverage(built, loop.ema)
     )
     if saved is not None:
+        require_same_vectors(folder, built)
         state.load(saved)
         say(f"going on from step {state.step} of the run in {folder}")
         _tell_of_other_length(saved["config"]["loop"]["epochs"], loop.epochs)
@@ -133,7 +144,7 @@ def train(
         built.compile()
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in sources.items():
+    for name, content in {**sources, **encoded_vectors(built)}.items():
         write_atomically(folder / name, content)
     write_config(folder, sections)
     record = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, **environment()}
@@ -196,6 +207,17 @@ def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]
     return saved
 
 
+def _require_knowledge(model: PVLRConfig) -> None:
+    """Refuse what cannot be had before anything is fetched."""
+    if model.knowledge == "encoder":
+        raise ConfigError(
+            "model.knowledge: 'encoder' is a function, which a configuration cannot hold; name a model "
+            f"('{SENTENCE_TRANSFORMERS}NAME') or a .npz file, or build the model in Python"
+        )
+    if model.knowledge.startswith(SENTENCE_TRANSFORMERS):
+        require_sentence_transformers(model.knowledge.removeprefix(SENTENCE_TRANSFORMERS))
+
+
 def _tell_of_other_length(was: int, now: int) -> None:
     if was != now:
         say(
@@ -214,13 +236,6 @@ def _require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None
         raise ConfigError("model.descriptions, model.knowledge: the run was started on files of another content")
 
 
-def _obtain(data: DataConfig) -> None:
-    if data.obtain == "scenes":
-        write_scenes(data.root, data.scenes)
-    else:
-        obtain_voc(data.root, data.year, data.obtain)
-
-
 @torch.no_grad()
 def _set_prior(built: PVLR, feed: Feed, device: torch.device) -> None:
     """Start from the configured mean probability, on a batch of training pictures."""
@@ -233,7 +248,7 @@ def _baselines(
     model: PVLR,
     tower: TowerConfig,
     towers: Towers,
-    feed: VOCFeed,
+    feed: SplitFeed,
     loop: LoopConfig,
     device: torch.device,
     stop: StopRequest,

@@ -243,17 +243,6 @@ def test_save_load_pickle_and_copy(norm: str) -> None:
     survives(perturb(made[0], draw), made[1], labels, patches, True)
 
 
-def test_repr_is_a_constructor_call() -> None:
-    for block in (
-        LabelRelation(dim=12, heads=3, norm="post"),
-        DualModalAttention(dim=12, heads=3, direction="labels", layers=2, feedforward=5, norm="post"),
-        DualModalAttention(dim=12, heads=4, direction="none", layers=3),
-    ):
-        again = eval(repr(block))  # noqa: S307
-        assert repr(again) == repr(block)
-        assert [x.shape for x in again.parameters()] == [x.shape for x in block.parameters()]
-
-
 def test_bf16_autocast_is_close_and_its_maps_are_float32() -> None:
     draw = Draw(3, torch.float32)
     block, relation = (

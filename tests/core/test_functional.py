@@ -162,6 +162,24 @@ def test_attend_is_the_map_times_the_values_with_and_without_a_mask(s: Sizes, dr
         assert_close(weights.sum(-1), (~nothing).double(), **EXACT)
 
 
+@given(sizes(), draws(), st.sampled_from([torch.float32, torch.float64]))
+def test_an_added_minus_infinity_closes_as_false_does_whatever_its_width(
+    s: Sizes, draw: Draw, width: torch.dtype
+) -> None:
+    query, key = draw.normal(s.b, s.h, s.c, s.e).float(), draw.normal(s.b, s.h, s.n, s.e).float()
+    allowed = draw.chance(0.4, s.b, 1, s.c, s.n)
+    mask = torch.zeros(allowed.shape, dtype=width).masked_fill(~allowed, -torch.inf)
+    found = []
+    for given_mask in (mask, allowed):
+        leaf = query.clone().requires_grad_()
+        weights, gathered = lib.attention_map(leaf, key, given_mask), lib.attend(leaf, key, key, given_mask)
+        ((weights @ key).sum() + 2 * gathered.sum()).backward()
+        found.append((weights, gathered, leaf.grad))
+    for a, b in zip(*found, strict=True):
+        assert a.dtype == torch.float32
+        assert_close(a, b)
+
+
 @given(sizes(), draws())
 def test_attention_without_a_batch_axis_broadcasts_against_one_with(s: Sizes, draw: Draw) -> None:
     query, key, value = draw.normal(s.h, s.c, s.e), draw.normal(s.b, s.h, s.n, s.e), draw.normal(s.b, s.h, s.n, s.k)

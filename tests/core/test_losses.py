@@ -68,6 +68,12 @@ def test_without_focusing_it_is_binary_cross_entropy(draw: Draw, b: int, c: int,
     )
 
 
+def test_unless_told_otherwise_easy_negatives_are_faded_with_their_square() -> None:
+    logits, target = torch.tensor([[-1.0, 2.0, 0.5]]), torch.tensor([[0, 0, 1]])
+    said = {"gamma_pos": 0.0, "gamma_neg": 2.0, "clip": 0.0, "reduction": "mean"}
+    assert torch.equal(asymmetric_loss(logits, target), asymmetric_loss(logits, target, **said))
+
+
 @pytest.mark.parametrize("clip", [0.0, 0.05, 0.3])
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0])
 def test_the_gradient_is_that_of_the_formula(gamma: float, clip: float) -> None:
@@ -298,9 +304,12 @@ REFUSED = [
     ((X, X[:1]), {}, "target: expected axes 'b c' with b=2, got shape (1, 3)"),
     ((X, X[:, :1]), {}, "target: expected axes 'b c' with c=3, got shape (2, 1)"),
     ((X, X, X[:, :1].bool()), {}, "known: expected axes 'b c' with c=3, got shape (2, 1)"),
+    ((X, X, X[:1].bool()), {}, "known: expected axes 'b c' with b=2, got shape (1, 3)"),
+    ((X, X, X.to("meta", torch.bool)), {}, "known: expected a tensor on cpu, got one on meta"),
     ((X, X, X), {}, "known: expected a tensor of dtype bool, got torch.float32"),
     ((X, X.to("meta")), {}, "target: expected a tensor on cpu, got one on meta"),
     ((X, X - 1), {}, "target: expected values in [0, 1] wherever known, got -1"),
+    ((X[:1], torch.tensor([[0.0, 1.0, 1.5]])), {}, "target: expected values in [0, 1] wherever known, got 1.5"),
     ((X, X + 2, X == 0), {}, "target: expected values in [0, 1] wherever known, got 2"),
     ((X, X + NAN), {}, "target: expected values in [0, 1] wherever known, got nan"),
     ((X, X), {"gamma_pos": -1.0}, "gamma_pos: expected a finite number >= 0, got -1.0"),

@@ -177,6 +177,12 @@ def test_top_k_takes_the_k_best_and_the_first_of_equals(draw: Draw, n: int, c: i
     assert torch.equal(top_k(probabilities, k, threshold=0.5), chosen & (probabilities >= 0.5))
 
 
+def test_top_k_takes_the_first_of_many_equals() -> None:
+    probabilities = Draw(0).levels(2, 4, 300)  # Only long rows are sorted in a way that moves equals.
+    first = (probabilities == 0.5) & ((probabilities == 0.5).cumsum(dim=1) <= 20)
+    assert torch.equal(top_k(probabilities, 20), first)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", [torch.bool, torch.int64, torch.float32])
 def test_any_dtype_of_scores_and_targets(dtype: torch.dtype, kind: torch.dtype) -> None:
@@ -185,6 +191,13 @@ def test_any_dtype_of_scores_and_targets(dtype: torch.dtype, kind: torch.dtype) 
     )
     assert found.dtype == torch.float64
     assert found.item() == 0.5
+
+
+def test_results_stay_where_the_scores_are_whatever_the_default_device() -> None:
+    scores, target, nothing = torch.tensor([[0.5], [0.25]]), torch.tensor([[1], [0]]), torch.zeros(2, 0)
+    with torch.device("meta"):
+        assert average_precision(scores, target).tolist() == [1.0]
+        assert average_precision(nothing, nothing).device == nothing.device
 
 
 # --- the report
@@ -213,6 +226,12 @@ def test_a_probability_equal_to_the_threshold_is_a_prediction() -> None:
     assert (report.OP, report.OR) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_both_ends_are_thresholds(threshold: float) -> None:
+    report = multilabel_report(torch.tensor([[0.0, 1.0]]), torch.tensor([[1, 1]]), threshold=threshold)
+    assert pytest.approx(1.0 if threshold == 0 else 0.5) == report.OR
+
+
 def test_ranking_by_logits_survives_a_sigmoid_that_saturates() -> None:
     logits, target = torch.tensor([[40.0], [60.0], [30.0]]), torch.tensor([[0], [1], [0]])
     probabilities = torch.sigmoid(logits)
@@ -231,23 +250,35 @@ def test_all_of_coco_takes_seconds() -> None:
 
 X = torch.zeros(2, 3)
 B = X.bool()
+ONE = torch.tensor([[0.5, 1.0, 0.5]])  # One value unlike the others.
 NAN = math.nan
 REFUSED = [
     (lambda: average_precision(X[0], X), "scores: expected axes 'n c', got shape (3,)"),
     (lambda: average_precision(X, X[:, :2]), "target: expected axes 'n c' with c=3, got shape (2, 2)"),
     (lambda: average_precision(X, X, B[:1]), "known: expected axes 'n c' with n=2, got shape (1, 3)"),
+    (lambda: average_precision(X, X, B[:, :2]), "known: expected axes 'n c' with c=3, got shape (2, 2)"),
+    (lambda: average_precision(X.long(), X), "scores: expected a tensor of dtype float, got torch.int64"),
+    (lambda: average_precision(X, X.to("meta")), "target: expected a tensor on cpu, got one on meta"),
+    (lambda: average_precision(X, X, B.to("meta")), "known: expected a tensor on cpu, got one on meta"),
     (lambda: average_precision(X, X, X), "known: expected a tensor of dtype bool, got torch.float32"),
     (lambda: average_precision(X + NAN, X), "scores: expected finite values wherever known, got nan"),
+    (lambda: average_precision(ONE / (ONE < 1), X[:1]), "scores: expected finite values wherever known, got inf"),
     (lambda: average_precision(X - math.inf, X), "scores: expected finite values wherever known, got -inf"),
     (lambda: average_precision(X, X - 1), "target: expected 0 or 1 wherever known, got -1"),
     (lambda: average_precision(X, X + 0.5), "target: expected 0 or 1 wherever known, got 0.5"),
     (lambda: average_precision(X, X.long() + 2, ~B), "target: expected 0 or 1 wherever known, got 2"),
     (lambda: mean_average_precision(X), "ap: expected axes 'c', got shape (2, 3)"),
+    (lambda: mean_average_precision(X[0].long()), "ap: expected a tensor of dtype float, got torch.int64"),
     (lambda: precision_recall(X, X), "predicted: expected a tensor of dtype bool, got torch.float32"),
     (lambda: precision_recall(B, X + NAN), "target: expected 0 or 1 wherever known, got nan"),
+    (lambda: top_k(X[0], 1), "probabilities: expected axes 'n c', got shape (3,)"),
+    (lambda: top_k(X.long(), 1), "probabilities: expected a tensor of dtype float, got torch.int64"),
     (lambda: top_k(X, 0), "k: expected a whole number of at least 1, got 0"),
     (lambda: top_k(X + NAN, 1), "probabilities: expected finite values, got nan"),
     (lambda: multilabel_report(X + 2, X), "probabilities: expected values in [0, 1], got 2: are these logits?"),
+    (lambda: multilabel_report(2 * ONE, X[:1]), "probabilities: expected values in [0, 1], got 2: are these logits?"),
+    (lambda: multilabel_report(X[0], X), "probabilities: expected axes 'n c', got shape (3,)"),
+    (lambda: multilabel_report(X + NAN, X), "probabilities: expected finite values wherever known, got nan"),
     (lambda: multilabel_report(X, X, threshold=1.5), "threshold: expected a probability in [0, 1], got 1.5"),
     (lambda: multilabel_report(X, X, threshold=-0.5), "threshold: expected a finite number >= 0, got -0.5"),
     (lambda: multilabel_report(X, X, scores=X[:1]), "target: expected axes 'n c' with n=1, got shape (2, 3)"),

@@ -157,19 +157,6 @@ def test_save_load_pickle_and_copy() -> None:
     survives(perturb(made[0], draw), made[1], draw.normal(3, 5))
 
 
-def test_repr_is_a_constructor_call() -> None:
-    for block in (
-        KnowledgePrompter(dim=8, heads=2, source_dim=5, relation="none", norm="post"),
-        KnowledgePrompter(dim=16),
-        ContextPrompter(width=6, dim=8),
-        ContextPrompter(width=6, dim=8, tokens=2, classes=3, relation="none", std=0.1),
-        ContextPrompter(width=6, dim=8, condition="image", heads=4, norm="post"),
-    ):
-        again = eval(repr(block))  # noqa: S307
-        assert repr(again) == repr(block)
-        assert [x.shape for x in again.parameters()] == [x.shape for x in block.parameters()]
-
-
 def test_bf16_autocast_keeps_encoded_vectors_float32() -> None:
     tower, draw = ToyTower(), Draw(0, torch.float32)
     tower.table, tower.places, tower.out = tower.table.float(), tower.places.float(), tower.out.float()

@@ -14,7 +14,7 @@ from pvlr.core.labels import LabelSet
 from pvlr.data import scenes
 from pvlr.data.batch import DataError
 from pvlr.data.scenes import SCENE_LABELS, SPLITS, ScenesConfig, draw_scene, make_scene, write_scenes
-from pvlr.data.voc import VOCDataset
+from pvlr.data.voc import read_voc
 
 SMALL = ScenesConfig(seed=3, train=60, val=20, test=40)
 
@@ -102,7 +102,7 @@ def test_annotations_describe_their_pictures(folder: Path) -> None:
 @pytest.mark.parametrize("train", [True, False])
 def test_lists_annotations_and_targets_agree(root: Path, folder: Path, difficult: str, train: bool) -> None:
     for split in ("train", "trainval", "test"):
-        data = VOCDataset(root, split=split, difficult=difficult, train=train)
+        data = read_voc(root, split=split, difficult=difficult, train=train)
         assert data.labels == SCENE_LABELS
         for column, name in enumerate(SCENE_LABELS):
             lines = [line.split() for line in (folder / f"ImageSets/Main/{name}_{split}.txt").read_text().splitlines()]
@@ -176,7 +176,7 @@ def test_an_interrupted_write_leaves_nothing(
             write_scenes(tmp_path, config)
     assert list((tmp_path / "VOCdevkit").iterdir()) == []
     write_scenes(tmp_path, config)
-    assert len(VOCDataset(tmp_path, train=True)) == 4
+    assert len(read_voc(tmp_path, train=True)) == 4
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from voc_tree import write_voc
 from pvlr.data.batch import DataError, collate
 from pvlr.data.sampling import EpochSampler
 from pvlr.data.transforms import GREY, ImageTransform, TransformConfig, cutout
-from pvlr.data.voc import VOCDataset
+from pvlr.data.voc import read_voc
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -144,7 +144,7 @@ def test_transforms_pickle_and_print_as_constructor_calls() -> None:
 
 def test_augmented_batches_are_the_same_with_and_without_workers(tmp_path: Path) -> None:
     write_voc(tmp_path)
-    data = VOCDataset(tmp_path, transform=ImageTransform(config(), train=True), train=True)
+    data = read_voc(tmp_path, transform=ImageTransform(config(), train=True), train=True)
 
     def load(epoch: int, workers: int) -> list[torch.Tensor]:
         sampler = EpochSampler(len(data), 2, seed=1, epoch=epoch, shuffle=True)

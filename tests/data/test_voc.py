@@ -14,8 +14,9 @@ from voc_tree import TRAINVAL, annotation, write_voc
 
 from pvlr.core.labels import LabelSet
 from pvlr.data.batch import DataError, collate
+from pvlr.data.dataset import LabelledImages
 from pvlr.data.sampling import Draw, EpochSampler, derive_seed
-from pvlr.data.voc import VOC_LABELS, VOCDataset, obtain_voc, read_annotation
+from pvlr.data.voc import VOC_LABELS, obtain_voc, read_annotation, read_voc
 
 
 @pytest.fixture
@@ -31,11 +32,11 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def row(data: VOCDataset, index: int, *, value: bool = True) -> set[str]:
+def row(data: LabelledImages, index: int, *, value: bool = True) -> set[str]:
     return {name for name, known in zip(data.labels, data.known[index].tolist(), strict=True) if known is value}
 
 
-def positives(data: VOCDataset, index: int) -> set[str]:
+def positives(data: LabelledImages, index: int) -> set[str]:
     return {name for name, target in zip(data.labels, data.target[index].tolist(), strict=True) if target == 1}
 
 
@@ -64,7 +65,7 @@ def test_labels_are_the_twenty_and_readable() -> None:
     ],
 )
 def test_conventions_for_difficult_objects(devkit: Path, difficult: str, train: bool, cat: str) -> None:
-    data = VOCDataset(devkit.parent.parent, difficult=difficult, train=train)
+    data = read_voc(devkit.parent.parent, difficult=difficult, train=train)
     assert positives(data, 0) == {"dog", "person"}, "one easy object is enough"
     assert positives(data, 1) == {"sofa"} | ({"cat"} if cat == "present" else set())
     assert row(data, 1, value=False) == ({"cat"} if cat == "unknown" else set())
@@ -76,7 +77,7 @@ def test_conventions_for_difficult_objects(devkit: Path, difficult: str, train: 
 @pytest.mark.parametrize("up", [0, 1, 2])
 def test_root_may_be_any_of_the_three_folders(devkit: Path, up: int) -> None:
     root = [devkit, *devkit.parents][up]
-    assert VOCDataset(root, split="test", train=False).identifiers == ("000006", "000007")
+    assert read_voc(root, split="test", train=False).identifiers == ("000006", "000007")
 
 
 def test_samples(devkit: Path) -> None:
@@ -87,7 +88,7 @@ def test_samples(devkit: Path) -> None:
         assert (image.mode, image.size) == ("RGB", (30, 24))
         return torch.zeros(3, 2, 2)
 
-    data = VOCDataset(devkit, transform=transform, train=True)
+    data = read_voc(devkit, transform=transform, train=True)
     sample = data[1]
     assert (len(data), sample.index, sample.image.shape) == (5, 1, (3, 2, 2))
     assert torch.equal(sample.target, data.target[1])
@@ -97,29 +98,29 @@ def test_samples(devkit: Path) -> None:
     for index in (-1, 5):
         with pytest.raises(IndexError, match=f"index: expected a number from 0 to 4, got {index}"):
             data[index]
-    plain = VOCDataset(devkit, train=True)[0].image
+    plain = read_voc(devkit, train=True)[0].image
     assert plain.shape == (3, 24, 30)
     assert 0 <= plain.min() < plain.max() <= 1
 
 
 def test_it_pickles_and_reads_in_workers(devkit: Path) -> None:
-    data = pickle.loads(pickle.dumps(VOCDataset(devkit, train=True)))  # noqa: S301
+    data = pickle.loads(pickle.dumps(read_voc(devkit, train=True)))  # noqa: S301
     batches = list(DataLoader(data, batch_sampler=EpochSampler(len(data), 2), num_workers=1, collate_fn=collate))
     assert torch.equal(torch.cat([batch.target for batch in batches]), data.target)
 
 
 def test_labels_given_then_the_files_then_voc(devkit: Path) -> None:
-    assert VOCDataset(devkit, train=True).labels == VOC_LABELS
+    assert read_voc(devkit, train=True).labels == VOC_LABELS
     names = ("sofa", "person", "dog", "cat", "diningtable")
     (devkit / "labels.json").write_text(json.dumps(LabelSet(names).to_json()))
-    data = VOCDataset(devkit, train=True)
+    data = read_voc(devkit, train=True)
     assert data.labels.names == names
     assert positives(data, 0) == {"dog", "person"}
-    assert VOCDataset(devkit, labels=VOC_LABELS, train=True).labels == VOC_LABELS
+    assert read_voc(devkit, labels=VOC_LABELS, train=True).labels == VOC_LABELS
 
 
 def test_summary(devkit: Path) -> None:
-    assert VOCDataset(devkit, train=True).summary() == (
+    assert read_voc(devkit, train=True).summary() == (
         "VOC2007 trainval: 5 images, 20 labels, 1.00 positives per image, 2 unknown labels (difficult: unknown)"
     )
 
@@ -163,7 +164,7 @@ def remove(path: Path) -> None:
 def test_refusals_name_the_file(devkit: Path, damage: object, named: str, message: str) -> None:
     damage(devkit)
     with pytest.raises(DataError, match=re.escape(message)) as caught:
-        VOCDataset(devkit.parent.parent, train=True)
+        read_voc(devkit.parent.parent, train=True)
     text = str(caught.value)
     assert Path(text.split(": ")[0]).name == named
     assert "\n" not in text
@@ -172,7 +173,7 @@ def test_refusals_name_the_file(devkit: Path, damage: object, named: str, messag
 @pytest.mark.usefixtures("unchecked")
 def test_unknown_choices_are_refused(devkit: Path) -> None:
     with pytest.raises(DataError, match="difficult: expected 'unknown', 'A', 'B' or 'C', got 'D'"):
-        VOCDataset(devkit, difficult="D", train=True)
+        read_voc(devkit, difficult="D", train=True)
     with pytest.raises(DataError, match="how: expected 'never' or 'download', got 'maybe'"):
         obtain_voc(devkit, "2007", "maybe")
 
@@ -234,7 +235,7 @@ def test_obtaining_downloads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         obtain_voc(tmp_path / "new", "2007", "download")
     assert fake.asked == [("2007", "trainval", True), ("2007", "test", True)]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["VOCdevkit"]
-    assert len(VOCDataset(tmp_path / "new", train=True)) == len(TRAINVAL)
+    assert len(read_voc(tmp_path / "new", train=True)) == len(TRAINVAL)
 
 
 @pytest.mark.parametrize("fail_at", ["trainval", "test"])
@@ -257,7 +258,7 @@ def test_real_annotations_agree_with_the_official_table(shared: Path) -> None:
     with (folder / "labels.csv").open(newline="") as file:
         table = {Path(line["path"]).stem: [int(line[name]) for name in VOC_LABELS] for line in csv.DictReader(file)}
     for split, count in (("trainval", 1012), ("test", 1013)):
-        data = VOCDataset(folder, split=split, train=split == "trainval")
+        data = read_voc(folder, split=split, train=split == "trainval")
         expected = torch.tensor([table[identifier] for identifier in data.identifiers])
         assert len(data) == count
         assert torch.equal(data.target, (expected == 1).float())
@@ -265,6 +266,6 @@ def test_real_annotations_agree_with_the_official_table(shared: Path) -> None:
 
 
 def test_real_pictures_decode(shared: Path) -> None:
-    data = VOCDataset(shared / "data" / "voc-mini", split="test", train=False)
+    data = read_voc(shared / "data" / "voc-mini", split="test", train=False)
     for index in range(0, len(data), 100):
         assert min(data[index].image.shape[1:]) == 256

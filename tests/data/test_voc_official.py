@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pvlr.data.voc import VOC_LABELS, VOCDataset
+from pvlr.data.voc import VOC_LABELS, read_voc
 
 CONVENTIONS = ("unknown", "A", "B", "C")
 
@@ -51,7 +51,7 @@ def check(root: Path, split: str, identifiers: list[str], marks: Tensor) -> None
     assert set(marks.unique().tolist()) == {-1, 0, 1}
     rows = {identifier: row for row, identifier in enumerate(identifiers)}
     for difficult in CONVENTIONS:
-        data = VOCDataset(root, split=split, difficult=difficult, train=train)
+        data = read_voc(root, split=split, difficult=difficult, train=train)
         target, known = expected(marks[[rows[identifier] for identifier in data.identifiers]], difficult, train)
         assert torch.equal(data.target, target), difficult
         assert torch.equal(data.known, known), difficult

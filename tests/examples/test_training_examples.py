@@ -12,6 +12,7 @@ from training_toys import tiny_options, write_voc
 
 from pvlr.train import train
 from pvlr.train.cli import command
+from pvlr.train.data_config import VOCData
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONFIGS = sorted((EXAMPLES / "configs").rglob("*.yaml"))
@@ -19,7 +20,7 @@ CONFIGS = sorted((EXAMPLES / "configs").rglob("*.yaml"))
 
 def printed(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as end:
-        command(train, options)
+        command(train, options, data=VOCData)
     assert end.value.code == 0
     return capsys.readouterr().out
 

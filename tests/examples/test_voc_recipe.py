@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from pvlr.train import train
 from pvlr.train.cli import command
+from pvlr.train.data_config import VOCData
 
 CONFIG = Path(__file__).resolve().parents[2] / "examples" / "configs" / "voc07_vit_b16.yaml"
 
@@ -51,7 +52,7 @@ def test_recipe_trains_on_real_photographs_from_a_local_checkpoint(shared: Path,
         "run.folder": run,
         "run.tensorboard": "false",
     }
-    command(train, [part for name, value in options.items() for part in (f"--{name}", str(value))])
+    command(train, [part for name, value in options.items() for part in (f"--{name}", str(value))], data=VOCData)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["kind"] == "train"]
     assert len(losses) == 12

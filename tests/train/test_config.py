@@ -8,7 +8,6 @@ import pytest
 from pvlr.train import config as configs
 from pvlr.train.config import (
     ConfigError,
-    DataConfig,
     LoopConfig,
     LossConfig,
     OptimizerConfig,
@@ -19,16 +18,17 @@ from pvlr.train.config import (
     config_from_json,
     config_to_json,
 )
+from pvlr.train.data_config import VOCData
 
-ALL = (DataConfig, TowerConfig, LossConfig, OptimizerConfig, ScheduleConfig, LoopConfig, RunConfig)
+ALL = (VOCData, TowerConfig, LossConfig, OptimizerConfig, ScheduleConfig, LoopConfig, RunConfig)
 
 
 @pytest.mark.parametrize(
     ("kind", "field", "value", "message"),
     [
-        (DataConfig, "cutout", 1.0, r"data\.cutout: expected a finite number >= 0 and < 1, got 1\.0"),
-        (DataConfig, "workers", -1, r"data\.workers: expected a whole number of at least 0, got -1"),
-        (DataConfig, "root", "", r"data\.root: expected a non-empty text, got ''"),
+        (VOCData, "cutout", 1.0, r"data\.cutout: expected a finite number >= 0 and < 1, got 1\.0"),
+        (VOCData, "workers", -1, r"data\.workers: expected a whole number of at least 0, got -1"),
+        (VOCData, "root", "", r"data\.root: expected a non-empty text, got ''"),
         (TowerConfig, "train", 0, r"tower\.train: expected a whole number of at least 1, got 0"),
         (TowerConfig, "lr_factor", 0.0, r"tower\.lr_factor: expected a finite number > 0, got 0\.0"),
         (TowerConfig, "image_size", 0, r"tower\.image_size: expected a whole number of at least 1, got 0"),
@@ -49,12 +49,13 @@ def test_values_out_of_range_are_refused_by_name(kind: Any, field: str, value: o
 
 @pytest.mark.parametrize("kind", ALL)
 def test_every_field_is_explained(kind: Any) -> None:
-    lines = [line.strip() for line in kind.__doc__.splitlines()]
+    # A field is explained where it is declared, which may be in a class above.
+    lines = [line.strip() for part in kind.__mro__ for line in (part.__doc__ or "").splitlines()]
     for field in dataclasses.fields(kind):
         assert any(line.startswith(f"{field.name}: ") for line in lines), field.name
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ALL if kind is not DataConfig])
+@pytest.mark.parametrize("kind", [kind for kind in ALL if kind is not VOCData])
 def test_json_round_trip(kind: Any) -> None:
     assert config_from_json(kind, config_to_json(kind())) == kind()
 
@@ -66,7 +67,7 @@ def test_unknown_field_is_refused() -> None:
 
 def test_differences_name_fields_both_ways_and_leave_out_what_may_change() -> None:
     def sections(**changes: Any) -> dict[str, Any]:
-        parts = {"loop": LoopConfig(), "run": RunConfig(), "optimizer": OptimizerConfig(), "data": DataConfig()}
+        parts = {"loop": LoopConfig(), "run": RunConfig(), "optimizer": OptimizerConfig(), "data": VOCData()}
         return {name: config_to_json(part) | changes.get(name, {}) for name, part in parts.items()}
 
     assert config_differences(sections(), sections()) == []
@@ -78,7 +79,7 @@ def test_differences_name_fields_both_ways_and_leave_out_what_may_change() -> No
 
 
 def test_fields_that_may_change_exist() -> None:
-    parts = {"data": DataConfig, "loop": LoopConfig, "tower": TowerConfig, "run": RunConfig}
+    parts = {"data": VOCData, "loop": LoopConfig, "tower": TowerConfig, "run": RunConfig}
     for name in configs.MAY_CHANGE:
         section, field = name.split(".")
         assert not field or field in {entry.name for entry in dataclasses.fields(parts[section])}

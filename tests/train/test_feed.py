@@ -12,8 +12,9 @@ from training_toys import write_voc
 from pvlr.data.batch import Batch, Sample
 from pvlr.data.sampling import Draw
 from pvlr.data.transforms import TransformConfig
-from pvlr.train.config import DataConfig, LoopConfig
-from pvlr.train.feed import Feed, VOCFeed
+from pvlr.train.config import LoopConfig
+from pvlr.train.data_config import VOCData
+from pvlr.train.feed import Feed, SplitFeed
 
 TRANSFORM = TransformConfig(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -83,7 +84,7 @@ def test_workers_end_when_the_training_process_says_so_and_at_nobody_elses_word(
 @pytest.mark.parametrize("what", ["pictures", "labels"])
 def test_the_digest_is_of_names_and_labels_of_both_splits(tmp_path: Path, split: str, what: str) -> None:
     def digest() -> str:
-        return VOCFeed(DataConfig(root=str(tmp_path)), loop=LoopConfig(), transform=TRANSFORM).digest
+        return SplitFeed(VOCData(root=str(tmp_path)), loop=LoopConfig(), transform=TRANSFORM).digest
 
     folder = write_voc(tmp_path)
     before = digest()

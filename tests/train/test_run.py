@@ -19,6 +19,7 @@ from pvlr.data.batch import DataError
 from pvlr.train import load_run, tag, train
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.cli import command
+from pvlr.train.data_config import VOCData
 from pvlr.train.export import ExportError, _digest_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, tower: Path, voc: Path) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert command(train, tiny_options(voc, tower, folder, run__baselines="true")) == 0
+    assert command(train, tiny_options(voc, tower, folder, run__baselines="true"), data=VOCData) == 0
     return folder
 
 
@@ -67,7 +68,9 @@ def test_a_run_leaves_its_configuration_metrics_record_and_model(finished: Path)
 def test_the_written_configuration_starts_the_same_run(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = command(train, ["--config", str(finished / "config.yaml"), "--run.folder", str(tmp_path / "again")])
+    code = command(
+        train, ["--config", str(finished / "config.yaml"), "--run.folder", str(tmp_path / "again")], data=VOCData
+    )
     assert code == 0
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
     said = capsys.readouterr().out
@@ -80,7 +83,7 @@ def test_a_finished_run_goes_on_with_more_epochs_and_only_with_those(
     tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(**more: object) -> int:
-        return command(train, tiny_options(voc, tower, tmp_path / "run", **more))
+        return command(train, tiny_options(voc, tower, tmp_path / "run", **more), data=VOCData)
 
     assert run(loop__epochs=1) == 0
     assert run(loop__epochs=2, run__resume="require") == 0
@@ -102,21 +105,21 @@ def test_a_finished_run_goes_on_with_more_epochs_and_only_with_those(
 def test_other_data_and_other_towers_are_refused_on_resume(
     tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(train, tiny_options(voc, tower, tmp_path / "run", loop__epochs=1)) == 0
+    assert command(train, tiny_options(voc, tower, tmp_path / "run", loop__epochs=1), data=VOCData) == 0
     write_voc(tmp_path / "other", train=23)
-    assert command(train, tiny_options(tmp_path / "other", tower, tmp_path / "run")) == 2
+    assert command(train, tiny_options(tmp_path / "other", tower, tmp_path / "run"), data=VOCData) == 2
     assert "data.root: the run was started on other pictures or labels" in capsys.readouterr().err
     moved = tmp_path / "moved"
     moved.mkdir()
     (moved / "VOCdevkit").symlink_to(voc / "VOCdevkit")
-    assert command(train, tiny_options(moved, tower, tmp_path / "run")) == 0
+    assert command(train, tiny_options(moved, tower, tmp_path / "run"), data=VOCData) == 0
     write_voc(tmp_path / "other_test", train=24, test=5)
-    assert command(train, tiny_options(tmp_path / "other_test", tower, tmp_path / "run")) == 2
+    assert command(train, tiny_options(tmp_path / "other_test", tower, tmp_path / "run"), data=VOCData) == 2
     assert "data.root: the run was started on other pictures or labels" in capsys.readouterr().err
     saved = (tower / "open_clip_model.safetensors").read_bytes()
     try:
         write_folder(tower, "vit", seed=5)
-        assert command(train, tiny_options(voc, tower, tmp_path / "run")) == 2
+        assert command(train, tiny_options(voc, tower, tmp_path / "run"), data=VOCData) == 2
         assert "tower.name: the run was started on other weights of this tower" in capsys.readouterr().err
         with pytest.raises(ExportError, match="the model was trained on other weights of the tower"):
             load_run(tmp_path / "run")
@@ -128,7 +131,12 @@ def test_other_data_and_other_towers_are_refused_on_resume(
 def test_trained_towers_are_saved_and_loaded(tower: Path, voc: Path, tmp_path: Path, train_what: str) -> None:
     folder = tmp_path / "run"
     options = tiny_options(voc, tower, folder, tower__train=train_what, loop__epochs=1, optimizer__lr=0.01)
-    assert command(train, [*options, "--run.baselines=true", "--loop.precision=bf16", "--optimizer.kind=sgd"]) == 0
+    assert (
+        command(
+            train, [*options, "--run.baselines=true", "--loop.precision=bf16", "--optimizer.kind=sgd"], data=VOCData
+        )
+        == 0
+    )
     evaluated = rows_of(folder)[-1]["mAP"]
     run = load_run(folder)
     assert any(name.startswith("image.") and p.requires_grad for name, p in run.model.named_parameters())
@@ -220,19 +228,19 @@ def test_random_towers_are_asked_for_and_always_the_same(
 
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", CONFIGS["vit"])
     options = tiny_options(voc, tmp_path, tmp_path / "run", tower__name="tiny", loop__epochs=1)
-    assert command(train, options) == 2
+    assert command(train, options, data=VOCData) == 2
     assert capsys.readouterr().err == (
         "error: tower.weights: expected a tag such as 'openai', a local file or 'random' with the name 'tiny', "
         "got none\n"
     )
     assert not (tmp_path / "run").exists()
-    assert command(train, [*options, "--tower.weights=random"]) == 0
+    assert command(train, [*options, "--tower.weights=random"], data=VOCData) == 0
     torch.manual_seed(77)  # Whatever was drawn before.
     image = voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"
     assert len(tag(load_run(tmp_path / "run"), [image])[0]) == 3
-    assert command(train, [*options, "--tower.weights=random", "--run.resume=require"]) == 0
+    assert command(train, [*options, "--tower.weights=random", "--run.resume=require"], data=VOCData) == 0
     options = tiny_options(voc, tmp_path, tmp_path / "other", tower__name="pvlr:scenes-clip", tower__weights="random")
-    assert command(train, options) == 2
+    assert command(train, options, data=VOCData) == 2
     assert "which brings its own, got 'random'" in capsys.readouterr().err
 
 
@@ -262,7 +270,7 @@ def test_broken_data_is_one_line_that_names_the_file(
 ) -> None:
     harm(write_voc(tmp_path))
     options = tiny_options(tmp_path, tower, tmp_path / "run", data__workers=workers)
-    assert command(train, options) == 2
+    assert command(train, options, data=VOCData) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -289,7 +297,7 @@ def test_broken_data_is_one_line_that_names_the_file(
 def test_mistakes_are_one_line(
     options: list[str], message: str, tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(train, [*tiny_options(voc, tower, tmp_path / "run"), *options]) == 2
+    assert command(train, [*tiny_options(voc, tower, tmp_path / "run"), *options], data=VOCData) == 2
     error = capsys.readouterr().err
     assert error.startswith(message)
     assert error.count("\n") == 1
@@ -299,7 +307,7 @@ def test_mistakes_are_one_line(
 def test_unknown_key_in_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mistake.yaml"
     path.write_text("loop:\n  epoks: 3\n")
-    assert command(train, ["--config", str(path)]) == 2
+    assert command(train, ["--config", str(path)], data=VOCData) == 2
     error = capsys.readouterr().err
     assert "epoks" in error
     assert error.count("\n") == 1
@@ -315,7 +323,7 @@ def test_impossible_download_is_three_lines(
 
     monkeypatch.setattr(torchvision.datasets, "VOCDetection", unreachable)
     options = tiny_options(tmp_path / "new", tower, tmp_path / "run", data__obtain="download")
-    assert command(train, options) == 2
+    assert command(train, options, data=VOCData) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 3
     assert "no route to host" in error
@@ -437,12 +445,12 @@ def test_files_of_texts_are_kept_in_the_run(
     texts = tmp_path / "texts.json"
     texts.write_text(json.dumps({"red": ["the colour of blood."]}))
     options = tiny_options(voc, tower, tmp_path / "run", model__descriptions=texts, loop__epochs=1)
-    assert command(train, options) == 0
+    assert command(train, options, data=VOCData) == 0
     texts.write_text(json.dumps({"red": ["the colour of a rose."]}))
-    assert command(train, options) == 2
+    assert command(train, options, data=VOCData) == 2
     assert "the run was started on files of another content" in capsys.readouterr().err
     texts.unlink()
-    assert command(train, options) == 2
+    assert command(train, options, data=VOCData) == 2
     assert f"model.descriptions: expected a file at {texts}, but No such file" in capsys.readouterr().err
     copy = tmp_path / "run" / "descriptions.json"
     content = copy.read_bytes()

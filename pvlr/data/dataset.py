@@ -1,0 +1,186 @@
+"""Pictures with labels, whatever files they were read from."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+
+from pvlr.core.labels import LabelSet
+from pvlr.core.shapes import expect
+from pvlr.data.batch import DataError, Sample
+from pvlr.data.images import Picture, decode_rgb
+from pvlr.data.sampling import Draw, derive_seed
+
+__all__ = ["LabelledImages", "Source", "Transform", "hide_labels"]
+
+Transform = Callable[[Image.Image, torch.Generator], Tensor]
+
+Source = Path | Callable[[], Picture]
+"""Where a picture is: a file, or something that gives it when called. It must pickle to be read in workers."""
+
+
+class LabelledImages(Dataset[Sample]):
+    """A split of a data set: picture files, and what is known about each of their labels. Every reader returns one.
+
+    Args:
+        name: Of the data set and its split, for messages.
+        labels: The columns of ``target``.
+        paths: The picture files; each is opened when its sample is asked for. Where pictures are no files of their
+            own, something that gives one when called, see `Source`.
+        identifiers: The pictures' names, each once; they stay when the folder moves.
+        target: ``n c``, 1 for labels that are present, else 0.
+        known: ``n c``, False where nothing is known about a label; None: everything is known.
+        note: What the summary says about how the labels were read.
+        transform: Takes the picture and a generator that is a function of (seed, epoch, index); None: pictures become
+            tensors from 0 to 1 of their own size.
+
+    Raises:
+        ShapeError: where ``target`` or ``known`` is not ``n c``.
+        DataError: where there is no picture, a name comes twice, or there are not as many names as pictures.
+
+    Example:
+        >>> labels, target = LabelSet(("cat", "dog")), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+        >>> data = LabelledImages(
+        ...     name="mine", labels=labels, paths=[Path("a.jpg"), Path("b.jpg")], identifiers=["a", "b"], target=target
+        ... )
+        >>> data.summary()
+        'mine: 2 images, 2 labels, 1.50 positives per image, 0 unknown labels'
+        >>> data.select([1]).identifiers
+        ('b',)
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        labels: LabelSet,
+        paths: Sequence[Source],
+        identifiers: Sequence[str],
+        target: Float[Tensor, "n c"],
+        known: Bool[Tensor, "n c"] | None = None,
+        note: str = "",
+        transform: Transform | None = None,
+    ) -> None:
+        self.name, self.labels, self.note, self.transform = name, labels, note, transform
+        self.paths, self.identifiers = tuple(paths), tuple(identifiers)
+        if not self.paths:
+            raise DataError(f"{name}: expected at least one picture, found none")
+        if len(self.identifiers) != len(self.paths):
+            raise DataError(f"{name}: expected a name per picture, found {len(self.identifiers)} for {len(self.paths)}")
+        seen: set[str] = set()
+        for identifier in self.identifiers:
+            if identifier in seen:
+                raise DataError(f"{name}: expected every picture once, found {identifier!r} twice")
+            seen.add(identifier)
+        sizes = {"n": len(self.paths), "c": len(labels)}
+        expect("target", target, "n c", dtype="float", n=sizes["n"], c=sizes["c"])
+        self.target = target
+        self.known = torch.ones_like(target, dtype=torch.bool) if known is None else known
+        expect("known", self.known, "n c", dtype="bool", n=sizes["n"], c=sizes["c"])
+
+    def with_transform(self, transform: Transform | None) -> "LabelledImages":
+        """The same pictures and labels, shown another way; nothing is read again."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
+
+    def with_known(self, known: Bool[Tensor, "n c"], note: str) -> "LabelledImages":
+        """The same pictures, of whose labels less is known; the target is 0 where nothing is."""
+        note = f"{self.note}, {note}" if self.note else note
+        return LabelledImages(
+            name=self.name, labels=self.labels, paths=self.paths, identifiers=self.identifiers,
+            target=self.target.masked_fill(~known, 0.0), known=known, note=note, transform=self.transform,
+        )  # fmt: skip
+
+    def select(self, rows: Sequence[int]) -> "LabelledImages":
+        """These pictures alone, in this order.
+
+        Raises:
+            DataError: where there are none.
+        """
+        return LabelledImages(
+            name=self.name, labels=self.labels, paths=[self.paths[row] for row in rows],
+            identifiers=[self.identifiers[row] for row in rows], target=self.target[list(rows)],
+            known=self.known[list(rows)], note=self.note, transform=self.transform,
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        """One line: how many images, labels, positives per image and unknown labels."""
+        positives, unknown = float(self.target.sum()) / len(self), int((~self.known).sum())
+        note = f" ({self.note})" if self.note else ""
+        return (
+            f"{self.name}: {len(self):,} images, {len(self.labels)} labels, "
+            f"{positives:.2f} positives per image, {unknown:,} unknown labels{note}"
+        )
+
+    def digest(self) -> str:
+        """Sha256 over the names of labels and pictures, and over what is known; not over where the pictures are."""
+        digest = hashlib.sha256("\n".join((*self.labels, "", *self.identifiers)).encode())
+        digest.update(self.target.numpy().tobytes())
+        digest.update(self.known.numpy().tobytes())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: int | Draw) -> Sample:
+        """A sample by its index, or by a `Draw` that brings the seed of the transform along."""
+        if isinstance(position, Draw):
+            index, seed = position
+        else:
+            index, seed = position, derive_seed(0, 0, position)
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
+        source = self.paths[index]
+        if isinstance(source, Path):
+            picture = decode_rgb(source)
+        else:
+            picture = decode_rgb(source(), name=f"{self.name}: {self.identifiers[index]}")
+        if self.transform is None:
+            image = F.pil_to_tensor(picture).float() / 255
+        else:
+            image = self.transform(picture, torch.Generator().manual_seed(seed))
+        return Sample(image, self.target[index], self.known[index], index)
+
+
+def hide_labels(data: LabelledImages, *, keep: float | str, seed: int = 0) -> LabelledImages:
+    """Make labels unknown, as studies of partial labels do: a function of (seed, name of the picture), nothing else.
+
+    Args:
+        data: Pictures with labels.
+        keep: Share of each picture's known labels that stays known, in (0, 1); each label on its own. Or
+            ``"single_positive"``: of each picture one present label stays known, nothing else.
+        seed: Of the choice.
+
+    Raises:
+        DataError: where ``keep`` is neither.
+
+    Example:
+        >>> labels, target = LabelSet(("cat", "dog")), torch.tensor([[1.0, 1.0]])
+        >>> data = LabelledImages(name="x", labels=labels, paths=[Path("a.jpg")], identifiers=["a"], target=target)
+        >>> hide_labels(data, keep="single_positive").known.sum().item()
+        1
+    """
+    single = keep == "single_positive"
+    if not single and (isinstance(keep, str | bool) or not 0 < keep < 1):
+        raise DataError(f"keep: expected a share between 0 and 1 or 'single_positive', got {keep!r}")
+    known = torch.zeros_like(data.known)
+    for row, identifier in enumerate(data.identifiers):
+        # By name and not by position: the same picture keeps the same labels in a selection.
+        number = int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:7], "big")
+        luck = torch.rand(len(data.labels), generator=torch.Generator().manual_seed(derive_seed(seed, number)))
+        if single:
+            present = (data.target[row] > 0) & data.known[row]
+            if bool(present.any()):
+                known[row, int(luck.masked_fill(~present, -1.0).argmax())] = True
+        else:
+            known[row] = data.known[row] & (luck < float(keep))
+    said = "one positive label per image known" if single else f"{float(keep):.0%} of the labels known"
+    return data.with_known(known, said)

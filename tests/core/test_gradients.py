@@ -1,0 +1,209 @@
+"""Gradients in float64: of every case by finite differences, and as the slopes of the slow loops of the reference."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import reference
+import torch
+from contract_cases import MATRIX, Case
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import Draw, Sizes, draws, norms, perturb
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pvlr.core.attention import DualModalAttention, LabelRelation, RelationMap
+from pvlr.core.fusion import FusionBlock
+from pvlr.core.head import SimilarityHead
+from pvlr.core.losses import asymmetric_loss
+
+# A slope asks the slow loops four times for every parameter: a fifth of the examples of other properties.
+FEW = settings(max_examples=max(1, settings.default.max_examples // 5))
+# Axes of one are where rounding hides the slope: a layer norm of one number, a cosine of two.
+small = st.builds(
+    Sizes, b=st.just(1), c=st.integers(1, 4), n=st.integers(1, 4), h=st.integers(1, 2), e=st.integers(2, 3),
+    t=st.just(1), m=st.just(1), w=st.just(1), k=st.just(1),
+)  # fmt: skip
+
+
+# --- automatic differentiation against finite differences of the module itself
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("case", MATRIX, ids=[case.name for case in MATRIX])
+def test_the_gradient_of_inputs_and_parameters_is_the_slope(case: Case) -> None:
+    module, inputs = case.build(), case.inputs(b=2, c=3, n=2)
+    learnt = {name: x.detach().clone() for name, x in module.named_parameters()}
+    where = case.floats()
+    leaves = [x.requires_grad_() for x in (*(inputs[i] for i in where), *learnt.values())]
+
+    def run(*leaves: Tensor) -> tuple[Tensor, ...]:
+        given = list(inputs)
+        for position, leaf in zip(where, leaves, strict=False):
+            given[position] = leaf
+        parameters = dict(zip(learnt, leaves[len(where) :], strict=True))
+        out = functional_call(module, parameters, tuple(given))
+        return tuple(x for x in out if x.requires_grad)
+
+    # Along a random direction of each leaf, for two seeds; each number on its own would take minutes.
+    for seed in range(2):
+        torch.manual_seed(seed)
+        assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
+
+
+# --- automatic differentiation against finite differences of the reference
+
+State = dict[str, list]
+Flat = dict[str, Tensor]
+
+
+def numbers(value: Any) -> list[float]:
+    return [number for part in value for number in numbers(part)] if isinstance(value, list | tuple) else [value]
+
+
+def weighted(output: Any, seed: int) -> float:
+    values = numbers(output)
+    return math.fsum(w * x for w, x in zip(Draw(seed).normal(len(values)).tolist(), values, strict=True))
+
+
+def slopes_agree(
+    module: nn.Module | None, inputs: Flat, run: Callable[..., tuple[Tensor, ...]], slow: Callable[[State, State], Any]
+) -> None:
+    """For every input and parameter: its gradient along a random direction is the reference's slope there.
+
+    Args:
+        module: Its parameters are leaves too.
+        inputs: Leaves by name.
+        run: From the inputs to the outputs, by the library.
+        slow: From parameters and inputs as lists to the same numbers in the same order.
+    """
+    state = {} if module is None else dict(module.named_parameters())
+    leaves = {**{f"input {name}": x.requires_grad_() for name, x in inputs.items()}, **state}
+    outputs = torch.cat([x.flatten() for x in run(**inputs)])
+    (outputs * Draw(9).normal(len(outputs))).sum().backward()
+    assert math.isclose(weighted(outputs.tolist(), 9), weighted(slow(*lists(state, inputs)), 9), abs_tol=1e-9)
+    for index, (name, leaf) in enumerate(leaves.items()):
+        direction = Draw(index).normal(*leaf.shape)
+        found = 0.0 if leaf.grad is None else (leaf.grad * direction).sum().item()
+
+        def moved(step: float, leaf: Tensor = leaf, direction: Tensor = direction) -> float:
+            with torch.no_grad():
+                before = leaf.clone()
+                leaf.add_(step * direction)
+                value = weighted(slow(*lists(state, inputs)), 9)
+                leaf.copy_(before)
+            return value
+
+        # Of fourth order, so that a step far above rounding is still exact to the digits asked for.
+        h = 1e-4
+        wanted = (8 * (moved(h) - moved(-h)) - (moved(2 * h) - moved(-2 * h))) / (12 * h)
+        assert math.isclose(found, wanted, rel_tol=1e-6, abs_tol=1e-7), f"{name}: {found} but the slope is {wanted}"
+
+
+def lists(state: Flat, inputs: Flat) -> tuple[State, State]:
+    return tuple({name: x.tolist() for name, x in part.items()} for part in (state, inputs))
+
+
+@FEW
+@given(small, draws(), norms())
+def test_label_relation_learns_as_its_formula(s: Sizes, draw: Draw, norm: str) -> None:
+    block = perturb(LabelRelation(dim=s.d, heads=s.h, norm=norm).double(), draw)
+
+    def run(labels: Tensor) -> tuple[Tensor, ...]:
+        out, relation = block(labels)
+        return out, relation.dense()
+
+    slopes_agree(
+        block,
+        {"labels": draw.normal(s.c, s.d)},
+        run,
+        lambda state, x: reference.label_relation(state, x["labels"], s.h, norm),
+    )
+
+
+@FEW
+@given(small, draws(), norms(), st.sampled_from(["both", "labels", "patches"]), st.sampled_from([0, 3]))
+def test_dual_modal_attention_learns_as_its_formula(
+    s: Sizes, draw: Draw, norm: str, direction: str, feedforward: int
+) -> None:
+    form = {"direction": direction, "layers": 1, "feedforward": feedforward, "norm": norm}
+    block = perturb(DualModalAttention(dim=s.d, heads=s.h, **form).double(), draw)
+
+    def run(labels: Tensor, patches: Tensor) -> tuple[Tensor, ...]:
+        out = block(labels, patches[None], maps=True)
+        return out.labels, out.patches, *out.label_maps, *out.patch_maps
+
+    slopes_agree(
+        block,
+        {"labels": draw.normal(s.c, s.d), "patches": draw.normal(s.n, s.d)},
+        run,
+        lambda state, x: reference.dual_modal(state, x["labels"], x["patches"], heads=s.h, **form),
+    )
+
+
+@FEW
+@given(small, draws(), norms(), st.sampled_from(["gate", "gate", "sum"]))
+def test_fusion_learns_as_its_formula_through_both_maps(s: Sizes, draw: Draw, norm: str, mode: str) -> None:
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode, norm=norm).double(), draw)
+    inputs = {"knowledge": draw.normal(s.c, s.d), "context": draw.normal(s.c, s.d)}
+    inputs |= {name: draw.normal(s.h, s.c, s.e) for name in ("qa", "ka", "qb", "kb")}
+
+    def run(knowledge: Tensor, context: Tensor, **factors: Tensor) -> tuple[Tensor, ...]:
+        qa, ka, qb, kb = factors.values()
+        return (block(knowledge, context, RelationMap(qa, ka), RelationMap(qb, kb)),)
+
+    def slow(state: State, x: State) -> Any:
+        maps = tuple(
+            [reference.attention_map(q, k) for q, k in zip(x[f"q{side}"], x[f"k{side}"], strict=True)] for side in "ab"
+        )
+        return reference.fusion(state, x["knowledge"], x["context"], maps, mode=mode, heads=s.h, norm=norm)
+
+    slopes_agree(block, inputs, run, slow)
+
+
+@FEW
+@given(small, draws(), st.sampled_from(["max", "mean", "softmax"]))
+def test_the_head_learns_as_its_formula(s: Sizes, draw: Draw, aggregation: str) -> None:
+    head = perturb(SimilarityHead(scale=3.0, aggregation=aggregation, temperature=0.7).double(), draw)
+    inputs = {"patches": draw.normal(s.n, s.d), "labels": draw.normal(s.c, s.d)}
+
+    def slow(state: State, x: State) -> Any:
+        scale, bias = math.exp(state["log_scale"]), state["bias"]
+        scores = reference.cosine_scores(x["patches"], x["labels"], scale, bias)
+        return reference.pool_regions(scores, aggregation, 0.7)
+
+    if aggregation == "max":
+        # Between two patches that score the same the maximum has no slope.
+        scores = torch.tensor(slow({"log_scale": 0.0, "bias": 0.0}, lists({}, inputs)[1]))
+        columns = reference.cosine_scores(*(x.tolist() for x in inputs.values()), 1.0, 0.0)
+        near = (torch.tensor(columns) > scores - 0.01).sum(dim=0)
+        assume(bool((near == 1).all()))
+    slopes_agree(head, inputs, lambda patches, labels: (head(patches[None], labels),), slow)
+
+
+@FEW
+@given(
+    draws(),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.fixed_dictionaries(
+        {
+            "gamma_pos": st.sampled_from([0.0, 1.0, 2.5]),
+            "gamma_neg": st.sampled_from([0.0, 0.3, 2.0]),
+            "clip": st.sampled_from([0.0, 0.05, 0.4]),
+            "reduction": st.sampled_from(["mean", "sum"]),
+        }
+    ),
+)
+def test_the_loss_teaches_as_its_formula(draw: Draw, b: int, c: int, options: dict) -> None:
+    logits, target, known = 3 * draw.normal(b, c), draw.uniform(b, c), draw.chance(0.7, b, c)
+    # At the clip itself the formula has no slope.
+    assume(bool(((torch.sigmoid(logits) - options["clip"]).abs() > 0.01).all()))
+    slopes_agree(
+        None,
+        {"logits": logits, "target": target},
+        lambda logits, target: (asymmetric_loss(logits, target, known, **options),),
+        lambda _, x: reference.asymmetric_loss(x["logits"], x["target"], known.tolist(), **options),
+    )

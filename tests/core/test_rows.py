@@ -1,0 +1,103 @@
+"""Long label lists and many patches are gone through in parts: what comes out, and when it is done at all."""
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from unittest import mock
+
+import pytest
+import torch
+from contract_cases import BLOCKS, OPEN, TOGETHER, Case
+from hypothesis import given
+from hypothesis import strategies as st
+from model_toys import HEADS, build, patches_for, switches
+from strategies import Draw, draws, first, tensors
+from torch import Tensor
+from torch.testing import assert_close
+
+from pvlr.core import functional
+from pvlr.core.attention import DualModalAttention
+from pvlr.core.functional import by_rows
+from pvlr.core.head import SimilarityHead
+
+# The same sums of the same numbers; a matrix product of fewer rows may only add them in another order.
+SAME = {"rtol": 1e-12, "atol": 1e-12}
+IN_PARTS = [case for case in BLOCKS + TOGETHER if case.name.startswith(("dual", "head", "context-image", "assembled"))]
+ROWS = st.integers(1, 3)
+
+
+def counted(call: Callable[[], object], rows: int) -> tuple[object, dict[str, int]]:
+    """What a call returns where so many rows go at once, and how often the parts that are gone through were called."""
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(functional, "ROWS_AT_ONCE", rows))
+        spies = {
+            name: stack.enter_context(mock.patch(f"pvlr.core.{name}", wraps=getattr(functional, name.split(".")[1])))
+            for name in ("attention.attend", "head.cosine_scores")
+        }
+        found = call()
+    return found, {name: spy.call_count for name, spy in spies.items()}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("case", IN_PARTS, ids=[case.name for case in IN_PARTS])
+def test_parts_of_the_rows_make_the_whole(case: Case, rows: int) -> None:
+    module, inputs = case.build(), case.inputs(c=5, n=7)
+    whole, once = counted(lambda: module(*inputs), 7)
+    parts, often = counted(lambda: module(*inputs), rows)
+    for a, b in zip(parts, whole, strict=True):
+        assert_close(a, b, **SAME)
+    if case.name != "dual-none":
+        assert sum(often.values()) > sum(once.values())
+
+
+@given(switches(heads=HEADS, knowledge="text_tower"), draws(), ROWS)
+def test_parts_of_the_rows_make_the_whole_model(chosen: dict, draw: Draw, rows: int) -> None:
+    model, patches = build(chosen), patches_for(draw, 2, 7)
+    with torch.no_grad():
+        whole = model.forward_features(patches, maps=True)
+        parts, calls = counted(lambda: model.forward_features(patches, maps=True), rows)
+    for a, b in zip(tensors(parts), tensors(whole), strict=True):
+        assert_close(a, b, **SAME)
+    assert calls["head.cosine_scores"] == math.ceil(len(model.labels) / rows)
+
+
+@given(draws(), st.integers(1, 9), st.integers(1, 4), st.sampled_from([-2, -1]))
+def test_by_rows_gives_each_row_to_the_function_once_and_in_order(draw: Draw, count: int, rows: int, join: int) -> None:
+    x, y, seen = draw.normal(2, count, 3), draw.normal(count, 1), []
+
+    def compute(x: Tensor, y: Tensor) -> Tensor:
+        seen.append(x.shape[-2])
+        return x * y if join == -2 else (x * y).mT
+
+    with torch.no_grad(), mock.patch.object(functional, "ROWS_AT_ONCE", rows):
+        found = by_rows(compute, x, y, join=join)
+    assert torch.equal(found, x * y if join == -2 else (x * y).mT)
+    assert seen == [rows] * (count // rows) + [count % rows] * (count % rows > 0)
+
+
+def test_the_number_of_parts_is_that_of_the_rows_on_the_side_that_looks() -> None:
+    labels, patches = Draw(0).normal(5, 4), Draw(0).normal(2, 7, 4)
+    block, head = DualModalAttention(dim=4, heads=2, layers=3).double(), SimilarityHead().double()
+    with torch.no_grad():
+        assert counted(lambda: block(labels, patches), 2)[1]["attention.attend"] == 3 * (3 + 4)
+        assert counted(lambda: block(labels, patches), 7)[1]["attention.attend"] == 3 * 2
+        assert counted(lambda: head(patches, labels), 2)[1]["head.cosine_scores"] == 3
+        assert counted(lambda: head(patches, labels), 5)[1]["head.cosine_scores"] == 1
+
+
+@pytest.mark.parametrize("case", IN_PARTS, ids=[case.name for case in IN_PARTS])
+def test_where_a_gradient_is_asked_for_there_are_no_parts(case: Case) -> None:
+    module, inputs = case.build(), case.inputs()
+    assert counted(lambda: module(*inputs), 1)[1] == counted(lambda: module(*inputs), 99)[1]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("case", TOGETHER, ids=[case.name for case in TOGETHER])
+def test_a_traced_program_has_no_parts_and_serves_any_number_of_rows(case: Case) -> None:
+    module, inputs = case.build(), case.inputs(c=9, n=11)
+    dynamic = case.dynamic({axis: torch.export.Dim(axis) for axis in OPEN})
+    with torch.no_grad(), mock.patch.object(functional, "ROWS_AT_ONCE", 1):
+        program = torch.export.export(module, case.inputs(), dynamic_shapes={"inputs": dynamic}).module()
+    assert torch.ops.aten.cat.default not in {node.target for node in program.graph.nodes}
+    assert_close(first(program(*inputs)), first(module(*inputs)), **SAME)
