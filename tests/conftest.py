@@ -1,8 +1,10 @@
 """Fixtures every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 
@@ -24,3 +26,14 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _same_seed_every_test() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switch off the run-time checks of annotations, so that the library's own checks are what refuses.
+
+    jaxtyping reads the switch at every call, so it works after import and for one test alone.
+    """
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

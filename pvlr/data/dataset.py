@@ -93,14 +93,13 @@ class LabelledImages(Dataset[Sample]):
 
     def with_known(self, known: Bool[Tensor, "n c"], note: str) -> "LabelledImages":
         """The same pictures, of whose labels less is known; the target is 0 where nothing is."""
-        note = f"{self.note}, {note}" if self.note else note
         return LabelledImages(
             name=self.name, labels=self.labels, paths=self.paths, identifiers=self.identifiers,
-            target=self.target.masked_fill(~known, 0.0), known=known, note=note, transform=self.transform,
+            target=self.target.masked_fill(~known, 0.0), known=known, note=self._noted(note), transform=self.transform,
         )  # fmt: skip
 
-    def select(self, rows: Sequence[int]) -> "LabelledImages":
-        """These pictures alone, in this order.
+    def select(self, rows: Sequence[int], note: str = "") -> "LabelledImages":
+        """These pictures alone, in this order; ``note`` is added to the summary.
 
         Raises:
             DataError: where there are none.
@@ -108,8 +107,11 @@ class LabelledImages(Dataset[Sample]):
         return LabelledImages(
             name=self.name, labels=self.labels, paths=[self.paths[row] for row in rows],
             identifiers=[self.identifiers[row] for row in rows], target=self.target[list(rows)],
-            known=self.known[list(rows)], note=self.note, transform=self.transform,
+            known=self.known[list(rows)], note=self._noted(note), transform=self.transform,
         )  # fmt: skip
+
+    def _noted(self, note: str) -> str:
+        return ", ".join(part for part in (self.note, note) if part)
 
     def summary(self) -> str:
         """One line: how many images, labels, positives per image and unknown labels."""

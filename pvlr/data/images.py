@@ -1,15 +1,20 @@
-"""Decode picture files, whoever wrote them."""
+"""Decode pictures, whoever wrote them."""
 
+import io
 import os
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pvlr.data.batch import DataError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "decode_rgb"]
+__all__ = ["FORMATS", "MAX_PIXELS", "Picture", "decode_rgb"]
+
+Picture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
+"""What is decoded: a file's path, its bytes, the open file, or an image of Pillow."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Formats that are read; each further decoder would be further code facing unknown bytes."""
@@ -17,17 +22,19 @@ MAX_PIXELS = 100_000_000
 """Ceiling of width times height: such a picture takes 300 MB when decoded."""
 
 
-def decode_rgb(path: str | os.PathLike[str]) -> Image.Image:
+def decode_rgb(picture: Picture, *, name: str | None = None) -> Image.Image:
     """Decode a picture to 8 bits a channel, upright.
 
     The first frame of an animation is taken, the orientation that a camera noted is applied, transparent parts are
     laid on white, and 16-bit greys are scaled (not clipped) to 8 bits. The name's ending is not looked at.
 
     Args:
-        path: a file in one of `FORMATS`, at most `MAX_PIXELS` large.
+        picture: A file in one of `FORMATS`, at most `MAX_PIXELS` large: its path, its bytes, or the file opened for
+            reading bytes, which stays open. Or an image of Pillow, which is left as it is.
+        name: What messages call it; None: its path, or "picture".
 
     Returns:
-        the picture in mode RGB.
+        The picture in mode RGB.
 
     Raises:
         DataError: naming the file and why it cannot be read.
@@ -37,36 +44,45 @@ def decode_rgb(path: str | os.PathLike[str]) -> Image.Image:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("L", (3, 2), 128).save(f"{folder}/grey.png")
         ...     picture = decode_rgb(f"{folder}/grey.png")
-        >>> picture.mode, picture.size, picture.getpixel((0, 0))
-        ('RGB', (3, 2), (128, 128, 128))
+        ...     same = decode_rgb(Path(folder, "grey.png").read_bytes())
+        >>> picture.mode, picture.size, picture.getpixel((0, 0)), same == picture
+        ('RGB', (3, 2), (128, 128, 128), True)
     """
-    path = Path(path)
+    if isinstance(picture, str | os.PathLike):
+        picture = Path(picture)
+        name = name or str(picture)
+    name = name or "picture"
     try:
         # Pillow warns of what leaves the pixels alone (a corrupt EXIF block) and of sizes that are checked here.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(
-                        f"{path}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}"
-                    )
-                image.load()
-                return _to_rgb(_upright(image))
+            if isinstance(picture, Image.Image):
+                return _decoded(picture, name)
+            file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+            with Image.open(file, formats=FORMATS) as image:
+                return _decoded(image, name)
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: expected a picture, found no such file") from None
+        raise DataError(f"{name}: expected a picture, found no such file") from None
     except IsADirectoryError:
-        raise DataError(f"{path}: expected a picture, found a folder") from None
+        raise DataError(f"{name}: expected a picture, found a folder") from None
     except UnidentifiedImageError:
-        raise DataError(f"{path}: expected a picture ({', '.join(FORMATS)}), found something else") from None
+        raise DataError(f"{name}: expected a picture ({', '.join(FORMATS)}), found something else") from None
     except Image.DecompressionBombError:
-        raise DataError(f"{path}: expected at most {MAX_PIXELS:,} pixels, found far more") from None
+        raise DataError(f"{name}: expected at most {MAX_PIXELS:,} pixels, found far more") from None
     except OSError as err:
-        raise DataError(f"{path}: expected a whole picture, but {err.strerror or err}") from err
+        raise DataError(f"{name}: expected a whole picture, but {err.strerror or err}") from err
     except Exception as err:
         # Broken bytes surface from Pillow's readers as SyntaxError, struct.error, IndexError and others.
-        raise DataError(f"{path}: expected a whole picture, but {str(err) or type(err).__name__}") from err
+        raise DataError(f"{name}: expected a whole picture, but {str(err) or type(err).__name__}") from err
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"{name}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
+    image.load()
+    return _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,10 +2,8 @@ import csv
 import json
 import pickle
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
 from PIL import Image
@@ -22,14 +20,6 @@ from pvlr.data.voc import VOC_LABELS, obtain_voc, read_annotation, read_voc
 @pytest.fixture
 def devkit(tmp_path: Path) -> Path:
     return write_voc(tmp_path / "data")
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """No annotation checks: they would refuse a wrong type before the message under test does."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def row(data: LabelledImages, index: int, *, value: bool = True) -> set[str]:

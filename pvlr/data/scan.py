@@ -1,0 +1,172 @@
+"""One look at every picture before a run begins: which cannot be read, and what becomes of them."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pvlr.data.batch import DataError
+from pvlr.data.dataset import LabelledImages, Source
+from pvlr.data.images import decode_rgb
+
+__all__ = ["Refused", "scan", "without_bad_images"]
+
+AT_ONCE = 64
+
+
+class Refused(NamedTuple):
+    """A picture that cannot be read.
+
+    Args:
+        row: Its position in the data set.
+        identifier: Its name.
+        reason: One sentence, which names the file.
+    """
+
+    row: int
+    identifier: str
+    reason: str
+
+
+def without_bad_images(
+    data: LabelledImages,
+    policy: Literal["raise", "drop"],
+    *,
+    folder: Path | None = None,
+    workers: int = 0,
+    watch: Callable[[Iterator[Refused | None]], Iterator[Refused | None]] = lambda outcomes: outcomes,
+) -> LabelledImages:
+    """The pictures that can be read, after a look at all of them; never is one put in another's place.
+
+    Args:
+        data: The pictures.
+        policy: ``"raise"``: refuse the data set at the first bad picture. ``"drop"``: leave bad pictures out, which
+            the summary tells, and list them in ``refused.jsonl``.
+        folder: Where ``refused.jsonl`` and the memory of earlier scans are written; None: nowhere.
+        workers: See :func:`scan`.
+        watch: Sees the outcomes go by, for a progress bar.
+
+    Raises:
+        DataError: naming the first bad picture, where the policy is ``"raise"``; or where no picture is left.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from PIL import Image
+        >>> from pvlr.core.labels import LabelSet
+        >>> with tempfile.TemporaryDirectory() as name:
+        ...     folder = Path(name)
+        ...     Image.new("RGB", (4, 4)).save(folder / "a.png")
+        ...     _ = (folder / "b.png").write_bytes(b"no picture")
+        ...     paths, names = [folder / "a.png", folder / "b.png"], ["a", "b"]
+        ...     whole = LabelledImages(
+        ...         name="mine", labels=LabelSet(("cat",)), paths=paths, identifiers=names, target=torch.ones(2, 1)
+        ...     )
+        ...     without_bad_images(whole, "drop").summary()
+        'mine: 1 images, 1 labels, 1.00 positives per image, 0 unknown labels (1 refused)'
+    """
+    if policy not in ("raise", "drop"):
+        raise DataError(f"policy: expected 'raise' or 'drop', got {policy!r}")
+    refused = []
+    for outcome in watch(scan(data, memory=None if folder is None else folder / "scanned.jsonl", workers=workers)):
+        if outcome is not None:
+            if policy == "raise":
+                raise DataError(outcome.reason)
+            refused.append(outcome)
+    if folder is not None and refused:
+        lines = (json.dumps({"picture": bad.identifier, "reason": bad.reason, "data": data.name}) for bad in refused)
+        with (folder / "refused.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
+    if not refused:
+        return data
+    bad_rows = {bad.row for bad in refused}
+    if len(bad_rows) == len(data):
+        raise DataError(f"{data.name}: expected at least one picture that can be read; {refused[0].reason}")
+    return data.select([row for row in range(len(data)) if row not in bad_rows], note=f"{len(refused):,} refused")
+
+
+def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) -> Iterator[Refused | None]:
+    """Decode every picture once, in order.
+
+    Args:
+        data: The pictures.
+        memory: A file in which good pictures are noted by name, size and time, and are not looked at again as long as
+            those stay the same. It only grows; a damaged line is left out.
+        workers: Processes that decode; 0: this one.
+
+    Yields:
+        For each picture None, or why it is refused.
+
+    Raises:
+        DataError: where a process ends at once, as at a lack of memory.
+    """
+    known = _remembered(memory)
+    marks = [_mark(source) for source in data.paths]
+    open_rows = [row for row, mark in enumerate(marks) if mark is None or (data.identifiers[row], *mark) not in known]
+    reasons = _reasons([(data.paths[row], data.identifiers[row]) for row in open_rows], workers)
+    todo, fresh = iter(open_rows), []
+    upcoming = next(todo, None)
+    try:
+        for row in range(len(data)):
+            if row != upcoming:
+                yield None
+                continue
+            upcoming = next(todo, None)
+            reason = next(reasons)
+            mark = marks[row]
+            if reason is None and mark is not None:
+                fresh.append((data.identifiers[row], *mark))
+            yield None if reason is None else Refused(row, data.identifiers[row], reason)
+    finally:
+        # What was seen before an interruption need not be seen again.
+        if memory is not None and fresh:
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            with memory.open("a", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(entry)}\n" for entry in fresh)
+
+
+def _reasons(pictures: list[tuple[Source, str]], workers: int) -> Iterator[str | None]:
+    if workers == 0 or len(pictures) <= AT_ONCE:
+        yield from map(_reason, pictures)
+        return
+    try:
+        with ProcessPoolExecutor(workers) as pool:
+            yield from pool.map(_reason, pictures, chunksize=AT_ONCE)
+    except BrokenProcessPool:
+        raise DataError("a process that looked at the pictures ended at once: is there too little memory?") from None
+
+
+def _reason(picture: tuple[Source, str]) -> str | None:
+    source, name = picture
+    try:
+        if isinstance(source, Path):
+            decode_rgb(source)
+        else:
+            decode_rgb(source(), name=name)
+    except DataError as err:
+        return str(err)
+    return None
+
+
+def _mark(source: Source) -> tuple[int, int] | None:
+    if not isinstance(source, Path):
+        return None
+    try:
+        found = os.stat(source)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _remembered(memory: Path | None) -> set[tuple[object, ...]]:
+    if memory is None or not memory.is_file():
+        return set()
+    seen: set[tuple[object, ...]] = set()
+    for line in memory.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            seen.add(tuple(json.loads(line)))
+        except (ValueError, TypeError):  # A line cut short by a full disk or a kill.
+            continue
+    return seen
