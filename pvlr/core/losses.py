@@ -87,7 +87,7 @@ def asymmetric_loss(
         if reduction == "sum":
             return total
         if known is None:
-            return total / torch.sym_max(loss.numel(), 1)  # A plain `max` would fix both sizes in a traced graph.
+            return loss.mean() if loss.numel() else total  # The mean of nothing is NaN.
         return total / known.sum().clamp(min=1)
 
 
