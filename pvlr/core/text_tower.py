@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -172,8 +173,10 @@ class OpenClipTextTower(nn.Module):
         prefix, rest = prefix + positions[:begin], rest + positions[begin:]
         # True where row r of the rest may look: all of the prefix, and the rest up to itself.
         mask = torch.ones(rest.shape[1], length, dtype=torch.bool, device=rest.device).tril(begin)
+        rows = torch.cat([prefix[0], rearrange(rest, "c r w -> (c r) w")])
         for block in self.transformer.resblocks:
-            prefix, rest = _prefixed_block(block, prefix, rest, mask)
+            rows = _prefixed_block(block, rows, begin, mask)
+        rest = rearrange(rows[begin:], "(c r) w -> c r w", r=rest.shape[1])
         return self._project(rest, end - begin)
 
     def _project(self, x: Float[Tensor, "c t w"], end: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
@@ -211,30 +214,28 @@ class OpenClipTextTower(nn.Module):
 
 
 def _prefixed_block(
-    block: Any, prefix: Float[Tensor, "1 p w"], rest: Float[Tensor, "c r w"], mask: Bool[Tensor, "r t"]
-) -> tuple[Float[Tensor, "1 p w"], Float[Tensor, "c r w"]]:
-    """One causal pre-norm block over sequences that share their first ``p`` tokens."""
-    attention = block.attn
+    block: Any, rows: Float[Tensor, "rows w"], begin: int, mask: Bool[Tensor, "r t"]
+) -> Float[Tensor, "rows w"]:
+    """One causal pre-norm block over sequences that share their first ``begin`` tokens.
 
-    def heads(x: Tensor) -> list[Tensor]:
-        projected = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-        return [split_heads(part, attention.num_heads) for part in projected.chunk(3, dim=-1)]
+    All tokens are the rows of one matrix, the shared ones first: a few large products are faster than many small ones.
+    """
+    attention, length = block.attn, mask.shape[0]
+    projected = F.linear(block.ln_1(rows), attention.in_proj_weight, attention.in_proj_bias)
 
-    def finish(x: Tensor, attended: Tensor) -> Tensor:
-        x = x + block.ls_1(attention.out_proj(merge_heads(attended)))
-        return x + block.ls_2(block.mlp(block.ln_2(x)))  # type: ignore[no-any-return]
+    def heads(part: Tensor) -> list[Tensor]:
+        return [split_heads(x, attention.num_heads) for x in part.chunk(3, dim=-1)]
 
-    query, key, value = heads(prefix)
-    own_query, own_key, own_value = heads(rest)
-    begin = prefix.shape[1]
-    labels = rest.shape[0]
+    query, key, value = heads(projected[None, :begin])
+    own_query, own_key, own_value = heads(rearrange(projected[begin:], "(c r) x -> c r x", r=length))
+    labels = own_key.shape[0]
     keys = torch.cat([key.expand(labels, -1, -1, -1), own_key], dim=2)
     values = torch.cat([value.expand(labels, -1, -1, -1), own_value], dim=2)
     causal = torch.ones(begin, begin, dtype=torch.bool, device=mask.device).tril()
-    return (
-        finish(prefix, attend(query, key, value, causal)),
-        finish(rest, attend(own_query, keys, values, mask)),
-    )
+    shared, own = attend(query, key, value, causal), attend(own_query, keys, values, mask)
+    attended = torch.cat([rearrange(merge_heads(x), "c r w -> (c r) w") for x in (shared, own)])
+    rows = rows + block.ls_1(attention.out_proj(attended))
+    return rows + block.ls_2(block.mlp(block.ln_2(rows)))  # type: ignore[no-any-return]
 
 
 def _text_parts(model: nn.Module) -> tuple[Any, str, int]:

@@ -191,6 +191,17 @@ def test_attention_without_a_batch_axis_broadcasts_against_one_with(s: Sizes, dr
 
 
 @given(sizes(), draws())
+def test_any_of_query_key_and_value_may_be_the_only_one_with_a_batch_axis(s: Sizes, draw: Draw) -> None:
+    shapes = (s.h, s.c, s.e), (s.h, s.n, s.e), (s.h, s.n, s.k)
+    for batched in range(3):
+        parts = [draw.normal(*(s.b, *shape)[i != batched :]) for i, shape in enumerate(shapes)]
+        wide = [x.expand(s.b, *x.shape[-3:]) for x in parts]
+        assert_close(lib.attend(*parts), lib.attend(*wide), **EXACT)
+        found, wanted = lib.attention_map(*parts[:2]), lib.attention_map(*wide[:2])
+        assert_close(found.expand_as(wanted), wanted, **EXACT)
+
+
+@given(sizes(), draws())
 def test_fusing_maps_keeps_rows_a_distribution_and_has_its_inputs_as_ends(s: Sizes, draw: Draw) -> None:
     map_a, map_b = (draw.normal(s.h, s.c, s.n).softmax(-1) for _ in range(2))
     assert_close(lib.fuse_maps(map_a, map_b, draw.uniform(s.h)).sum(-1), torch.ones(s.h, s.c).double(), **EXACT)
@@ -288,6 +299,7 @@ def test_everything_compiles_into_one_graph() -> None:
 
 X = torch.zeros
 REFUSED = [
+    (lambda: lib.split_heads(X(3, 4), 0), ValueError, "heads: expected a whole number of at least 1, got 0"),
     (lambda: lib.cosine_scores(X(3, 4), X(5, 4)), ShapeError, "image: expected axes 'b n d', got shape (3, 4)"),
     (
         lambda: lib.cosine_scores(X(2, 3, 4), X(5, 3)),
