@@ -18,7 +18,7 @@ from pvlr.data.batch import DataError, Sample
 from pvlr.data.images import Picture, decode_rgb
 from pvlr.data.sampling import Draw, derive_seed
 
-__all__ = ["LabelledImages", "Source", "Transform", "hide_labels"]
+__all__ = ["LabelledImages", "Source", "Transform", "hide_labels", "split_by_name"]
 
 Transform = Callable[[Image.Image, torch.Generator], Tensor]
 
@@ -152,6 +152,36 @@ class LabelledImages(Dataset[Sample]):
         return Sample(image, self.target[index], self.known[index], index)
 
 
+def split_by_name(data: LabelledImages, *, share: float, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
+    """Set a share of the pictures aside: a function of (seed, name of the picture), whatever else is in the data set.
+
+    Args:
+        data: Pictures with labels.
+        share: Of the pictures that are set aside, in (0, 1); as each is drawn by its name, theirs is near it.
+        seed: Of the choice.
+
+    Returns:
+        What is left, and what is set aside.
+
+    Raises:
+        DataError: where either would be empty.
+
+    Example:
+        >>> labels, names = LabelSet(("cat",)), [str(number) for number in range(100)]
+        >>> paths = [Path(f"{name}.jpg") for name in names]
+        >>> data = LabelledImages(
+        ...     name="x", labels=labels, paths=paths, identifiers=names, target=torch.zeros(100, 1)
+        ... )
+        >>> [len(part) for part in split_by_name(data, share=0.2)]
+        [79, 21]
+    """
+    chosen = [derive_seed(seed, _number(identifier)) < share * 2**63 for identifier in data.identifiers]
+    rows = {part: [row for row, aside in enumerate(chosen) if aside is part] for part in (False, True)}
+    if not all(rows.values()):
+        raise DataError(f"{data.name}: expected enough pictures to set {share:g} of them aside, found {len(data)}")
+    return data.select(rows[False], note=f"{1 - share:.0%} of all"), data.select(rows[True], note=f"{share:.0%} of all")
+
+
 def hide_labels(data: LabelledImages, *, keep: float | str, seed: int = 0) -> LabelledImages:
     """Make labels unknown, as studies of partial labels do: a function of (seed, name of the picture), nothing else.
 
@@ -176,8 +206,8 @@ def hide_labels(data: LabelledImages, *, keep: float | str, seed: int = 0) -> La
     known = torch.zeros_like(data.known)
     for row, identifier in enumerate(data.identifiers):
         # By name and not by position: the same picture keeps the same labels in a selection.
-        number = int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:7], "big")
-        luck = torch.rand(len(data.labels), generator=torch.Generator().manual_seed(derive_seed(seed, number)))
+        generator = torch.Generator().manual_seed(derive_seed(seed, _number(identifier)))
+        luck = torch.rand(len(data.labels), generator=generator)
         if single:
             present = (data.target[row] > 0) & data.known[row]
             if bool(present.any()):
@@ -186,3 +216,7 @@ def hide_labels(data: LabelledImages, *, keep: float | str, seed: int = 0) -> La
             known[row] = data.known[row] & (luck < float(keep))
     said = "one positive label per image known" if single else f"{float(keep):.0%} of the labels known"
     return data.with_known(known, said)
+
+
+def _number(identifier: str) -> int:
+    return int.from_bytes(hashlib.sha256(identifier.encode()).digest()[:7], "big")

@@ -4,7 +4,6 @@ import io
 import os
 import warnings
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,7 +12,7 @@ from pvlr.data.batch import DataError
 
 __all__ = ["FORMATS", "MAX_PIXELS", "Picture", "decode_rgb"]
 
-Picture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
+Picture = str | os.PathLike[str] | bytes | io.BytesIO | io.BufferedReader | Image.Image
 """What is decoded: a file's path, its bytes, the open file, or an image of Pillow."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -32,25 +32,25 @@ class Refused(NamedTuple):
 
 
 def without_bad_images(
-    data: LabelledImages,
+    parts: Sequence[LabelledImages],
     policy: Literal["raise", "drop"],
     *,
     folder: Path | None = None,
     workers: int = 0,
-    watch: Callable[[Iterator[Refused | None]], Iterator[Refused | None]] = lambda outcomes: outcomes,
-) -> LabelledImages:
+    watch: Callable[[str, int, Iterator[Refused | None]], Iterator[Refused | None]] = lambda name, total, seen: seen,
+) -> list[LabelledImages]:
     """The pictures that can be read, after a look at all of them; never is one put in another's place.
 
     Args:
-        data: The pictures.
+        parts: The splits of a data set.
         policy: ``"raise"``: refuse the data set at the first bad picture. ``"drop"``: leave bad pictures out, which
             the summary tells, and list them in ``refused.jsonl``.
         folder: Where ``refused.jsonl`` and the memory of earlier scans are written; None: nowhere.
         workers: See :func:`scan`.
-        watch: Sees the outcomes go by, for a progress bar.
+        watch: Sees the outcomes of a part go by, with its name and size: for a progress bar.
 
     Raises:
-        DataError: naming the first bad picture, where the policy is ``"raise"``; or where no picture is left.
+        DataError: naming the first bad picture, where the policy is ``"raise"``; or where no picture of a part is left.
 
     Example:
         >>> import tempfile, torch
@@ -64,27 +64,33 @@ def without_bad_images(
         ...     whole = LabelledImages(
         ...         name="mine", labels=LabelSet(("cat",)), paths=paths, identifiers=names, target=torch.ones(2, 1)
         ...     )
-        ...     without_bad_images(whole, "drop").summary()
+        ...     without_bad_images([whole], "drop")[0].summary()
         'mine: 1 images, 1 labels, 1.00 positives per image, 0 unknown labels (1 refused)'
     """
     if policy not in ("raise", "drop"):
         raise DataError(f"policy: expected 'raise' or 'drop', got {policy!r}")
-    refused = []
-    for outcome in watch(scan(data, memory=None if folder is None else folder / "scanned.jsonl", workers=workers)):
-        if outcome is not None:
-            if policy == "raise":
-                raise DataError(outcome.reason)
-            refused.append(outcome)
-    if folder is not None and refused:
-        lines = (json.dumps({"picture": bad.identifier, "reason": bad.reason, "data": data.name}) for bad in refused)
-        with (folder / "refused.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in lines)
-    if not refused:
-        return data
-    bad_rows = {bad.row for bad in refused}
-    if len(bad_rows) == len(data):
-        raise DataError(f"{data.name}: expected at least one picture that can be read; {refused[0].reason}")
-    return data.select([row for row in range(len(data)) if row not in bad_rows], note=f"{len(refused):,} refused")
+    memory = None if folder is None else folder / "scanned.jsonl"
+    good: list[LabelledImages] = []
+    listed: list[str] = []
+    for part in parts:
+        refused = []
+        for outcome in watch(part.name, len(part), scan(part, memory=memory, workers=workers)):
+            if outcome is not None:
+                if policy == "raise":
+                    raise DataError(outcome.reason)
+                refused.append(outcome)
+        if len(refused) == len(part):
+            raise DataError(f"{part.name}: expected at least one picture that can be read; {refused[0].reason}")
+        bad = {outcome.row for outcome in refused}
+        rows = [row for row in range(len(part)) if row not in bad]
+        good.append(part.select(rows, note=f"{len(bad):,} refused") if bad else part)
+        listed += [
+            json.dumps({"picture": outcome.identifier, "reason": outcome.reason, "data": part.name})
+            for outcome in refused
+        ]
+    if folder is not None and listed:
+        (folder / "refused.jsonl").write_text("".join(f"{line}\n" for line in listed), encoding="utf-8")
+    return good
 
 
 def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) -> Iterator[Refused | None]:

@@ -33,6 +33,8 @@ T = TypeVar("T")
 MAY_CHANGE = (
     "data.root",
     "data.obtain",
+    "data.images",
+    "data.table",
     "data.workers",
     "loop.epochs",
     "loop.eval_batch_size",

@@ -1,16 +1,21 @@
 """What a run can be told about its pictures: one dataclass per kind of data set, each of which knows how to read it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.labels import LabelSet
-from pvlr.data.dataset import LabelledImages, hide_labels
+from pvlr.data.coco import read_coco
+from pvlr.data.dataset import LabelledImages, hide_labels, split_by_name
+from pvlr.data.folders import read_folders
+from pvlr.data.nuswide import read_nuswide
 from pvlr.data.scenes import ScenesConfig, write_scenes
+from pvlr.data.table import read_table
 from pvlr.data.voc import obtain_voc, read_voc
 from pvlr.train.config import ConfigError, section
 
-__all__ = ["DataConfig", "VOCData"]
+__all__ = ["COCOData", "DataConfig", "NUSWideData", "TableData", "VOCData"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,8 @@ class DataConfig:
         cutout: Side of the square that is cut out of training pictures, as a share of theirs, in [0, 1); 0 is off.
         keep_labels: Share of the training labels that stays known, in (0, 1), or ``single_positive``: one present
             label per picture; null for all. A function of ``loop.seed``.
+        on_bad_image: What becomes of a picture that cannot be read, which a look at all of them tells before the run:
+            ``raise`` (nothing is trained) or ``drop`` (it is left out and listed in ``refused.jsonl``).
         workers: Processes that read pictures; 0 reads them in the training process.
     """
 
@@ -34,10 +41,12 @@ class DataConfig:
     rand_augment: bool = True
     cutout: float = 0.5
     keep_labels: float | Literal["single_positive"] | None = None
+    on_bad_image: Literal["raise", "drop"] = "raise"
     workers: int = 2
 
     def __post_init__(self) -> None:
         with section("data"):
+            require_choice("on_bad_image", self.on_bad_image, ("raise", "drop"))
             require_number("cutout", self.cutout, least=0.0, below=1.0)
             require_int("workers", self.workers, least=0)
             if self.keep_labels not in (None, "single_positive"):
@@ -74,9 +83,12 @@ class DataConfig:
         Raises:
             DataError: naming the file or folder that is missing or broken.
         """
-        train = self.read(self.train_split, train=True)
-        test = self.read(self.test_split, train=False, labels=train.labels)
+        train, test = self._both(seed)
         return train if self.keep_labels is None else hide_labels(train, keep=self.keep_labels, seed=seed), test
+
+    def _both(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
+        train = self.read(self.train_split, train=True)
+        return train, self.read(self.test_split, train=False, labels=train.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +129,120 @@ class VOCData(DataConfig):
     def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
         """Read ``ImageSets/Main/<split>.txt`` and the annotations it names."""
         return read_voc(self.root, year=self.year, split=split, labels=labels, difficult=self.difficult, train=train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class COCOData(DataConfig):
+    """MS-COCO, or a data set in its format: a file of annotations per split.
+
+    Args:
+        root: Folder of the data set.
+        images: Folder of a split's pictures in ``root``; ``{split}`` stands for the split.
+        annotations: File of a split's annotations in ``root``; ``{split}`` stands for the split.
+        keep_unlabelled: Keep the pictures without a label (40,504 of val2014 instead of 40,137).
+    """
+
+    train_split: str = "train2014"
+    test_split: str = "val2014"
+    root: str = "data/coco"
+    images: str = "{split}"
+    annotations: str = "annotations/instances_{split}.json"
+    keep_unlabelled: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_texts("root", "images", "annotations")
+
+    def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
+        """Read a split's file of annotations."""
+        images, annotations = (
+            Path(self.root, part.replace("{split}", split)) for part in (self.images, self.annotations)
+        )
+        return read_coco(images, annotations, labels=labels, keep_unlabelled=self.keep_unlabelled)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NUSWideData(DataConfig):
+    """NUS-WIDE, by one of the three pairs of lists that circulate.
+
+    Args:
+        root: Folder that holds the lists.
+        lists: ``official`` (161,789 / 107,859 pictures), ``labelled`` (the same without unlabelled pictures, 125,449 /
+            83,898) or ``asl`` (the CSV list of the authors of the asymmetric loss, 119,103 / 50,720).
+        images: Folder to which the lists' paths are added; null for ``root/Flickr`` (``asl``: ``root``).
+    """
+
+    train_split: str = "train"
+    test_split: str = "test"
+    root: str = "data/nuswide"
+    lists: Literal["official", "labelled", "asl"] = "labelled"
+    images: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with section("data"):
+            require_choice("lists", self.lists, ("official", "labelled", "asl"))
+        self._require_texts("root")
+
+    def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
+        """Read a split's lists."""
+        return read_nuswide(self.root, split=split, lists=self.lists, images=self.images, labels=labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableData(DataConfig):
+    """Pictures of your own: a folder and a table of files and labels, or a folder per label.
+
+    Args:
+        images: Folder to which the table's files are added. Without a table, ``images/<split>`` holds a folder per
+            label (``images`` itself, where ``test_share`` is given).
+        table: A CSV file (columns ``file`` and ``labels``; where wanted ``unknown`` and ``split``) or the same as
+            JSONL; null for folders.
+        labels: The labels, in the order wanted; null for those that are found, sorted.
+        separator: Between the labels of a cell.
+        marks: For a CSV file with a column per label: what each cell means (``present``, ``absent``, ``unknown``).
+        file_column: Name of the column of files.
+        split_column: Name of the column of splits.
+        test_share: Share of the pictures that are set aside as the test split, in (0, 1), where the table (or the
+            folder) knows no splits; a function of ``loop.seed`` and the files' names. Null where it does.
+    """
+
+    train_split: str = "train"
+    test_split: str = "test"
+    images: str = "data/mine"
+    table: str | None = None
+    labels: tuple[str, ...] | None = None
+    separator: str = ";"
+    marks: dict[str, Literal["present", "absent", "unknown"]] | None = None
+    file_column: str = "file"
+    split_column: str = "split"
+    test_share: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_texts("images", "separator", "file_column", "split_column")
+        with section("data"):
+            if self.test_share is not None:
+                require_number("test_share", self.test_share, above=0.0, below=1.0)
+
+    def read(self, split: str | None, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
+        """Read a split, or (None) everything."""
+        labels = LabelSet(tuple(self.labels)) if labels is None and self.labels is not None else labels
+        if self.table is None:
+            return read_folders(self.images if split is None else Path(self.images, split), labels=labels)
+        return read_table(
+            self.images,
+            self.table,
+            split=split,
+            labels=labels,
+            marks=self.marks,
+            separator=self.separator,
+            file_column=self.file_column,
+            split_column=self.split_column,
+        )
+
+    def _both(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
+        if self.test_share is None:
+            return super()._both(seed)
+        train, test = split_by_name(self.read(None, train=True), share=self.test_share, seed=seed)
+        return train, test

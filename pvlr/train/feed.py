@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pvlr.data.batch import Batch, DataError, Sample, collate
+from pvlr.data.dataset import LabelledImages
 from pvlr.data.sampling import Draw, EpochSampler, derive_seed
 from pvlr.data.transforms import ImageTransform, TransformConfig
 from pvlr.train.config import LoopConfig
@@ -165,10 +166,12 @@ class Feed:
 
 
 class SplitFeed(Feed):
-    """The two splits of a data set, as a configuration asks for them.
+    """The two splits of a data set, shown as a configuration asks for.
 
     Args:
-        data: The data set, and how its pictures are shown.
+        train: The training split.
+        test: The test split, with the same labels.
+        data: How pictures are shown.
         loop: Batch sizes and seed.
         transform: Size, mean, standard deviation and interpolation of the tower; the augmentation is ``data``'s.
         pin_memory: Whether batches lie where a GPU copies from fastest.
@@ -177,15 +180,18 @@ class SplitFeed(Feed):
         labels: The labels of both splits.
         summaries: One line on each split.
         digest: sha256 over the names of the labels, and over both splits' picture names and labels.
-
-    Raises:
-        DataError: naming the file or folder that is missing or broken.
     """
 
     def __init__(
-        self, data: DataConfig, *, loop: LoopConfig, transform: TransformConfig, pin_memory: bool = False
+        self,
+        train: LabelledImages,
+        test: LabelledImages,
+        data: DataConfig,
+        *,
+        loop: LoopConfig,
+        transform: TransformConfig,
+        pin_memory: bool = False,
     ) -> None:
-        train, test = data.splits(loop.seed)
         augmented, plain = ImageTransform(transform, train=True), ImageTransform(transform)
         super().__init__(
             train.with_transform(augmented),

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from pvlr.core.metrics import MultiLabelReport
+from pvlr.data.scan import Refused
 from pvlr.train.checkpoint import write_atomically
 
-__all__ = ["METRICS_NAME", "Monitor", "results_table", "say"]
+__all__ = ["METRICS_NAME", "Monitor", "results_table", "say", "scan_progress"]
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -178,3 +179,13 @@ def _summary_writer(folder: Path, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def scan_progress(name: str, total: int, outcomes: Iterator[Refused | None]) -> Iterator[Refused | None]:
+    """A bar on a terminal while pictures are looked at; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield from outcomes
+        return
+    from tqdm import tqdm
+
+    yield from tqdm(outcomes, desc=f"looking at {name}", total=total, unit="image", leave=False)

@@ -16,6 +16,7 @@ from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_
 from pvlr.core.towers import Towers
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import derive_seed
+from pvlr.data.scan import without_bad_images
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
 from pvlr.train.checkpoint import CheckpointError, Checkpoints, write_atomically
 from pvlr.train.config import (
@@ -43,7 +44,7 @@ from pvlr.train.export import (
 )
 from pvlr.train.feed import Feed, SplitFeed, transform_config
 from pvlr.train.loop import fit
-from pvlr.train.monitor import Monitor, results_table, say
+from pvlr.train.monitor import Monitor, results_table, say, scan_progress
 from pvlr.train.optim import build_optimizer
 from pvlr.train.record import environment, write_config, write_record
 from pvlr.train.state import TrainingState, WeightAverage
@@ -117,9 +118,12 @@ def train(
 
     data.prepare()
     towers = build_towers(tower)
-    feed = SplitFeed(
-        data, loop=loop, transform=transform_config(towers.preprocess, data), pin_memory=device.type == "cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    train_split, test_split = without_bad_images(
+        data.splits(loop.seed), data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress
     )
+    transform = transform_config(towers.preprocess, data)
+    feed = SplitFeed(train_split, test_split, data, loop=loop, transform=transform, pin_memory=device.type == "cuda")
     texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
     identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
     if saved is not None:
@@ -143,7 +147,6 @@ def train(
     if loop.compile:
         built.compile()
 
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in {**sources, **encoded_vectors(built)}.items():
         write_atomically(folder / name, content)
     write_config(folder, sections)

@@ -47,13 +47,13 @@ def test_every_bad_picture_is_found_in_order_and_named(pictures: LabelledImages,
 @pytest.mark.usefixtures("unchecked")
 def test_raise_names_the_first(pictures: LabelledImages, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"002\.png: expected a picture"):
-        without_bad_images(pictures, "raise", folder=tmp_path)
+        without_bad_images([pictures], "raise", folder=tmp_path)
     with pytest.raises(DataError, match="policy: expected 'raise' or 'drop', got 'skip'"):
-        without_bad_images(pictures, "skip")  # type: ignore[arg-type]
+        without_bad_images([pictures], "skip")  # type: ignore[arg-type]
 
 
 def test_drop_leaves_out_and_lists_and_puts_nothing_in_their_place(pictures: LabelledImages, tmp_path: Path) -> None:
-    kept = without_bad_images(pictures, "drop", folder=tmp_path)
+    (kept,) = without_bad_images([pictures], "drop", folder=tmp_path)
     rows = [row for row in range(GOOD) if row not in (2, 99)]
     assert kept.identifiers == tuple(pictures.identifiers[row] for row in rows)
     assert torch.equal(kept.target, pictures.target[rows])
@@ -62,12 +62,12 @@ def test_drop_leaves_out_and_lists_and_puts_nothing_in_their_place(pictures: Lab
     assert [line["picture"] for line in listed] == ["002", "099"]
     assert all(line["data"] == "mine" and line["picture"] in line["reason"] for line in listed)
     good = pictures.select(rows)
-    assert without_bad_images(good, "drop") is good
+    assert without_bad_images([good, pictures], "drop")[0] is good
 
 
 def test_nothing_left_is_refused(pictures: LabelledImages) -> None:
     with pytest.raises(DataError, match=r"^mine: expected at least one picture that can be read; .*002\.png: expected"):
-        without_bad_images(pictures.select([2, 99]), "drop")
+        without_bad_images([pictures, pictures.select([2, 99])], "drop")
 
 
 def test_good_pictures_are_not_looked_at_again_unless_they_changed(

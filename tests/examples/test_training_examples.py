@@ -12,21 +12,32 @@ from training_toys import tiny_options, write_voc
 
 from pvlr.train import train
 from pvlr.train.cli import command
-from pvlr.train.data_config import VOCData
+from pvlr.train.data_config import COCOData, NUSWideData, TableData, VOCData
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONFIGS = sorted((EXAMPLES / "configs").rglob("*.yaml"))
 
 
-def printed(options: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+# Each script is its kind of data; a configuration names its script in its first line.
+DATA = {"voc": VOCData, "coco": COCOData, "nuswide": NUSWideData, "table": TableData}
+
+
+def kind_of(path: Path) -> str:
+    return re.match(r"# python examples/train_(\w+)\.py ", path.read_text())[1]  # type: ignore[index]
+
+
+def printed(options: list[str], capsys: pytest.CaptureFixture[str], kind: str = "voc") -> str:
     with pytest.raises(SystemExit) as end:
-        command(train, options, data=VOCData)
+        command(train, options, data=DATA[kind])
     assert end.value.code == 0
     return capsys.readouterr().out
 
 
 def test_configurations_are_found() -> None:
     assert {"quickstart.yaml", "voc07_vit_b16.yaml"} <= {path.name for path in CONFIGS}
+    assert {kind_of(path) for path in CONFIGS} == set(DATA)
+    for kind, data in DATA.items():
+        assert f"command(train, data={data.__name__})" in (EXAMPLES / f"train_{kind}.py").read_text()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -35,8 +46,8 @@ def test_shipped_configurations_parse_and_begin_with_their_command(
 ) -> None:
     first = path.read_text().splitlines()[0]
     relative = path.relative_to(EXAMPLES.parent).as_posix()
-    assert first == f"# python examples/train_voc.py --config {relative}"
-    resolved = yaml.safe_load(printed(["--config", str(path), "--print_config"], capsys))
+    assert first == f"# python examples/train_{kind_of(path)}.py --config {relative}"
+    resolved = yaml.safe_load(printed(["--config", str(path), "--print_config"], capsys, kind_of(path)))
     for section, fields in yaml.safe_load(path.read_text()).items():
         for name, value in fields.items():
             assert resolved[section][name] == value, f"{section}.{name}"
@@ -47,9 +58,10 @@ def test_printed_configuration_is_a_fixed_point(
     path: Path | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [] if path is None else ["--config", str(path)]
-    first = printed([*given, "--print_config"], capsys)
+    kind = "voc" if path is None else kind_of(path)
+    first = printed([*given, "--print_config"], capsys, kind)
     (tmp_path / "printed.yaml").write_text(first)
-    assert printed(["--config", str(tmp_path / "printed.yaml"), "--print_config"], capsys) == first
+    assert printed(["--config", str(tmp_path / "printed.yaml"), "--print_config"], capsys, kind) == first
 
 
 def test_options_override_the_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,8 +72,9 @@ def test_options_override_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert resolved["loop"]["batch_size"] == 32
 
 
-def test_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    said = printed(["--help"], capsys)
+@pytest.mark.parametrize("kind", DATA)
+def test_help_explains_every_option(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = printed(["--help"], capsys, kind)
     described = said[said.index("options:") :]
     blocks = [block for block in described.split("\n  --") if block.startswith(("data", "tower", "model", "lo", "opt"))]
     assert len(blocks) > 40

@@ -18,15 +18,31 @@ from pvlr.train.config import (
     config_from_json,
     config_to_json,
 )
-from pvlr.train.data_config import VOCData
+from pvlr.train.data_config import COCOData, NUSWideData, TableData, VOCData
 
-ALL = (VOCData, TowerConfig, LossConfig, OptimizerConfig, ScheduleConfig, LoopConfig, RunConfig)
+ALL = (
+    VOCData,
+    COCOData,
+    NUSWideData,
+    TableData,
+    TowerConfig,
+    LossConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    LoopConfig,
+    RunConfig,
+)
 
 
 @pytest.mark.parametrize(
     ("kind", "field", "value", "message"),
     [
         (VOCData, "cutout", 1.0, r"data\.cutout: expected a finite number >= 0 and < 1, got 1\.0"),
+        (TableData, "test_share", 1.0, r"data\.test_share: expected a finite number > 0 and < 1, got 1\.0"),
+        (COCOData, "images", "", r"data\.images: expected a non-empty text, got ''"),
+        (NUSWideData, "lists", "all", r"data\.lists: expected one of 'official', 'labelled', 'asl', got 'all'"),
+        (VOCData, "on_bad_image", "skip", r"data\.on_bad_image: expected one of 'raise', 'drop', got 'skip'"),
+        (VOCData, "keep_labels", 0.0, r"data\.keep_labels: expected a finite number > 0 and < 1, got 0\.0"),
         (VOCData, "workers", -1, r"data\.workers: expected a whole number of at least 0, got -1"),
         (VOCData, "root", "", r"data\.root: expected a non-empty text, got ''"),
         (TowerConfig, "train", 0, r"tower\.train: expected a whole number of at least 1, got 0"),

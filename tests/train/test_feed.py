@@ -84,7 +84,8 @@ def test_workers_end_when_the_training_process_says_so_and_at_nobody_elses_word(
 @pytest.mark.parametrize("what", ["pictures", "labels"])
 def test_the_digest_is_of_names_and_labels_of_both_splits(tmp_path: Path, split: str, what: str) -> None:
     def digest() -> str:
-        return SplitFeed(VOCData(root=str(tmp_path)), loop=LoopConfig(), transform=TRANSFORM).digest
+        data, loop = VOCData(root=str(tmp_path)), LoopConfig()
+        return SplitFeed(*data.splits(loop.seed), data, loop=loop, transform=TRANSFORM).digest
 
     folder = write_voc(tmp_path)
     before = digest()

@@ -1,0 +1,16 @@
+"""Train PVLR on MS-COCO, or any data set in its format, from a configuration file or the command line.
+
+    python examples/train_coco.py --config examples/configs/coco14_vit_b16.yaml
+    python examples/train_coco.py --help
+
+See ``examples/train_voc.py`` for how options, configuration files and stopping work; they work the same here.
+"""
+
+import sys
+
+from pvlr.train import train
+from pvlr.train.cli import command
+from pvlr.train.data_config import COCOData
+
+if __name__ == "__main__":
+    sys.exit(command(train, data=COCOData))

@@ -1,0 +1,274 @@
+"""What readers share: files read as text, names that stay in their folder, rows that become a target."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import torch
+
+from pvlr.core.labels import LabelError, LabelSet
+from pvlr.data.batch import DataError
+from pvlr.data.dataset import LabelledImages, Source, Transform
+
+__all__ = [
+    "Entry",
+    "assemble",
+    "collect_labels",
+    "inside",
+    "read_labels",
+    "read_text",
+    "require_files",
+    "require_name",
+    "shown",
+]
+
+MAX_NAME = 1_000
+"""Longest name of a picture or label, in characters."""
+
+
+class Entry(NamedTuple):
+    """A picture as a reader found it.
+
+    Args:
+        place: Where it says so, for messages: a file and line.
+        name: Of the picture.
+        source: Where the picture is.
+        present: The labels that it shows: names, or positions in the label set.
+        unknown: The labels of which nothing is known.
+    """
+
+    place: str
+    name: str
+    source: Source
+    present: Sequence[str | int]
+    unknown: Sequence[str | int] = ()
+
+
+def read_text(path: Path, what: str, limit: int) -> str:
+    """A whole file in UTF-8.
+
+    Args:
+        path: Of the file.
+        what: It should be, for messages: "a table".
+        limit: Most bytes that are read.
+
+    Raises:
+        DataError: naming the file, where it cannot be read, is larger, or is no text in UTF-8.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, "x.csv").write_bytes(b"file,labels\\n")
+        ...     read_text(Path(folder, "x.csv"), "a table", 1000)
+        'file,labels\\n'
+    """
+    try:
+        with path.open("rb") as file:
+            # The size first: a file that is refused for it is not read. It may grow or be a pipe: so once more.
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(limit + 1) if size <= limit else b""
+    except OSError as err:
+        raise DataError(f"{path}: expected {what}, but {err.strerror or err}") from None
+    if max(size, len(data)) > limit:
+        raise DataError(f"{path}: expected {what} of at most {limit:,} bytes, found more")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        line = data.count(b"\n", 0, err.start) + 1
+        raise DataError(f"{path}: line {line}: expected {what} in UTF-8, found other bytes") from None
+    nothing = text.find("\0")
+    if nothing >= 0:
+        line = text.count("\n", 0, nothing) + 1
+        raise DataError(f"{path}: line {line}: expected {what}, found a NUL byte")
+    return text
+
+
+def require_name(place: str, what: str, name: object) -> str:
+    """A name that can be printed, compared and stored: the text given.
+
+    Args:
+        place: Where it stands, for messages.
+        what: It names.
+        name: A text without white space around it, of 1 to `MAX_NAME` characters that UTF-8 can hold,
+            no line ends or other control characters among them.
+
+    Raises:
+        DataError: naming the place.
+
+    Example:
+        >>> require_name("x.csv: line 2", "a label", "cat")
+        'cat'
+    """
+    if not isinstance(name, str):
+        raise DataError(f"{place}: expected the name of {what}, found {shown(name)}")
+    if len(name) > MAX_NAME:
+        raise DataError(f"{place}: expected the name of {what} in at most {MAX_NAME:,} characters, found {len(name):,}")
+    if not name or name != name.strip():
+        raise DataError(f"{place}: expected the name of {what} without white space around it, found {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{place}: expected the name of {what} in Unicode, found {name!r}") from None
+    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
+        # A message is a line, and so is a record.
+        raise DataError(f"{place}: expected the name of {what} without control characters, found {name!r}")
+    return name
+
+
+def inside(root: Path, name: object, place: str) -> tuple[str, Path]:
+    """The plain name and the path of a file below a folder, by a name that was read from elsewhere.
+
+    Links are followed: who has write access to the folder decides where they lead.
+
+    Args:
+        root: The folder.
+        name: With ``/`` between folders.
+        place: Where it stands, for messages.
+
+    Raises:
+        DataError: naming the place, where the name is malformed or leaves the folder.
+
+    Example:
+        >>> name, path = inside(Path("images"), "./a/1.jpg", "x.csv: line 2")
+        >>> name, path == Path("images", "a", "1.jpg")
+        ('a/1.jpg', True)
+        >>> inside(Path("images"), "../1.jpg", "x.csv: line 2")
+        Traceback (most recent call last):
+            ...
+        pvlr.data.batch.DataError: x.csv: line 2: expected a picture inside its folder, found '../1.jpg'
+    """
+    name = require_name(place, "a picture", name)
+    # A backslash parts folders on Windows alone, and a colon there begins another drive.
+    if "\\" in name or (len(name) > 1 and name[1] == ":"):
+        raise DataError(f"{place}: expected a picture's path with / between folders, found {name!r}")
+    plain = PurePosixPath(name)
+    if plain.is_absolute() or ".." in plain.parts or not plain.parts:
+        raise DataError(f"{place}: expected a picture inside its folder, found {name!r}")
+    return str(plain), root / plain
+
+
+def require_files(entries: Iterable[Entry]) -> None:
+    """Every picture file must be there.
+
+    Raises:
+        DataError: naming the first that is not.
+    """
+    for entry in entries:
+        if isinstance(entry.source, Path) and not entry.source.is_file():
+            raise DataError(f"{entry.source}: expected the picture of {entry.place}, found no such file")
+
+
+def assemble(
+    name: str, entries: Sequence[Entry], labels: LabelSet, *, note: str = "", transform: Transform | None = None
+) -> LabelledImages:
+    """Entries as a data set; labels that an entry does not name are absent.
+
+    Args:
+        name: Of the data set.
+        entries: In the order of the data set.
+        labels: The columns.
+        note: See `LabelledImages`.
+        transform: See `LabelledImages`.
+
+    Raises:
+        DataError: naming the place of an entry whose picture or label comes twice, or whose label is not in the set.
+
+    Example:
+        >>> entry = Entry("line 1", "a.jpg", Path("a.jpg"), ["cat"], ["dog"])
+        >>> data = assemble("mine", [entry], LabelSet(("cat", "cow", "dog")))
+        >>> data.target.tolist(), data.known.tolist()
+        ([[1.0, 0.0, 0.0]], [[True, True, False]])
+    """
+    target = torch.zeros(len(entries), len(labels))
+    known = torch.ones(len(entries), len(labels), dtype=torch.bool)
+    places: dict[str, str] = {}
+    marks: dict[str, list[tuple[int, int]]] = {"present": [], "unknown": []}
+    for row, entry in enumerate(entries):
+        if entry.name in places:
+            raise DataError(
+                f"{entry.place}: expected every picture once, found {entry.name!r} again, after {places[entry.name]}"
+            )
+        places[entry.name] = entry.place
+        seen: set[int] = set()
+        for kind, given in (("present", entry.present), ("unknown", entry.unknown)):
+            for label in given:
+                column = _column(labels, label, entry.place)
+                if column in seen:
+                    raise DataError(f"{entry.place}: expected every label once, found {labels.names[column]!r} twice")
+                seen.add(column)
+                marks[kind].append((row, column))
+    if marks["present"]:
+        target[tuple(torch.tensor(marks["present"]).T)] = 1.0
+    if marks["unknown"]:
+        known[tuple(torch.tensor(marks["unknown"]).T)] = False
+    return LabelledImages(
+        name=name, labels=labels, paths=[entry.source for entry in entries],
+        identifiers=[entry.name for entry in entries], target=target, known=known, note=note, transform=transform,
+    )  # fmt: skip
+
+
+def collect_labels(name: str, entries: Iterable[Entry]) -> LabelSet:
+    """The labels that entries name, sorted.
+
+    Raises:
+        DataError: where there is none, or a position instead of a name.
+    """
+    found: set[str] = set()
+    for entry in entries:
+        for label in (*entry.present, *entry.unknown):
+            if not isinstance(label, str):
+                raise DataError(
+                    f"{entry.place}: expected a label by its name, since no labels are given, found {label}"
+                )
+            found.add(label)
+    if not found:
+        raise DataError(f"{name}: expected at least one label, found none")
+    return LabelSet(tuple(sorted(found)))
+
+
+def read_labels(place: str, what: str, given: object) -> list[str | int]:
+    """A list of labels from elsewhere, checked entry by entry.
+
+    Args:
+        place: Where it stands, for messages.
+        what: It is called there.
+        given: A list of names and positions.
+
+    Raises:
+        DataError: naming the place.
+
+    Example:
+        >>> read_labels("x.jsonl: line 1", "labels", ["cat", 2])
+        ['cat', 2]
+    """
+    if not isinstance(given, list | tuple):
+        raise DataError(f"{place}: expected {what!r} to be a list, found {shown(given)}")
+    return [
+        label if isinstance(label, int) and not isinstance(label, bool) else require_name(place, "a label", label)
+        for label in given
+    ]
+
+
+def _column(labels: LabelSet, label: str | int, place: str) -> int:
+    if isinstance(label, int):
+        if not 0 <= label < len(labels):
+            raise DataError(f"{place}: expected the position of a label from 0 to {len(labels) - 1}, found {label}")
+        return label
+    try:
+        return labels.index(label)
+    except LabelError as err:
+        raise DataError(f"{place}: {err}") from None
+
+
+def shown(value: object) -> str:
+    """A value for a message, in a few words.
+
+    Example:
+        >>> shown([1, 2]), shown("x" * 99)[:9], shown(None)
+        ('a list', "'xxxxxxxx", 'None')
+    """
+    if isinstance(value, list | tuple | dict):
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

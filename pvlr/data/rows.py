@@ -1,0 +1,116 @@
+"""Data sets that live elsewhere as rows: lists of dictionaries, or whatever gives a mapping for a number."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from PIL import Image
+
+from pvlr.core.labels import LabelSet
+from pvlr.data.batch import DataError
+from pvlr.data.dataset import LabelledImages, Transform
+from pvlr.data.entries import Entry, assemble, collect_labels, read_labels, require_name, shown
+from pvlr.data.images import Picture
+
+__all__ = ["Rows", "read_rows"]
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """What a row can be asked of by its number, from 0: a list of dictionaries, or a data set of ``datasets``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
+def read_rows(
+    rows: Rows,
+    *,
+    name: str,
+    labels: LabelSet | None = None,
+    image: str = "image",
+    present: str = "labels",
+    unknown: str | None = None,
+    identifier: str | None = None,
+    annotations: Rows | None = None,
+    transform: Transform | None = None,
+) -> LabelledImages:
+    """A data set of rows that are mappings, such as one of Hugging Face's ``datasets`` or a list of dictionaries.
+
+    The labels are read at once, a picture each time that its sample is asked for. It may be an image of Pillow, the
+    path of a file, the bytes of one, or a mapping with the key ``bytes`` or ``path``, as ``datasets`` has for images
+    that are not decoded.
+
+    Args:
+        rows: Each a mapping, by its number; they must pickle to be read in workers.
+        name: Of the data set and its split.
+        labels: The columns of the target; labels may then be given by their position. None: the names that the rows
+            have, sorted.
+        image: Key of the picture.
+        present: Key of the labels that it shows: a list of names or positions.
+        unknown: Key of the labels of which nothing is known; None: everything is known.
+        identifier: Key of the picture's name; None: the number of its row.
+        annotations: The same rows for all but the picture; None: ``rows``. Where a row decodes its picture, as those
+            of ``datasets`` do, rows without it are read much faster: ``rows.remove_columns("image")``.
+        transform: How pictures are shown, see `LabelledImages`.
+
+    Returns:
+        The pictures in the order of the rows.
+
+    Raises:
+        DataError: naming the row and what is wrong with it.
+
+    Example:
+        >>> rows = [
+        ...     {"image": Image.new("RGB", (3, 2)), "labels": ["cat"]},
+        ...     {"image": "b.jpg", "labels": ["cat", "dog"]},
+        ... ]
+        >>> data = read_rows(rows, name="mine")
+        >>> data[0].image.shape, data.target.tolist()
+        (torch.Size([3, 2, 3]), [[1.0, 0.0], [1.0, 1.0]])
+    """
+    said = rows if annotations is None else annotations
+    if len(said) != len(rows):
+        raise DataError(f"{name}: expected annotations for {len(rows):,} rows, found {len(said):,}")
+    entries: list[Entry] = []
+    for number in range(len(rows)):
+        place = f"{name}: row {number}"
+        row = said[number]
+        if not isinstance(row, Mapping):
+            raise DataError(f"{place}: expected a mapping, found {shown(row)}")
+        key = str(number) if identifier is None else require_name(place, "a picture", _get(place, row, identifier))
+        lists = [
+            [] if column is None else read_labels(place, column, _get(place, row, column))
+            for column in (present, unknown)
+        ]
+        if annotations is None:
+            _get(place, row, image)
+        entries.append(Entry(place, key, _Row(rows, number, image, place), *lists))
+    labels = collect_labels(name, entries) if labels is None else labels
+    return assemble(name, entries, labels, transform=transform)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """The picture of a row."""
+
+    rows: Rows
+    number: int
+    key: str
+    place: str
+
+    def __call__(self) -> Picture:
+        picture = _get(self.place, self.rows[self.number], self.key)
+        if isinstance(picture, Mapping):
+            picture = picture.get("bytes") or picture.get("path")
+        if not isinstance(picture, str | os.PathLike | bytes | Image.Image):
+            raise DataError(f"{self.place}: expected an image, a path or bytes, found {shown(picture)}")
+        return picture
+
+
+def _get(place: str, row: Mapping[str, Any], key: str) -> Any:
+    if key not in row:
+        raise DataError(f"{place}: expected the key {key!r}, found {', '.join(map(shown, row)) or 'no keys'}")
+    return row[key]
