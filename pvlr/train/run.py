@@ -118,9 +118,10 @@ def train(
 
     data.prepare()
     towers = build_towers(tower)
+    splits = data.splits(loop.seed)
     folder.mkdir(parents=True, exist_ok=True)
     train_split, test_split = without_bad_images(
-        data.splits(loop.seed), data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress
+        splits, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress
     )
     transform = transform_config(towers.preprocess, data)
     feed = SplitFeed(train_split, test_split, data, loop=loop, transform=transform, pin_memory=device.type == "cuda")
