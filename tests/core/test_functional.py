@@ -137,6 +137,13 @@ def test_a_label_scores_the_same_whatever_other_labels_are_asked(s: Sizes, draw:
     assert_close(part, whole[:, :kept], **EXACT)
 
 
+@given(sizes(), draws())
+def test_unless_told_otherwise_a_score_is_the_cosine(s: Sizes, draw: Draw) -> None:
+    labels = draw.normal(s.b, s.c, s.d)
+    scores = lib.cosine_scores(labels, labels)
+    assert_close(scores.diagonal(dim1=-2, dim2=-1), torch.ones(s.b, s.c).double(), **EXACT)
+
+
 @given(sizes(), draws(), st.floats(0.01, 100))
 def test_scores_do_not_see_the_length_of_vectors_and_stay_within_the_scale(s: Sizes, draw: Draw, by: float) -> None:
     image, labels = draw.normal(s.b, s.n, s.d), draw.normal(s.c, s.d)
@@ -178,6 +185,16 @@ def test_an_added_minus_infinity_closes_as_false_does_whatever_its_width(
     for a, b in zip(*found, strict=True):
         assert a.dtype == torch.float32
         assert_close(a, b)
+
+
+@given(sizes(), draws())
+def test_each_head_may_have_a_mask_of_its_own(s: Sizes, draw: Draw) -> None:
+    query, key, value = draw.normal(s.h, s.c, s.e), draw.normal(s.h, s.n, s.e), draw.normal(s.h, s.n, s.k)
+    allowed = draw.chance(0.3, s.h, s.c, s.n)
+    weights = lib.attention_map(query, key, allowed)
+    assert (weights[~allowed] == 0).all()
+    assert_close(weights.sum(-1), allowed.any(-1).double(), **EXACT)
+    assert_close(lib.attend(query, key, value, allowed), weights @ value, **EXACT)
 
 
 @given(sizes(), draws())
@@ -315,6 +332,26 @@ REFUSED = [
         lambda: lib.cosine_scores(X(2, 3, 4), X(5, 4).long()),
         ShapeError,
         "labels: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        lambda: lib.cosine_scores(X(2, 3, 4), X(2, 5, 4).long()),
+        ShapeError,
+        "labels: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        lambda: lib.cosine_scores(X(2, 3, 4).long(), X(5, 4)),
+        ShapeError,
+        "image: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        lambda: lib.fuse_maps(X(2, 3, 5).long(), X(2, 3, 5), X(2)),
+        ShapeError,
+        "map_a: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        lambda: lib.fuse_maps(X(2, 3, 5), X(2, 3, 5).long(), X(2)),
+        ShapeError,
+        "map_b: expected a tensor of dtype float, got torch.int64",
     ),
     (lambda: lib.pool_regions(X(2, 3)), ShapeError, "scores: expected axes 'b n c', got shape (2, 3)"),
     (

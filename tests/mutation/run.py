@@ -39,14 +39,14 @@ _WHOLE = ["test_contracts", "test_blocks_together", "test_model"]
 TESTS: dict[str, tuple[list[str], list[str]]] = {
     "functional": (
         ["test_functional", "test_refusals"],
-        ["test_contracts", "test_attention", "test_fusion", "test_head", "test_prompts"],
+        ["test_rows", "test_contracts", "test_attention", "test_fusion", "test_head", "test_prompts"],
     ),
     "losses": (["test_losses"], ["test_contracts"]),
     "metrics": (["test_metrics"], ["test_metrics_published"]),
-    "attention": (["test_attention", "test_refusals"], ["test_fusion", "test_prompts", *_WHOLE]),
-    "fusion": (["test_fusion", "test_refusals"], _WHOLE),
-    "head": (["test_head", "test_refusals"], _WHOLE),
-    "prompts": (["test_prompts", "test_prompt_bank", "test_refusals"], _WHOLE),
+    "attention": (["test_attention", "test_starts", "test_refusals"], ["test_rows", "test_fusion", "test_prompts", *_WHOLE]),
+    "fusion": (["test_fusion", "test_starts", "test_refusals"], _WHOLE),
+    "head": (["test_head", "test_starts", "test_refusals"], ["test_rows", *_WHOLE]),
+    "prompts": (["test_prompts", "test_prompt_bank", "test_starts", "test_refusals"], _WHOLE),
 }
 # Tests left out of each stage: the slow ones, about something else than what a mutant changes.
 FIRST = "not compile and not ten_thousand and not coco"

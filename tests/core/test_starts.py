@@ -1,0 +1,102 @@
+"""How blocks start: the defaults of their constructors, and the values of their parameters before the first step."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pvlr.core.attention import DualModalAttention, LabelRelation, MultiHeadAttention
+from pvlr.core.block import Block
+from pvlr.core.fusion import FusionBlock
+from pvlr.core.head import SimilarityHead
+from pvlr.core.prompts import ContextPrompter, KnowledgePrompter
+
+# The method's table of switches, as the constructors have it.
+DEFAULTS: list[tuple[type[Block], dict, dict]] = [
+    (
+        SimilarityHead,
+        {},
+        {"scale": 10.0, "bias": 0.0, "aggregation": "max", "temperature": 0.1, "learnable": True},
+    ),
+    (LabelRelation, {"dim": 8}, {"heads": 8, "norm": "pre"}),
+    (FusionBlock, {"dim": 8}, {"heads": 8, "mode": "gate", "norm": "pre", "maps": True}),
+    (
+        DualModalAttention,
+        {"dim": 8},
+        {"heads": 8, "direction": "both", "layers": 1, "feedforward": 0, "norm": "pre"},
+    ),
+    (KnowledgePrompter, {"dim": 8}, {"heads": 8, "source_dim": None, "relation": "attention", "norm": "pre"}),
+    (
+        ContextPrompter,
+        {"width": 6, "dim": 8},
+        {"tokens": 4, "classes": None, "condition": "none", "heads": 8, "relation": "attention", "norm": "pre"}
+        | {"std": 0.02},
+    ),
+]
+
+
+@pytest.mark.parametrize(("block", "given", "defaults"), DEFAULTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_defaults_are_those_of_the_method(block: type[Block], given: dict, defaults: dict) -> None:
+    assert block(**given).config == given | defaults
+
+
+def spread(weight: Tensor) -> Tensor:
+    """Largest value, as a share of the bound of Glorot and Bengio's uniform distribution."""
+    return weight.abs().max() / math.sqrt(6 / sum(weight.shape))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda norm: MultiHeadAttention(dim=64, heads=4, zero_out=norm == "pre"),
+        lambda norm: LabelRelation(dim=64, heads=4, norm=norm),
+        lambda norm: DualModalAttention(dim=64, heads=4, layers=2, norm=norm),
+        lambda norm: FusionBlock(dim=64, heads=4, norm=norm),
+    ],
+    ids=["attention", "relation", "dual", "fusion"],
+)
+def test_projections_start_uniform_but_the_last_of_a_pre_norm_branch_at_zero(make: object, norm: str) -> None:
+    block: nn.Module = make(norm)  # type: ignore[operator]
+    projections = {name: layer for name, layer in block.named_modules() if name.endswith("_proj")}
+    assert projections
+    for name, layer in projections.items():
+        if name.endswith("out_proj") and norm == "pre":
+            assert not layer.weight.any(), name
+        else:
+            assert 0.95 < spread(layer.weight) <= 1, name
+        assert layer.bias is None or not layer.bias.any(), name
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_feed_forward_starts_at_nothing_in_a_pre_norm_branch_and_as_torch_does_in_the_other(norm: str) -> None:
+    block = DualModalAttention(dim=64, heads=4, feedforward=128, norm=norm)
+    for layer in block.layers:
+        for side in (layer.labels, layer.patches):
+            down = side.feedforward.down
+            assert bool(down.weight.any()) == bool(down.bias.any()) == (norm == "post")
+            assert side.feedforward.up.weight.any()
+
+
+def test_the_gate_opens_at_one_half_for_every_channel_and_head() -> None:
+    block = FusionBlock(dim=64, heads=4)
+    assert not block.gate.weight.any()
+    assert not block.gate.bias.any()
+    assert torch.equal(block.mix, torch.full((4,), 0.5))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_head_starts_at_whole_numbers_as_well() -> None:
+    head = SimilarityHead(scale=2, bias=-3)
+    assert head.bias.dtype == head.log_scale.dtype == torch.float32
+    assert (head.log_scale.exp().item(), head.bias.item()) == (pytest.approx(2.0), -3.0)
+
+
+def test_a_half_precision_head_scores_at_full_width() -> None:
+    # The parameters themselves are widened before they meet the scores: e^x in bfloat16 would be off by percents.
+    head = SimilarityHead(scale=10.0, bias=-3.1).bfloat16()
+    log_scale, bias = head.log_scale.float(), head.bias.float()
+    logits = head(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[1.0, 0.0]]))
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, (0.6 * log_scale.exp() + bias)[None, None], rtol=1e-6, atol=1e-6)
