@@ -18,13 +18,13 @@ class Sample(NamedTuple):
     """One picture and what is known about it.
 
     Args:
-        image: pixels as the transform left them.
+        image: pixels as the transform left them, or the patch vectors that a frozen tower gave for them.
         target: 1 for a label that is present, 0 for one that is not.
         known: whether `target` says anything; where it is false, `target` holds 0.
         index: position in the data set.
     """
 
-    image: Float[Tensor, "3 s s"]
+    image: Float[Tensor, "3 s s"] | Float[Tensor, "n d"]
     target: Float[Tensor, " c"]
     known: Bool[Tensor, " c"]
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
         (torch.Size([2, 3, 4, 4]), [7, 7])
     """
 
-    image: Float[Tensor, "b 3 s s"]
+    image: Float[Tensor, "b 3 s s"] | Float[Tensor, "b n d"]
     target: Float[Tensor, "b c"]
     known: Bool[Tensor, "b c"]
     index: Int64[Tensor, " b"]  # type: ignore[assignment]

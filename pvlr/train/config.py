@@ -43,6 +43,7 @@ MAY_CHANGE = (
     "loop.device",
     "loop.compile",
     "tower.cache_dir",
+    "tower.feature_folder",
     "run.",
 )
 
@@ -75,6 +76,13 @@ class TowerConfig:
         train: What of the image tower is trained: ``frozen``, ``all`` or a number, the last blocks.
         lr_factor: Learning rate of the trained part of the image tower, as a multiple of ``optimizer.lr``, above 0.
         cache_dir: Folder for what is downloaded; null for the usual cache.
+        features: ``compute`` (the tower sees every picture at every epoch) or ``cache`` (a frozen tower sees it once;
+            its patch vectors are kept on the disk).
+        feature_views: Views of each training picture that are kept: 1, without augmentation, or more, of which all but
+            the first are augmented.
+        feature_dtype: In which they are kept.
+        feature_folder: Where; runs that ask for the same features may share it. Null for ``features`` in the run's
+            folder.
     """
 
     name: str = "ViT-B-16-quickgelu"
@@ -84,9 +92,18 @@ class TowerConfig:
     train: Literal["frozen", "all"] | int = "frozen"
     lr_factor: float = 0.1
     cache_dir: str | None = None
+    features: Literal["compute", "cache"] = "compute"
+    feature_views: int = 1
+    feature_dtype: Literal["float16", "float32"] = "float16"
+    feature_folder: str | None = None
 
     def __post_init__(self) -> None:
         with section("tower"):
+            require_choice("features", self.features, ("compute", "cache"))
+            require_int("feature_views", self.feature_views, least=1)
+            require_choice("feature_dtype", self.feature_dtype, ("float16", "float32"))
+            if self.features == "cache" and self.train != "frozen":
+                raise ValueError(f"features: 'cache' is for a frozen tower, but tower.train is {self.train!r}")
             if self.image_size is not None:
                 require_int("image_size", self.image_size, least=1)
             require_choice("patch_features", self.patch_features, ("value", "final"))

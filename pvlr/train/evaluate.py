@@ -1,7 +1,7 @@
 """Predictions over a whole split, each image once, and what they are worth."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +11,7 @@ from pvlr.core.labels import LabelSet
 from pvlr.core.metrics import MultiLabelReport, multilabel_report
 from pvlr.data.batch import Batch
 
-__all__ = ["Predictions", "autocast", "evaluate", "predict_logits"]
+__all__ = ["Predictions", "autocast", "evaluate", "output_of", "predict_logits"]
 
 
 class Predictions(NamedTuple):
@@ -33,6 +33,11 @@ class Predictions(NamedTuple):
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The autocast context of ``float32`` (off) or ``bf16``."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def output_of(model: nn.Module, inputs: Tensor) -> Any:
+    """A model's output for images ``b 3 s s``, or for patch vectors ``b n d`` that its tower gave before."""
+    return model.forward_features(inputs) if inputs.dim() == 3 else model(inputs)  # type: ignore[operator]
 
 
 @torch.no_grad()
@@ -57,7 +62,7 @@ def predict_logits(
     try:
         for batch in batches:
             with autocast(place, precision):
-                logits = model(batch.image.to(place, non_blocking=True)).logits
+                logits = output_of(model, batch.image.to(place, non_blocking=True)).logits
             parts.append((logits.float().cpu(), batch.target, batch.known, batch.index))
     finally:
         model.train(training)

@@ -1,5 +1,6 @@
 """Batches for the loop: which, in which order, and what becomes of a picture that cannot be read."""
 
+import copy
 import hashlib
 import multiprocessing
 import os
@@ -14,12 +15,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from pvlr.data.batch import Batch, DataError, Sample, collate
 from pvlr.data.dataset import LabelledImages
+from pvlr.data.features import CachedFeatures
 from pvlr.data.sampling import Draw, EpochSampler, derive_seed
 from pvlr.data.transforms import ImageTransform, TransformConfig
 from pvlr.train.config import LoopConfig
 from pvlr.train.data_config import DataConfig
 
-__all__ = ["Feed", "SplitFeed", "transform_config"]
+__all__ = ["Feed", "SplitFeed", "load_batches", "transform_config"]
 
 
 class Unreadable(NamedTuple):
@@ -127,7 +129,7 @@ class Feed:
         sampler = EpochSampler(
             _size(self._train), self._loop.batch_size, self._loop.seed, epoch, shuffle=True, start_step=start
         )
-        return self._batches(self._train, sampler)
+        return load_batches(self._train, sampler, workers=self._workers, pin_memory=self._pin)
 
     def plain_training(self, *, shuffle: bool = False) -> Iterator[Batch]:
         """The training split without augmentation.
@@ -136,7 +138,7 @@ class Feed:
             DataError: naming the picture that cannot be read.
         """
         sampler = EpochSampler(_size(self._plain), self._loop.eval_batch_size, self._loop.seed, shuffle=shuffle)
-        return self._batches(self._plain, sampler)
+        return load_batches(self._plain, sampler, workers=self._workers, pin_memory=self._pin)
 
     def testing(self) -> Iterator[Batch]:
         """The test split, in order, each picture once.
@@ -144,25 +146,34 @@ class Feed:
         Raises:
             DataError: naming the picture that cannot be read.
         """
-        return self._batches(self._test, EpochSampler(_size(self._test), self._loop.eval_batch_size))
+        sampler = EpochSampler(_size(self._test), self._loop.eval_batch_size)
+        return load_batches(self._test, sampler, workers=self._workers, pin_memory=self._pin)
 
-    def _batches(self, dataset: Dataset[Sample], sampler: EpochSampler) -> Iterator[Batch]:
-        loader: DataLoader[Batch | Unreadable] = DataLoader(
-            _Guarded(dataset),  # type: ignore[arg-type]
-            batch_sampler=sampler,
-            num_workers=self._workers,
-            collate_fn=_collate,
-            pin_memory=self._pin,
-            worker_init_fn=_start_worker,
-            # Left to itself, a loader draws from the global generator.
-            generator=torch.Generator().manual_seed(derive_seed(sampler.seed, sampler.epoch)),
-        )
-        with _terminate_held():
-            batches = iter(loader)
-        for batch in batches:
-            if isinstance(batch, Unreadable):
-                raise DataError(batch.reason)
-            yield batch
+
+def load_batches(
+    dataset: Dataset[Sample], sampler: EpochSampler, *, workers: int = 0, pin_memory: bool = False
+) -> Iterator[Batch]:
+    """The batches that a sampler asks for, in its order, read by as many processes as wanted.
+
+    Raises:
+        DataError: naming the picture that cannot be read.
+    """
+    loader: DataLoader[Batch | Unreadable] = DataLoader(
+        _Guarded(dataset),  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        # Left to itself, a loader draws from the global generator.
+        generator=torch.Generator().manual_seed(derive_seed(sampler.seed, sampler.epoch)),
+    )
+    with _terminate_held():
+        batches = iter(loader)
+    for batch in batches:
+        if isinstance(batch, Unreadable):
+            raise DataError(batch.reason)
+        yield batch
 
 
 class SplitFeed(Feed):
@@ -204,6 +215,13 @@ class SplitFeed(Feed):
         self.labels = train.labels
         self.summaries = (train.summary(), test.summary())
         self.digest = hashlib.sha256(f"{train.digest()} {test.digest()}".encode()).hexdigest()
+
+    def from_features(self, train: CachedFeatures, test: CachedFeatures) -> "SplitFeed":
+        """The same splits, by what a frozen tower saw in them; read in the training process, which is fast enough."""
+        other = copy.copy(self)
+        other._train, other._plain, other._test = train, CachedFeatures(train.data, train.store), test
+        other._workers = 0
+        return other
 
 
 def transform_config(preprocess: dict[str, object], data: DataConfig | None = None) -> TransformConfig:

@@ -13,7 +13,7 @@ from pvlr.core.metrics import MultiLabelReport
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import derive_seed
 from pvlr.train.config import LoopConfig, LossConfig, ScheduleConfig
-from pvlr.train.evaluate import autocast
+from pvlr.train.evaluate import autocast, output_of
 from pvlr.train.monitor import Monitor
 from pvlr.train.optim import learning_rate_factor, set_learning_rates
 from pvlr.train.state import TrainingState
@@ -88,7 +88,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
         with autocast(place, precision):
-            logits = model(batch.image.to(place, non_blocking=True)).logits
+            logits = output_of(model, batch.image.to(place, non_blocking=True)).logits
         part = (
             asymmetric_loss(
                 logits,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from pvlr.core.metrics import MultiLabelReport
 from pvlr.core.model import PVLR, PVLRConfig
@@ -15,8 +16,11 @@ from pvlr.core.prompts import PromptBank, encode_knowledge
 from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
 from pvlr.core.towers import Towers
 from pvlr.data.batch import Batch
+from pvlr.data.dataset import LabelledImages
+from pvlr.data.features import CachedFeatures
 from pvlr.data.sampling import derive_seed
 from pvlr.data.scan import without_bad_images
+from pvlr.data.transforms import TransformConfig
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
 from pvlr.train.checkpoint import CheckpointError, Checkpoints, write_atomically
 from pvlr.train.config import (
@@ -42,6 +46,7 @@ from pvlr.train.export import (
     save,
     text_sources,
 )
+from pvlr.train.features import cache_features
 from pvlr.train.feed import Feed, SplitFeed, transform_config
 from pvlr.train.loop import fit
 from pvlr.train.monitor import Monitor, results_table, say, scan_progress
@@ -125,6 +130,7 @@ def train(
     )
     transform = transform_config(towers.preprocess, data)
     feed = SplitFeed(train_split, test_split, data, loop=loop, transform=transform, pin_memory=device.type == "cuda")
+    cached: tuple[CachedFeatures, CachedFeatures] | None = None
     texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
     identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
     if saved is not None:
@@ -132,6 +138,11 @@ def train(
     for line in feed.summaries:
         say(line)
 
+    if tower.features == "cache":
+        towers.image.to(device).eval()
+        with StopRequest() as stop:
+            cached = _features(train_split, test_split, towers, tower, data, loop, transform, folder, device, stop)
+        feed = feed.from_features(*cached)
     torch.manual_seed(derive_seed(loop.seed))
     built = build_model(model, feed.labels, towers).to(device)
     if saved is None:
@@ -181,7 +192,7 @@ def train(
             monitor.close()
         with state.average.applied():
             save(folder, built, tower=tower, fingerprint=towers.fingerprint, preprocess=towers.preprocess)
-        baselines = _baselines(built, tower, towers, feed, loop, device, stop) if run.baselines else {}
+        baselines = _baselines(built, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
     results = Results(report=report, baselines=baselines, folder=folder, seconds=state.seconds)
     write_record(folder, {**record, "status": "finished", "steps": state.step, "results": _told(results)})
     _show(results, run)
@@ -240,12 +251,48 @@ def _require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None
         raise ConfigError("model.descriptions, model.knowledge: the run was started on files of another content")
 
 
+def _features(
+    train: LabelledImages,
+    test: LabelledImages,
+    towers: Towers,
+    tower: TowerConfig,
+    data: DataConfig,
+    loop: LoopConfig,
+    transform: TransformConfig,
+    folder: Path,
+    device: torch.device,
+    stop: StopRequest,
+) -> tuple[CachedFeatures, CachedFeatures]:
+    """What the frozen tower sees in both splits, from the disk as far as it is there."""
+    place = Path(tower.feature_folder) if tower.feature_folder is not None else folder / "features"
+
+    def of(part: LabelledImages, name: str, views: int) -> CachedFeatures:
+        return cache_features(
+            part,
+            towers.image,
+            place / name,
+            fingerprint=towers.fingerprint,
+            transform=transform,
+            views=views,
+            dtype=tower.feature_dtype,
+            batch_size=loop.eval_batch_size,
+            workers=data.workers,
+            seed=loop.seed,
+            device=device,
+            precision=loop.precision,
+            watch=lambda batches: stop.watch(batches, "the features"),
+        )
+
+    return of(train, "train", tower.feature_views), of(test, "test", 1)
+
+
 @torch.no_grad()
 def _set_prior(built: PVLR, feed: Feed, device: torch.device) -> None:
     """Start from the configured mean probability, on a batch of training pictures."""
     built.eval()
     batch = next(iter(feed.plain_training(shuffle=True)))
-    built.fit_prior(built.image(batch.image.to(device)).patches)
+    inputs = batch.image.to(device)
+    built.fit_prior(inputs if inputs.dim() == 3 else built.image(inputs).patches)
 
 
 def _baselines(
@@ -256,6 +303,7 @@ def _baselines(
     loop: LoopConfig,
     device: torch.device,
     stop: StopRequest,
+    cached: tuple[CachedFeatures, CachedFeatures] | None,
 ) -> dict[str, Baseline]:
     if tower.train != "frozen":  # The model has trained its tower; the baselines are measured on it as it comes.
         towers = build_towers(replace(tower, train="frozen"))
@@ -266,7 +314,12 @@ def _baselines(
         watched = stop.watch(batches, "the baselines")
         return pooled_features(towers.image, watched, device=device, precision=loop.precision)
 
-    train, test = encode(feed.plain_training()), encode(feed.testing())
+    if cached is None:
+        train, test = encode(feed.plain_training()), encode(feed.testing())
+    else:
+        train, test = (
+            PooledFeatures(F.normalize(part.pooled(), dim=-1), part.data.target, part.data.known) for part in cached
+        )
     text = model.knowledge_vectors
     if model.config.knowledge != "text_tower":
         text = encode_knowledge(PromptBank(feed.labels, templates=model.config.templates), towers.text.encode)

@@ -92,8 +92,16 @@ def test_splicing_is_its_formula(s: Sizes, draw: Draw, start: int, own: bool) ->
 @given(draws(), st.integers(1, 40), st.floats(0.001, 0.999), st.floats(0.1, 100))
 def test_prior_bias_gives_the_mean_probability_asked_for(draw: Draw, n: int, prior: float, spread: float) -> None:
     scores = spread * draw.normal(n)
-    bias = lib.prior_bias(scores, prior)
-    assert torch.sigmoid(scores + bias).mean().item() == pytest.approx(prior, rel=1e-9)
+    for values in (scores, scores.float()):
+        bias = lib.prior_bias(values, prior)
+        assert torch.sigmoid(values.double() + bias).mean().item() == pytest.approx(prior, rel=1e-9)
+
+
+@given(sizes(), draws())
+def test_unless_told_otherwise_pooling_is_the_maximum_and_softmax_is_sharp(s: Sizes, draw: Draw) -> None:
+    scores = draw.normal(s.b, s.n, s.c)
+    assert torch.equal(lib.pool_regions(scores), lib.pool_regions(scores, "max"))
+    assert torch.equal(lib.pool_regions(scores, "softmax"), lib.pool_regions(scores, "softmax", 0.1))
 
 
 def test_prior_bias_of_one_score_is_exact() -> None:
@@ -267,7 +275,22 @@ def test_law_8_scores_and_maps_are_float32_under_autocast(s: Sizes, draw: Draw) 
     assert wide.dtype == torch.float64
 
 
+@given(sizes(), draws(), hows)
+def test_law_8_narrow_scores_are_pooled_in_float32(s: Sizes, draw: Draw, how: str) -> None:
+    scores = draw.normal(s.b, s.n, s.c).bfloat16()
+    assert torch.equal(lib.pool_regions(scores, how), lib.pool_regions(scores.float(), how))
+
+
 # --- life
+
+
+def test_a_context_takes_the_width_of_the_embeddings_around_it() -> None:
+    assert lib.splice_context(torch.zeros(3, 6, 2).bfloat16(), torch.ones(2, 2), 1).dtype == torch.bfloat16
+
+
+def test_a_short_vector_is_normalised_like_any_other() -> None:
+    short = torch.tensor([[[3e-13, 1e-12]]]).double()
+    assert_close(lib.cosine_scores(short, short[0]), torch.ones(1, 1, 1).double())
 
 
 def test_gradients_are_those_of_the_formulas() -> None:
@@ -332,6 +355,11 @@ REFUSED = [
         lambda: lib.cosine_scores(X(2, 3, 4), X(5, 4).long()),
         ShapeError,
         "labels: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        lambda: lib.cosine_scores(X(2, 3, 4), X(2, 5, 3)),
+        ShapeError,
+        "labels: expected axes 'b c d' with d=4, got shape (2, 5, 3)",
     ),
     (
         lambda: lib.cosine_scores(X(2, 3, 4), X(2, 5, 4).long()),
@@ -401,9 +429,9 @@ REFUSED = [
         "scores: expected finite scores and at least one, got shape (0,)",
     ),
     (
-        lambda: lib.prior_bias(torch.tensor([float("nan")]), 0.5),
+        lambda: lib.prior_bias(torch.tensor([float("nan"), 0.0]), 0.5),
         ValueError,
-        "scores: expected finite scores and at least one, got shape (1,)",
+        "scores: expected finite scores and at least one, got shape (2,)",
     ),
 ]
 

@@ -43,7 +43,10 @@ TESTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "losses": (["test_losses"], ["test_contracts"]),
     "metrics": (["test_metrics"], ["test_metrics_published"]),
-    "attention": (["test_attention", "test_starts", "test_refusals"], ["test_rows", "test_fusion", "test_prompts", *_WHOLE]),
+    "attention": (
+        ["test_attention", "test_starts", "test_refusals"],
+        ["test_rows", "test_fusion", "test_prompts", *_WHOLE],
+    ),
     "fusion": (["test_fusion", "test_starts", "test_refusals"], _WHOLE),
     "head": (["test_head", "test_starts", "test_refusals"], ["test_rows", *_WHOLE]),
     "prompts": (["test_prompts", "test_prompt_bank", "test_starts", "test_refusals"], _WHOLE),

@@ -1,0 +1,188 @@
+"""The store of features: what is saved stays, whatever interrupts, and nothing else is taken for it."""
+
+import errno
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Draw, draws
+from torch import Tensor
+
+from pvlr.core.labels import LabelSet
+from pvlr.core.shapes import ShapeError
+from pvlr.data.batch import DataError
+from pvlr.data.dataset import LabelledImages
+from pvlr.data.features import CachedFeatures, FeatureStore
+from pvlr.data.sampling import Draw as Position
+
+ROWS, N, D = 6, 4, 3
+
+
+def store(folder: Path, **changes: object) -> FeatureStore:
+    return FeatureStore(
+        folder, **{"key": {"tower": "x"}, "rows": ROWS, "patches": N, "dim": D, "dtype": "float32", **changes}
+    )
+
+
+def vectors(rows: int = ROWS, seed: int = 0) -> tuple[Tensor, Tensor]:
+    draw = Draw(seed, torch.float32)
+    return draw.normal(rows, N, D), draw.normal(rows, D)
+
+
+@given(draws(), st.lists(st.integers(1, 3), min_size=1, max_size=4), st.sampled_from(["float16", "float32"]))
+def test_what_goes_in_comes_out_however_it_was_cut(draw: Draw, parts: list[int], dtype: str) -> None:
+    import tempfile
+
+    rows = sum(parts)
+    patches, pooled = draw.normal(rows, N, D).float(), draw.normal(rows, D).float()
+    with tempfile.TemporaryDirectory() as name:
+        for done in range(len(parts)):
+            # Opened anew for every part, as after an interruption.
+            kept = store(Path(name, "s"), rows=rows, dtype=dtype)
+            assert kept.done == sum(parts[:done])
+            begin, end = kept.done, kept.done + parts[done]
+            kept.append(patches[begin:end], pooled[begin:end])
+            kept.save()
+        assert kept.complete
+        assert sum(Path(name, "s", f"{part}.bin").stat().st_size for part in ("patches", "pooled")) == kept.bytes_needed
+        for row in range(rows):
+            found = kept.read(row)
+            for got, wanted in zip(found, (patches[row], pooled[row]), strict=True):
+                assert got.dtype == torch.float32
+                assert torch.equal(got, wanted.half().float() if dtype == "float16" else wanted)
+
+
+def test_what_was_not_saved_does_not_count_and_is_overwritten(tmp_path: Path) -> None:
+    patches, pooled = vectors()
+    kept = store(tmp_path / "s")
+    kept.append(patches[:2], pooled[:2])
+    kept.save()
+    kept.append(patches[4:5], pooled[4:5])  # Killed before it was saved.
+    again = store(tmp_path / "s")
+    assert again.done == 2
+    again.append(patches[2:], pooled[2:])
+    again.save()
+    for row in range(ROWS):
+        assert torch.equal(store(tmp_path / "s").read(row)[0], patches[row])
+
+
+@pytest.mark.parametrize("damage", ["cut", "no progress", "odd progress"])
+def test_damage_costs_rows_and_never_gives_wrong_ones(tmp_path: Path, damage: str) -> None:
+    kept = store(tmp_path / "s")
+    kept.append(*vectors())
+    kept.save()
+    if damage == "cut":
+        with (tmp_path / "s" / "patches.bin").open("r+b") as file:
+            file.truncate(2 * N * D * 4 + 5)
+    elif damage == "no progress":
+        (tmp_path / "s" / "progress.json").unlink()
+    else:
+        (tmp_path / "s" / "progress.json").write_text('{"done": "many"')
+    again = store(tmp_path / "s")
+    assert again.done == (2 if damage == "cut" else 0)
+    assert not again.renewed
+
+
+@pytest.mark.parametrize("change", [{"key": {"tower": "y"}}, {"rows": 7}, {"patches": 5}, {"dtype": "float16"}])
+def test_another_key_begins_anew_and_says_so(tmp_path: Path, change: dict) -> None:
+    kept = store(tmp_path / "s")
+    kept.append(*vectors())
+    kept.save()
+    again = store(tmp_path / "s", **change)
+    assert (again.renewed, again.done) == (True, 0)
+    assert not store(tmp_path / "s", **change).renewed
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"expected a folder for features alone, found 'holiday\.jpg' in it"):
+        store(tmp_path)
+    assert (tmp_path / "holiday.jpg").read_bytes() == b"x"
+
+
+def test_a_full_disk_ends_it_with_what_was_saved_still_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patches, pooled = vectors()
+    kept = store(tmp_path / "s")
+    kept.append(patches[:2], pooled[:2])
+    kept.save()
+    opened = Path.open
+
+    class Full:
+        def __init__(self, file: object) -> None:
+            self.file = file
+
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()  # type: ignore[attr-defined]
+
+        def seek(self, place: int) -> None:
+            self.file.seek(place)  # type: ignore[attr-defined]
+
+        def write(self, content: bytes) -> None:
+            self.file.write(content[:7])  # type: ignore[attr-defined]
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *args, **options: Full(opened(path, *args, **options)))
+        with pytest.raises(
+            DataError, match="but the disk is full after 2 of 6; they stay, and the same command goes on"
+        ):
+            kept.append(patches[2:4], pooled[2:4])
+    again = store(tmp_path / "s")
+    assert again.done == 2
+    again.append(patches[2:], pooled[2:])
+    again.save()
+    assert all(torch.equal(store(tmp_path / "s").read(row)[1], pooled[row]) for row in range(ROWS))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_refusals(tmp_path: Path) -> None:
+    patches, pooled = vectors()
+    kept = store(tmp_path / "s")
+    with pytest.raises(ShapeError, match=r"patches: expected axes 'b n d' with n=4, got shape \(6, 3, 3\)"):
+        kept.append(patches[:, :3], pooled)
+    with pytest.raises(ShapeError, match=r"pooled: expected axes 'b d' with b=6, got shape \(5, 3\)"):
+        kept.append(patches, pooled[:5])
+    with pytest.raises(ValueError, match="pooled: expected finite vectors that float32 can hold, got others"):
+        kept.append(patches, pooled / 0)
+    with pytest.raises(ValueError, match="patches: expected finite vectors that float16 can hold, got others"):
+        store(tmp_path / "h", dtype="float16").append(patches * 1e6, pooled)
+    with pytest.raises(ValueError, match="patches: expected at most 6 more rows, got 7"):
+        kept.append(*vectors(7))
+    with pytest.raises(DataError, match="dtype: expected 'float16' or 'float32', got 'int8'"):
+        store(tmp_path / "x", dtype="int8")
+    with pytest.raises(IndexError, match="row: expected a number from 0 to -1, got 0"):
+        kept.read(0)
+
+
+def test_samples_are_those_of_the_pictures_with_vectors_for_pixels(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    data = LabelledImages(
+        name="mine", labels=LabelSet(("cat",)), paths=[Path(name) for name in names], identifiers=names,
+        target=torch.tensor([[1.0], [0.0], [1.0]]), known=torch.tensor([[True], [False], [True]]),
+    )  # fmt: skip
+    kept = store(tmp_path / "s")
+    with pytest.raises(DataError, match="expected the features of 6 pictures, found 0"):
+        CachedFeatures(data, kept, shown=2)
+    patches, pooled = vectors()
+    kept.append(patches, pooled)
+    kept.save()
+    both, plain = (pickle.loads(pickle.dumps(CachedFeatures(data, kept, shown=shown))) for shown in (2, 1))  # noqa: S301
+    assert len(both) == 3
+    for index in range(3):
+        for seed in range(4):
+            sample = both[Position(index, seed)]
+            assert torch.equal(sample.image, patches[seed % 2 * 3 + index])
+            assert (sample.target, sample.known, sample.index) == (data.target[index], data.known[index], index)
+            assert torch.equal(plain[Position(index, seed)].image, patches[index])
+        assert torch.equal(both[index].image, patches[index])
+    assert torch.equal(both.pooled(), pooled[:3])
+    with pytest.raises(IndexError, match="index: expected a number from 0 to 2, got 3"):
+        both[3]
+    assert json.loads((tmp_path / "s" / "features.json").read_text())["key"] == {"tower": "x"}

@@ -1,0 +1,151 @@
+"""Training from cached features: the same outcome, whatever interrupted their making."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tower_models import write_folder
+from training_toys import tiny_options, write_voc
+
+from pvlr.core.towers import load_towers
+from pvlr.data.batch import DataError
+from pvlr.data.sampling import Draw, derive_seed
+from pvlr.data.transforms import ImageTransform
+from pvlr.data.voc import read_voc
+from pvlr.train import train
+from pvlr.train.cli import command
+from pvlr.train.data_config import VOCData
+from pvlr.train.features import cache_features
+from pvlr.train.feed import transform_config
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tower")
+    write_folder(folder, "vit")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("voc")
+    write_voc(folder, train=10, test=4)
+    return folder
+
+
+PLAIN = {"data__flip": "false", "data__rand_augment": "false", "data__cutout": 0.0}
+CACHE = {"tower__features": "cache", "tower__feature_dtype": "float32"}
+
+
+def weights_of(voc: Path, tower: Path, run: Path, **options: object) -> dict[str, torch.Tensor]:
+    assert command(train, tiny_options(voc, tower, run, **options), data=VOCData) == 0
+    return load_file(run / "model.safetensors")
+
+
+def test_training_from_the_cache_is_training_without_it(
+    voc: Path, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    baselines = {"run__baselines": "true"}
+    without = weights_of(voc, tower, tmp_path / "without", **PLAIN, **baselines)
+    table = capsys.readouterr().out.split("method")[1].split("run folder")[0]
+    shared = {**PLAIN, **CACHE, **baselines, "tower__feature_folder": tmp_path / "features"}
+    cached = weights_of(voc, tower, tmp_path / "cached", **shared)
+    said = capsys.readouterr().out
+    assert said.count("computing the features of ") == 2
+    assert cached.keys() == without.keys()
+    for name, value in without.items():
+        torch.testing.assert_close(cached[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    # The methods' figures are the same to the digits shown; their seconds are not.
+    figures = [
+        [line.split()[:-1] for line in text.splitlines() if "." in line] for text in (table, said.split("method")[1])
+    ]
+    assert figures[0] == figures[1][: len(figures[0])]
+    again = weights_of(voc, tower, tmp_path / "again", **shared)
+    assert "computing" not in capsys.readouterr().out, "another run may share them"
+    assert all(torch.equal(again[name], value) for name, value in cached.items())
+
+
+def arguments(voc: Path, tower: Path) -> dict[str, Any]:
+    towers = load_towers(f"local-dir:{tower}")
+    return {
+        "data": read_voc(voc, train=True),
+        "tower": towers.image.eval(),
+        "fingerprint": towers.fingerprint,
+        "transform": transform_config(towers.preprocess, VOCData(cutout=0.5)),
+        "batch_size": 4,
+        "dtype": "float32",
+    }
+
+
+def test_views_are_functions_of_seed_view_and_index(voc: Path, tower: Path, tmp_path: Path) -> None:
+    given = arguments(voc, tower)
+    cached = cache_features(folder=tmp_path / "f", views=3, seed=5, **given)
+    for view in range(3):
+        transform = ImageTransform(given["transform"], train=view > 0)
+        for index in (0, 7, 9):
+            picture = given["data"].with_transform(transform)[Draw(index, derive_seed(5, view, index))].image
+            with torch.no_grad():
+                wanted = given["tower"](picture[None]).patches[0]
+            assert torch.allclose(cached[Draw(index, view)].image, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size_after", [4, 3])
+def test_an_interrupted_cache_goes_on_where_it_was(voc: Path, tower: Path, tmp_path: Path, size_after: int) -> None:
+    given = arguments(voc, tower)
+    whole = cache_features(folder=tmp_path / "whole", views=2, **given)
+
+    class Stop(Exception):
+        pass
+
+    def stopped(batches: Any) -> Any:
+        for number, batch in enumerate(batches):
+            if number == 2:
+                raise Stop
+            yield batch
+
+    for _ in range(2):
+        with pytest.raises(Stop):
+            cache_features(folder=tmp_path / "parts", views=2, watch=stopped, **given)
+    seen: list[int] = []
+
+    def watched(batches: Any) -> Any:
+        for batch in batches:
+            seen.extend(batch.index.tolist())
+            yield batch
+
+    parts = cache_features(folder=tmp_path / "parts", views=2, watch=watched, **(given | {"batch_size": size_after}))
+    assert 0 < len(seen) < 20, "what was there was not computed again"
+    for row in range(20):
+        for a, b in zip(parts.store.read(row), whole.store.read(row), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_features_of_something_else_are_computed_anew_with_a_message(
+    voc: Path, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(voc, tower)
+    cache_features(folder=tmp_path / "f", **given)
+    assert "0.00 GB" in capsys.readouterr().out
+    cache_features(folder=tmp_path / "f", **given)
+    assert capsys.readouterr().out == ""
+    for change in ({"fingerprint": "other"}, {"data": read_voc(voc, split="test", train=False)}, {"precision": "bf16"}):
+        cache_features(folder=tmp_path / "f", **(given | change))
+        assert "computed anew" in capsys.readouterr().out
+
+
+def test_a_picture_that_cannot_be_read_ends_it_by_name(voc: Path, tower: Path, tmp_path: Path) -> None:
+    write_voc(tmp_path, train=10, test=4)
+    given = arguments(tmp_path, tower)
+    given["data"].paths[6].write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"000006\.jpg: expected a picture"):
+        cache_features(folder=tmp_path / "f", **given)
+
+
+def test_a_tower_that_is_trained_has_no_cache(
+    voc: Path, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = tiny_options(voc, tower, tmp_path / "run", tower__features="cache", tower__train="all")
+    assert command(train, options, data=VOCData) == 2
+    assert "tower.features: 'cache' is for a frozen tower, but tower.train is 'all'" in capsys.readouterr().err
