@@ -38,8 +38,9 @@ class LabelledImages(Dataset[Sample]):
         target: ``n c``, 1 for labels that are present, else 0.
         known: ``n c``, False where nothing is known about a label; None: everything is known.
         note: What the summary says about how the labels were read.
-        transform: Takes the picture and a generator that is a function of (seed, epoch, index); None: pictures become
-            tensors from 0 to 1 of their own size.
+        transform: Takes the picture and a generator that is a function of (seed, epoch, index). If it says to which
+            ``side`` it resizes, JPEG files are decoded no larger than that needs. None: pictures become tensors from 0
+            to 1 of their own size.
 
     Raises:
         ShapeError: where ``target`` or ``known`` is not ``n c``.
@@ -140,11 +141,11 @@ class LabelledImages(Dataset[Sample]):
             index, seed = position, derive_seed(0, 0, position)
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
-        source = self.paths[index]
+        source, side = self.paths[index], getattr(self.transform, "side", None)
         if isinstance(source, Path):
-            picture = decode_rgb(source)
+            picture = decode_rgb(source, side=side)
         else:
-            picture = decode_rgb(source(), name=f"{self.name}: {self.identifiers[index]}")
+            picture = decode_rgb(source(), name=f"{self.name}: {self.identifiers[index]}", side=side)
         if self.transform is None:
             image = F.pil_to_tensor(picture).float() / 255
         else:

@@ -1,5 +1,6 @@
 """Decode pictures, whoever wrote them."""
 
+import contextlib
 import io
 import os
 import warnings
@@ -21,7 +22,7 @@ MAX_PIXELS = 100_000_000
 """Ceiling of width times height: such a picture takes 300 MB when decoded."""
 
 
-def decode_rgb(picture: Picture, *, name: str | None = None) -> Image.Image:
+def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = None) -> Image.Image:
     """Decode a picture to 8 bits a channel, upright.
 
     The first frame of an animation is taken, the orientation that a camera noted is applied, transparent parts are
@@ -31,6 +32,9 @@ def decode_rgb(picture: Picture, *, name: str | None = None) -> Image.Image:
         picture: A file in one of `FORMATS`, at most `MAX_PIXELS` large: its path, its bytes, or the file opened for
             reading bytes, which stays open. Or an image of Pillow, which is left as it is.
         name: What messages call it; None: its path, or "picture".
+        side: What it is going to be resized to. A JPEG file is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of
+            its size at which no side is shorter than this: the inverse cosine transform of a few coefficients instead
+            of all. None: at its own size.
 
     Returns:
         The picture in mode RGB.
@@ -56,10 +60,10 @@ def decode_rgb(picture: Picture, *, name: str | None = None) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if isinstance(picture, Image.Image):
-                return _decoded(picture, name)
+                return _decoded(picture.copy(), name, side)
             file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
             with Image.open(file, formats=FORMATS) as image:
-                return _decoded(image, name)
+                return _decoded(image, name, side)
     except DataError:
         raise
     except FileNotFoundError:
@@ -77,18 +81,21 @@ def decode_rgb(picture: Picture, *, name: str | None = None) -> Image.Image:
         raise DataError(f"{name}: expected a whole picture, but {str(err) or type(err).__name__}") from err
 
 
-def _decoded(image: Image.Image, name: str) -> Image.Image:
+def _decoded(image: Image.Image, name: str, side: int | None) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{name}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
+    if side is not None and image.format == "JPEG":
+        image.draft(None, (side, side))
     image.load()
     return _to_rgb(_upright(image))
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a corrupt EXIF block says nothing about orientation, and the pixels are there
-        return image
+    with contextlib.suppress(
+        Exception
+    ):  # a corrupt EXIF block says nothing about orientation, and the pixels are there
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -100,4 +107,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(ground, layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

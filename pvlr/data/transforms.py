@@ -100,6 +100,11 @@ class ImageTransform:
             bilinear = v2.InterpolationMode.BILINEAR
             self.augmentations.append(v2.RandAugment(interpolation=bilinear, fill=[GREY, GREY, GREY]))
 
+    @property
+    def side(self) -> int:
+        """Side of the square that pictures are resized to."""
+        return self.config.size
+
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Float[Tensor, "3 s s"]:
         """Transform one picture.
 
@@ -126,8 +131,9 @@ class ImageTransform:
         return self._normalise(pixels)
 
     def _normalise(self, pixels: UInt8[Tensor, "3 s s"]) -> Float[Tensor, "3 s s"]:
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.config.mean, self.config.std))
-        return (pixels.float() / 255 - mean) / std
+        # In place, on the scale from 0 to 255: one new tensor instead of four.
+        mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.config.mean, self.config.std))
+        return pixels.float().sub_(mean).div_(std)
 
     def __repr__(self) -> str:
         return f"ImageTransform(config={self.config!r}, train={self.train})"

@@ -75,7 +75,9 @@ def tag(
     device = next(run.model.parameters()).device
     found: list[list[tuple[str, float]]] = []
     for start in range(0, len(paths), batch_size):
-        images: list[Tensor] = [run.transform(decode_rgb(path)) for path in paths[start : start + batch_size]]
+        images: list[Tensor] = [
+            run.transform(decode_rgb(path, side=run.transform.side)) for path in paths[start : start + batch_size]
+        ]
         logits: Tensor = run.model(torch.stack(images).to(device)).logits
         rows = logits.float().sigmoid().tolist()
         found += [sorted(zip(run.labels, row, strict=True), key=lambda pair: -pair[1]) for row in rows]

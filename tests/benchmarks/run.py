@@ -1,26 +1,31 @@
-"""Benchmarks of the library: ``python tests/benchmarks/run.py [prompts] [blocks] [imports]``; without arguments, all.
+"""Benchmarks of the library: ``python tests/benchmarks/run.py [REPORT ...]``; all of them without arguments.
 
 They print tables, the ratio first, and judge nothing: two CPU threads, every row in a process of its own, the fastest
 repetition. Run them on a machine that does nothing else.
 """
 
 import argparse
+from pathlib import Path
 
 import blocks
 import imports
+import pictures
 import prompt_path
 
 REPORTS = {"prompts": prompt_path.report, "blocks": blocks.report, "imports": imports.report}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "reports", nargs="*", metavar="REPORT", help=f"which tables: {', '.join(REPORTS)} (default: all)"
-    )
-    chosen = parser.parse_args().reports or list(REPORTS)
+    parser.add_argument("reports", nargs="*", metavar="REPORT", help=f"which tables: {', '.join(REPORTS)}, pictures")
+    parser.add_argument("--photographs", type=Path, help="a folder of JPEG photographs, for the table 'pictures'")
+    given = parser.parse_args()
+    reports = dict(REPORTS)
+    if given.photographs is not None:
+        reports["pictures"] = lambda: pictures.report(given.photographs)
+    chosen = given.reports or list(reports)
     for name in chosen:
-        if name not in REPORTS:
-            parser.error(f"REPORT: expected one of {', '.join(REPORTS)}, got {name!r}")
+        if name not in reports:
+            parser.error(f"REPORT: expected one of {', '.join(reports)}, got {name!r} (pictures need --photographs)")
     for name in chosen:
-        for table in REPORTS[name]():
+        for table in reports[name]():
             print(table, flush=True)

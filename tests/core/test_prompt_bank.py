@@ -52,6 +52,8 @@ BANKS = [
     ({"templates": ("a photo.",)}, ValueError, "templates: expected exactly one {} for the label, got 'a photo.'"),
     ({"templates": ("{} {}",)}, ValueError, "templates: expected exactly one {} for the label, got '{} {}'"),
     ({"templates": ("a {c}.",)}, ValueError, "templates: expected exactly one {} for the label, got 'a {c}.'"),
+    ({"templates": ("{} {",)}, ValueError, "templates: expected exactly one {} for the label, got '{} {'"),
+    ({"templates": ("} {}",)}, ValueError, "templates: expected exactly one {} for the label, got '} {}'"),
     ({"templates": ("{{}}",)}, ValueError, "templates: expected exactly one {} for the label, got '{{}}'"),
     (
         {"templates": ()},
@@ -129,6 +131,25 @@ ENCODERS = [
 def test_encoders_that_are_refused(encode: object, kind: type, message: str) -> None:
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         encode_knowledge(PromptBank(ONE), encode)
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_batch_of_no_sentences_is_refused(batch: int) -> None:
+    with pytest.raises(ValueError, match=f"^batch: expected a whole number of at least 1, got {batch}$"):
+        encode_knowledge(PromptBank(ONE), encode_to(torch.ones(2, 4)), batch=batch)
+
+
+def test_an_encoder_sees_at_most_256_sentences_at_once_and_each_once() -> None:
+    seen: list[list[str]] = []
+
+    def encode(sentences: list[str]) -> torch.Tensor:
+        seen.append(sentences)
+        return torch.ones(len(sentences), 2)
+
+    bank = PromptBank(LabelSet(tuple(f"thing {number}" for number in range(300))))
+    assert encode_knowledge(bank, encode).shape == (300, 2)
+    assert [len(sentences) for sentences in seen] == [256, 44]
+    assert [sentence for part in seen for sentence in part] == [group[0] for group in bank.fixed()]
 
 
 @pytest.mark.usefixtures("unchecked")

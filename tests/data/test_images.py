@@ -158,3 +158,41 @@ def test_damaged_bytes_give_a_picture_or_a_data_error(
     except DataError as err:
         message = str(err)
     assert not message or message.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("side", "expected"),
+    [
+        (None, (1000, 601)),
+        (601, (1000, 601)),
+        (300, (500, 301)),
+        (224, (500, 301)),
+        (150, (250, 151)),
+        (75, (125, 76)),
+        (8, (125, 76)),
+    ],
+)
+def test_a_jpeg_is_decoded_no_larger_than_its_use_needs(
+    tmp_path: Path, side: int | None, expected: tuple[int, int]
+) -> None:
+    smooth = np.linspace(0, 255, 1000 * 601 * 3).reshape(601, 1000, 3).astype(np.uint8)
+    Image.fromarray(smooth).save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(smooth).save(tmp_path / "a.png")
+    found = decode_rgb(tmp_path / "a.jpg", side=side)
+    assert found.size == expected
+    assert decode_rgb(tmp_path / "a.png", side=side).size == (1000, 601), "other formats have no such coefficients"
+    small = [np.asarray(picture.resize((64, 64)), dtype=float) for picture in (found, Image.fromarray(smooth))]
+    assert np.abs(small[0] - small[1]).mean() < 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_scaled_decoding_keeps_colours_and_orientation(tmp_path: Path, mode: str) -> None:
+    picture = Image.new("RGB", (800, 400), (200, 40, 90))
+    picture.paste((10, 20, 240), (0, 0, 400, 400))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned by a quarter.
+    picture.convert(mode).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    whole, scaled = decode_rgb(tmp_path / "a.jpg"), decode_rgb(tmp_path / "a.jpg", side=100)
+    assert (whole.size, scaled.size) == ((400, 800), (100, 200))
+    both = [np.asarray(found.resize((20, 40)), dtype=float) for found in (whole, scaled)]
+    assert np.abs(both[0] - both[1]).mean() < 3
