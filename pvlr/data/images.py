@@ -60,10 +60,10 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if isinstance(picture, Image.Image):
-                return _decoded(picture.copy(), name, side)
+                return _decoded(picture, name, None, ours=False)
             file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
             with Image.open(file, formats=FORMATS) as image:
-                return _decoded(image, name, side)
+                return _decoded(image, name, side, ours=True)
     except DataError:
         raise
     except FileNotFoundError:
@@ -81,20 +81,22 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
         raise DataError(f"{name}: expected a whole picture, but {str(err) or type(err).__name__}") from err
 
 
-def _decoded(image: Image.Image, name: str, side: int | None) -> Image.Image:
+def _decoded(image: Image.Image, name: str, side: int | None, *, ours: bool) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{name}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
     if side is not None and image.format == "JPEG":
         image.draft(None, (side, side))
     image.load()
-    return _to_rgb(_upright(image))
+    return _to_rgb(_upright(image, ours))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, ours: bool) -> Image.Image:
     with contextlib.suppress(
         Exception
     ):  # a corrupt EXIF block says nothing about orientation, and the pixels are there
-        ImageOps.exif_transpose(image, in_place=True)
+        if not ours:
+            return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # Without a copy.
     return image
 
 
