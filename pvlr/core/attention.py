@@ -137,7 +137,6 @@ class LabelRelation(Block):
 
     def __init__(self, *, dim: int, heads: int = 8, norm: Literal["pre", "post"] = "pre") -> None:
         super().__init__(dim=dim, heads=heads, norm=norm)
-        require_heads(dim, heads)
         require_choice("norm", norm, NORMS)
         self.dim, self.norm_first = dim, norm == "pre"
         self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=self.norm_first)

@@ -154,7 +154,7 @@ def load_label_vectors(path: str | Path, labels: LabelSet) -> Float[Tensor, "c k
     except Exception as err:  # numpy, zipfile and zlib each have their own for a damaged file.
         raise LabelError(f"{path}: expected a readable .npz file of label vectors, {err}") from None
     if len(held) != 2:
-        found = ", ".join(map(repr, held)) or "neither"
+        found = next(map(repr, held), "neither")
         raise LabelError(f"{path}: expected the arrays 'names' and 'vectors', got {found}")
     names, vectors = held["names"], held["vectors"]
     if names.ndim != 1 or names.dtype.kind != "U":

@@ -176,6 +176,12 @@ REFUSED = [
     ({}, (None, X(3, 8)), ValueError, "knowledge: expected vectors '... c d' in mode 'gate', got None"),
     ({}, (X(3, 8), None), ValueError, "context: expected vectors '... c d' in mode 'gate', got None"),
     (
+        {"mode": "knowledge"},
+        (None, X(3, 8)),
+        ValueError,
+        "knowledge: expected vectors '... c d' in mode 'knowledge', got None",
+    ),
+    (
         {"mode": "context"},
         (X(3, 8), None),
         ValueError,
