@@ -83,6 +83,17 @@ def test_law_2_fixed_knowledge_fuses_with_the_context_of_every_image_as_if_alone
             assert_close(swapped[b], block(context[b], knowledge, of_image, known), **EXACT)
 
 
+@pytest.mark.parametrize("mode", ["gate", "sum"])
+def test_a_leading_axis_of_one_is_as_good_as_none(mode: str) -> None:
+    draw, s = Draw(0), Sizes(b=3, c=5, n=1, h=2, e=4, t=1, m=1, w=1, k=1)
+    block = perturb(FusionBlock(dim=8, heads=2, mode=mode).double(), draw)
+    knowledge, context, known, seen = draw.normal(5, 8), draw.normal(3, 5, 8), relation(draw, s), relation(draw, s, 3)
+    wide = RelationMap(known.query[None], known.key[None])
+    wanted = block(knowledge, context, known, seen)
+    assert_close(block(knowledge[None], context, wide, seen), wanted, **EXACT)
+    assert_close(block(context, knowledge[None], seen, wide), block(context, knowledge, seen, known), **EXACT)
+
+
 @given(sizes(), draws())
 def test_law_6_before_the_first_step_it_is_the_mean_of_both_inputs(s: Sizes, draw: Draw) -> None:
     block = FusionBlock(dim=s.d, heads=s.h).double()
@@ -195,6 +206,12 @@ REFUSED = [
         (X(2, 3, 8), X(4, 3, 8)),
         ShapeError,
         "context: expected leading axes that broadcast against knowledge's, got (4, 3, 8) against (2, 3, 8)",
+    ),
+    (
+        {},
+        (X(2, 1, 3, 8), X(4, 5, 3, 8)),
+        ShapeError,
+        "context: expected leading axes that broadcast against knowledge's, got (4, 5, 3, 8) against (2, 1, 3, 8)",
     ),
     ({}, (X(3, 8), X(3, 8), MAP), ValueError, "context_map: expected both maps or neither, got only the other one"),
     (

@@ -218,6 +218,21 @@ REFUSED = [
         "embeddings: expected axes 'm w' with m=4, got shape (3, 6)",
     ),
     (
+        lambda: prompter().start_from(X(4, 7)),
+        ShapeError,
+        "embeddings: expected axes 'm w' with w=6, got shape (4, 7)",
+    ),
+    (
+        lambda: prompter().start_from(X(4, 6).long()),
+        ShapeError,
+        "embeddings: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        lambda: prompter().encode(TOWER, PROMPTS._replace(end=PROMPTS.end[:2])),
+        ShapeError,
+        "prompts.end: expected axes 'c' with c=3, got shape (2,)",
+    ),
+    (
         lambda: prompter(tokens=3).encode(TOWER, PROMPTS),
         ValueError,
         "prompts: expected 3 positions for the context, got 4",
