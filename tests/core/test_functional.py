@@ -339,6 +339,11 @@ def test_everything_compiles_into_one_graph() -> None:
 
 X = torch.zeros
 REFUSED = [
+    (
+        lambda: lib.attend(X(2, 3, 4), X(7, 2, 5, 4), X(3, 2, 5, 4)),
+        ShapeError,
+        "query, key, value: expected leading axes that broadcast, got () and (7,) and (3,)",
+    ),
     (lambda: lib.split_heads(X(3, 4), 0), ValueError, "heads: expected a whole number of at least 1, got 0"),
     (lambda: lib.cosine_scores(X(3, 4), X(5, 4)), ShapeError, "image: expected axes 'b n d', got shape (3, 4)"),
     (
