@@ -1,20 +1,24 @@
-# Two commands for a fresh clone: `make quickstart` and `make test`. `make check` is what CI adds to them.
+# Two commands for a fresh clone: `make quickstart` and `make test`. CI adds `make check` and `make mutants`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test check mutants clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python examples/train_voc.py --config examples/configs/quickstart.yaml
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# A sample of what CONTRIBUTING.md's full run does: breaks the code and sees the tests fail.
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutation/run.py --sample 30
 
 # Each stamp stands for one extra, installed with the versions of constraints.txt.
 $(VENV)/.train $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
