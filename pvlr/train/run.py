@@ -51,7 +51,7 @@ from pvlr.train.feed import Feed, SplitFeed, transform_config
 from pvlr.train.loop import fit
 from pvlr.train.monitor import Monitor, results_table, say, scan_progress
 from pvlr.train.optim import build_optimizer
-from pvlr.train.record import environment, write_config, write_record
+from pvlr.train.record import started, write_config, write_record
 from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import StopRequest
 
@@ -162,7 +162,8 @@ def train(
     for name, content in {**sources, **encoded_vectors(built)}.items():
         write_atomically(folder / name, content)
     write_config(folder, sections)
-    record = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, **environment()}
+    record = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, "data": feed.summaries}
+    record |= started(folder, step=state.step)
     write_record(folder, record)
     monitor = Monitor(folder, step=state.step, tensorboard=run.tensorboard)
     with StopRequest() as stop:
@@ -194,7 +195,8 @@ def train(
             save(folder, built, tower=tower, fingerprint=towers.fingerprint, preprocess=towers.preprocess)
         baselines = _baselines(built, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
     results = Results(report=report, baselines=baselines, folder=folder, seconds=state.seconds)
-    write_record(folder, {**record, "status": "finished", "steps": state.step, "results": _told(results)})
+    finished = {"steps": state.step, "seconds": state.seconds, "results": _told(results)}
+    write_record(folder, {**record, "status": "finished", **finished})
     _show(results, run)
     return results
 

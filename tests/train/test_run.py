@@ -58,6 +58,9 @@ def test_a_run_leaves_its_configuration_metrics_record_and_model(finished: Path)
     assert record["steps"] == 12
     assert record["config"]["loop"]["epochs"] == 2
     assert record["versions"]["torch"] == torch.__version__
+    assert record["from_step"] == 0
+    assert record["seconds"] > 0
+    assert [line.split(": ")[1].split(", ")[0] for line in record["data"]] == ["24 images", "6 images"]
     assert {"PVLR", "linear probe", "zero-shot CLIP"} == set(record["results"])
     assert all(0 <= found["mAP"] <= 1 for found in record["results"].values())
     assert [row["step"] for row in rows_of(finished) if row["kind"] == "train"] == list(range(1, 13))
