@@ -7,11 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from pvlr.core.pretrained import PretrainedError
 from pvlr.core.towers import TowerError
 from pvlr.data.batch import DataError
 from pvlr.train.config import ConfigError
-from pvlr.train.export import ExportError
-from pvlr.train.predict import load_run, tag
+from pvlr.train.predict import Tagger
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -29,20 +29,20 @@ def main(args: Sequence[str] | None = None) -> int:
         parser.error(f"--top: expected a number of at least 1, got {given.top}")
 
     try:
-        run = load_run(given.run, device=given.device)
-    except (ConfigError, ExportError, TowerError) as err:
+        tagger = Tagger.from_pretrained(given.run, device=given.device)
+    except (ConfigError, PretrainedError, TowerError) as err:
         print(f"error: {err}", file=sys.stderr)
         return 2
     unreadable = 0
     for picture in given.pictures:
         try:
-            ranked = tag(run, [picture])[0]
+            ranked = tagger.tag(picture, threshold=0.0)
         except DataError as err:
             print(f"unreadable: {err}", file=sys.stderr)
             unreadable += 1
             continue
-        chosen = ranked[: given.top] if given.top else [pair for pair in ranked if pair[1] >= given.threshold]
-        said = ", ".join(f"{run.labels.readable[name]} {probability:.3f}" for name, probability in chosen)
+        chosen = ranked[: given.top] if given.top else [tag for tag in ranked if tag.probability >= given.threshold]
+        said = ", ".join(f"{tagger.labels.readable[tag.name]} {tag.probability:.3f}" for tag in chosen)
         print(f"{picture}: {said or f'no label of at least {given.threshold:g}'}")
     return 1 if unreadable else 0
 

@@ -5,6 +5,7 @@ is made of is loaded with the tower.
 """
 
 from pvlr.core.attention import DualModalAttention, DualModalOutput, LabelRelation, RelationMap
+from pvlr.core.decision import Decision
 from pvlr.core.functional import (
     attend,
     attention_map,
@@ -19,6 +20,7 @@ from pvlr.core.functional import (
 )
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
+from pvlr.core.hub import PretrainedError
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.losses import asymmetric_loss, binary_cross_entropy
 from pvlr.core.metrics import (
@@ -31,14 +33,17 @@ from pvlr.core.metrics import (
     top_k,
 )
 from pvlr.core.model import PVLR, PVLRConfig, PVLROutput
+from pvlr.core.model_card import ModelCard
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageFeatures, ImageTower, PromptTokens, TextTower
 from pvlr.core.shapes import ShapeError, expect
-from pvlr.core.towers import TowerError, Towers, load_towers
+from pvlr.core.tags import Tag
+from pvlr.core.towers import TowerError, Towers, TowerSpec, build_towers, load_towers
 
 __all__ = [
     "PVLR",
     "ContextPrompter",
+    "Decision",
     "DualModalAttention",
     "DualModalOutput",
     "FusionBlock",
@@ -48,23 +53,28 @@ __all__ = [
     "LabelError",
     "LabelRelation",
     "LabelSet",
+    "ModelCard",
     "MultiLabelReport",
     "PVLRConfig",
     "PVLROutput",
     "PrecisionRecall",
+    "PretrainedError",
     "PromptBank",
     "PromptTokens",
     "RelationMap",
     "ShapeError",
     "SimilarityHead",
+    "Tag",
     "TextTower",
     "TowerError",
+    "TowerSpec",
     "Towers",
     "asymmetric_loss",
     "attend",
     "attention_map",
     "average_precision",
     "binary_cross_entropy",
+    "build_towers",
     "cosine_scores",
     "encode_knowledge",
     "expect",

@@ -5,62 +5,33 @@ The abstract of arXiv 2401.17881 fixes the parts; what it leaves open is a field
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pvlr.core.attention import DualModalAttention, RelationMap
+from pvlr.core.attention import DualModalAttention
+from pvlr.core.decision import Decision
 from pvlr.core.functional import prior_bias
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
 from pvlr.core.labels import LabelSet
+from pvlr.core.model_card import ModelCard
 from pvlr.core.model_config import PVLRConfig, read_descriptions
+from pvlr.core.model_output import Kept, LabelSide, PVLROutput
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
 from pvlr.core.sentence_encoders import HeldEncoder, SentenceEncoder, find_encoder
 from pvlr.core.shapes import expect
+from pvlr.core.tags import Tag, choose_tags, evidence
+from pvlr.core.towers import TowerOrigin, Towers
 
 __all__ = ["PVLR", "PVLRConfig", "PVLROutput", "read_descriptions"]
 
 FROZEN = ("text.", "image.")
-
-
-class PVLROutput(NamedTuple):
-    """What a forward pass yields.
-
-    Attributes:
-        logits: `b c`, float32; their sigmoid are the probabilities.
-        labels: context-aware label vectors, `b c d`.
-        patches: semantic-related patch vectors, `b n d`.
-        label_maps: per layer where the labels looked, `b h c n`; empty unless asked for.
-        patch_maps: per layer where the patches looked, `b h n c`; empty unless asked for.
-    """
-
-    logits: Float[Tensor, "b c"]
-    labels: Float[Tensor, "b c d"]
-    patches: Float[Tensor, "b n d"]
-    label_maps: tuple[Tensor, ...]
-    patch_maps: tuple[Tensor, ...]
-
-
-class LabelSide(NamedTuple):
-    """The part of the label vectors that no image changes."""
-
-    knowledge: Tensor | None
-    knowledge_map: RelationMap | None
-    soft: Tensor | None
-    fused: Tensor | None
-
-
-class _Kept(NamedTuple):
-    """A label side, and all it was computed from."""
-
-    state: tuple[Any, ...]
-    sources: tuple[Tensor, ...]
-    side: LabelSide
 
 
 class PVLR(nn.Module):
@@ -158,7 +129,85 @@ class PVLR(nn.Module):
             aggregation=config.aggregation,
             temperature=config.aggregation_temperature,
         )
-        self._kept: _Kept | None = None
+        self._kept: Kept | None = None
+        self.decision, self.card = Decision(), ModelCard()
+        self.origin: TowerOrigin | None = None
+
+    @classmethod
+    def from_towers(
+        cls, config: PVLRConfig, labels: LabelSet, towers: Towers, *, encoder: SentenceEncoder | None = None
+    ) -> "PVLR":
+        """A new model, untrained, that knows where its towers came from, and so can be saved.
+
+        Args:
+            config: The choices.
+            labels: What to recognise.
+            towers: Both towers of one model.
+            encoder: As for the constructor.
+        """
+        scale, bias = towers.logit_scale, towers.logit_bias
+        model = cls(config, labels, towers.text, towers.image, logit_scale=scale, logit_bias=bias, encoder=encoder)
+        model.origin = towers.origin
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        encoder: SentenceEncoder | None = None,
+        revision: str | None = None,
+        cache_dir: str | None = None,
+    ) -> "PVLR":
+        """A trained model, in evaluation mode and on the CPU; see :func:`~pvlr.core.pretrained.load_pretrained`.
+
+        Args:
+            source: A folder (of a finished run, or written by :meth:`save_pretrained`), or a model of the Hugging
+                Face Hub as ``hf-hub:ORGANISATION/REPOSITORY``.
+            encoder: The function from sentences to vectors that it was trained with, if it was with one.
+            revision: Branch, tag or commit on the Hub.
+            cache_dir: Folder for what is downloaded; None for the usual cache.
+
+        Raises:
+            PretrainedError: naming the file that is missing, damaged or foreign, or why nothing could be fetched.
+            TowerError: where the towers cannot be loaded.
+        """
+        from pvlr.core.pretrained import load_pretrained
+
+        return load_pretrained(source, encoder=encoder, revision=revision, cache_dir=cache_dir)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, include_towers: bool = False) -> None:
+        """Write all that :meth:`from_pretrained` needs; see :func:`~pvlr.core.pretrained.save_pretrained`.
+
+        Args:
+            folder: Where to; made where it is absent.
+            include_towers: Whether to write the frozen towers too, instead of their name and the hash of their weights.
+
+        Raises:
+            PretrainedError: where the model was not made :meth:`from_towers`, or a file it is made of is gone.
+            TowerError: where towers cannot be included.
+        """
+        from pvlr.core.pretrained import save_pretrained
+
+        save_pretrained(self, folder, include_towers=include_towers)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, include_towers: bool = False) -> str:
+        """Publish on the Hugging Face Hub; see :func:`~pvlr.core.hub.push_to_hub`.
+
+        Args:
+            repository: ``ORGANISATION/REPOSITORY``; made where it is absent.
+            private: Whether a new one is private.
+            include_towers: As for :meth:`save_pretrained`.
+
+        Returns:
+            The address of what was published.
+
+        Raises:
+            PretrainedError: where it cannot be published, or nobody else could load its towers.
+        """
+        from pvlr.core.hub import push_to_hub
+
+        return push_to_hub(self, repository, private=private, include_towers=include_towers)
 
     knowledge_vectors: Tensor
     prompt_ids: Tensor
@@ -189,11 +238,14 @@ class PVLR(nn.Module):
         self.register_buffer("prompt_ends", prompts.end.to(like.device), persistent=False)
         self._prompt_start, self._prompt_used = prompts.start, prompts.used
 
-    def with_labels(self, labels: LabelSet) -> "PVLR":
+    def with_labels(self, labels: LabelSet | Sequence[str]) -> "PVLR":
         """The same model for other labels: all modules are shared, only the texts are new.
 
         What is done to one of the two is done to both, except that moving one to another device or dtype leaves the
-        texts of the other behind: move first.
+        texts of the other behind: move first. Labels that had a threshold keep it, new ones take the median.
+
+        Args:
+            labels: The labels, or their names.
 
         Raises:
             ValueError: if every label has a context of its own.
@@ -208,7 +260,11 @@ class PVLR(nn.Module):
         # By name: the towers need not be modules, and the encoder is none.
         for name in ("text", "image", "knowledge", "context", "fusion", "attention", "head", "_encoder"):
             setattr(other, name, getattr(self, name))
-        other._set_labels(labels, like=self.knowledge_vectors)
+        other._set_labels(
+            labels if isinstance(labels, LabelSet) else LabelSet(_names(labels)), like=self.knowledge_vectors
+        )
+        other.decision, other.origin = self.decision, self.origin
+        other.card = self.card if other.labels == self.labels else self.card.for_other_labels()
         return other
 
     def forward(self, images: Float[Tensor, "b 3 s s"], maps: bool = False) -> PVLROutput:
@@ -241,6 +297,49 @@ class PVLR(nn.Module):
         expect("patches", patches, "b n d", dtype="float", d=self.text.dim)
         attended = self.attention(self.label_vectors(patches) if labels is None else labels, patches, maps=maps)
         return PVLROutput(self.head(attended.patches, attended.labels), *attended)
+
+    def tag(self, image: Float[Tensor, "3 s s"], *, threshold: float | None = None) -> list[Tag]:
+        """Say what is in a picture.
+
+        The core reads no pictures: :class:`~pvlr.train.predict.Tagger` does the same for files, PIL images and arrays.
+
+        Args:
+            image: One image as :meth:`forward` takes a batch of them.
+            threshold: Least probability of any label; None: each label's own.
+
+        Returns:
+            The labels it has, most probable first, with where each looked.
+
+        Raises:
+            ShapeError: where it is no such image.
+
+        Example:
+            >>> from pvlr.core.towers import load_towers
+            >>> towers = load_towers("pvlr:scenes-clip")
+            >>> model = PVLR.from_towers(PVLRConfig(), LabelSet(("star", "red circle")), towers).eval()
+            >>> [(tag.name, tag.attention.shape) for tag in model.tag(torch.zeros(3, 128, 128), threshold=0.0)]
+            [('star', torch.Size([8, 8])), ('red circle', torch.Size([8, 8]))]
+        """
+        expect("image", image, "rgb height width", dtype="float")
+        return self.tag_batch(image.unsqueeze(0), threshold=threshold)[0]
+
+    @torch.no_grad()
+    def tag_batch(
+        self, images: Float[Tensor, "b 3 s s"], *, threshold: float | None = None, attention: bool = True
+    ) -> list[list[Tag]]:
+        """Say what is in each of some pictures; as :meth:`tag`, with ``attention`` for whether to tell where.
+
+        Raises:
+            ShapeError: where they are no such images.
+        """
+        output = self(images.to(self.knowledge_vectors.device), maps=attention)
+        where = evidence(output.label_maps, output.labels, output.patches).cpu() if attention else None
+        least = self.decision.for_labels(self.labels) if threshold is None else (threshold,) * len(self.labels)
+        rows = self.decision.probabilities(output.logits).cpu()
+        return [
+            choose_tags(self.labels, row, least, None if where is None else where[index])
+            for index, row in enumerate(rows)
+        ]
 
     def label_vectors(self, patches: Tensor | None = None) -> Tensor:
         """The fused label vectors `T`: `c d`, or `b c d` where the context is conditioned on `patches`.
@@ -276,7 +375,7 @@ class PVLR(nn.Module):
         autocast = torch.get_autocast_dtype(device) if autocasts else None
         state = (autocast, *((source.data_ptr(), source.dtype, source._version) for source in sources))
         if self._kept is None or self._kept.state != state:
-            self._kept = _Kept(state, tuple(source.detach() for source in sources), self._compute_label_side())
+            self._kept = Kept(state, tuple(source.detach() for source in sources), self._compute_label_side())
         return self._kept.side
 
     def _compute_label_side(self) -> LabelSide:
@@ -337,3 +436,8 @@ class PVLR(nn.Module):
                     f"state: parameter {name!r} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}"
                 )
         self.load_state_dict(dict(state), strict=False)
+
+
+def _names(labels: Sequence[str]) -> tuple[str, ...]:
+    # A single text is refused by the label set itself, not taken apart here.
+    return cast(tuple[str, ...], labels) if isinstance(labels, str) else tuple(labels)

@@ -208,7 +208,7 @@ def read_weights(model: nn.Module, source: TowerSource, cache_dir: str | None) -
 
 
 def make_tokenizer(source: TowerSource, cache_dir: str | None) -> Any:
-    """Build the tokenizer that goes with a tower.
+    """Build the tokenizer that goes with a tower; code that comes with one is never run.
 
     Raises:
         TowerError: in three lines where it has to be fetched and cannot be; naming the package it needs where that is
@@ -223,7 +223,9 @@ def make_tokenizer(source: TowerSource, cache_dir: str | None) -> Any:
     try:
         if hub and not source.tokenizer_name.startswith(FOLDER_PREFIX) and not Path(hub).is_dir():
             _require_reachable(hub, ("tokenizer_config.json",), cache_dir)
-        return open_clip.get_tokenizer(source.tokenizer_name, cache_dir=cache_dir)
+        # Said in so many words, because a tower's own configuration may ask for the opposite.
+        rest = {"trust_remote_code": False} if hub else {}
+        return open_clip.get_tokenizer(source.tokenizer_name, cache_dir=cache_dir, **rest)
     except ImportError as err:
         raise TowerError(_lacking(wanted, err.name or str(err))) from err
     except Exception as err:

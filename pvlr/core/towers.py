@@ -3,18 +3,52 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from pvlr.core.files import write_atomically
 from pvlr.core.image_tower import OpenClipImageTower
 from pvlr.core.text_tower import OpenClipTextTower
-from pvlr.core.tower_files import TowerError, find_source, make_tokenizer, read_weights
+from pvlr.core.tower_files import (
+    CONFIG_NAME,
+    WEIGHT_NAMES,
+    TowerError,
+    find_source,
+    make_tokenizer,
+    read_weights,
+)
+from pvlr.core.tower_spec import TowerSpec
 
-__all__ = ["TowerError", "Towers", "load_towers", "weights_fingerprint"]
+__all__ = [
+    "TowerError",
+    "TowerOrigin",
+    "TowerSpec",
+    "Towers",
+    "build_towers",
+    "load_towers",
+    "save_towers",
+    "weights_fingerprint",
+]
+
+
+class TowerOrigin(NamedTuple):
+    """Where a model's towers came from, and what goes with them.
+
+    Attributes:
+        spec: What they were asked for by.
+        fingerprint: Of their weights as loaded.
+        preprocess: What images must go through.
+    """
+
+    spec: TowerSpec
+    fingerprint: str
+    preprocess: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +56,7 @@ class Towers:
     """Both towers of one model.
 
     Attributes:
-        name: The name they were asked for by.
+        spec: What they were asked for by.
         text: The text tower, frozen.
         image: The image tower, frozen until told otherwise.
         preprocess: What images must go through: ``mean`` and ``std`` (three floats in [0, 1] each), ``size`` (pixels)
@@ -32,13 +66,18 @@ class Towers:
         fingerprint: sha256 over all weights as loaded (before any change of the image size) and the activation.
     """
 
-    name: str
+    spec: TowerSpec
     text: OpenClipTextTower
     image: OpenClipImageTower
     preprocess: dict[str, Any]
     logit_scale: float
     logit_bias: float
     fingerprint: str
+
+    @property
+    def origin(self) -> TowerOrigin:
+        """Where they came from."""
+        return TowerOrigin(self.spec, self.fingerprint, self.preprocess)
 
 
 def load_towers(
@@ -78,6 +117,13 @@ def load_towers(
     _refuse_unsupported(source.name, source.config)
     tokenizer = make_tokenizer(source, cache_dir)
     model = _build(source.name, source.config)
+    spec = TowerSpec(
+        name=name,
+        weights=None if weights is None else str(weights),
+        image_size=image_size,
+        patch_features=patch_features,
+        cache_dir=cache_dir,
+    )
     text, image = OpenClipTextTower(model, tokenizer), OpenClipImageTower(model.visual, patch_features=patch_features)
     if image_size is not None:
         image.check_image_size(image_size)
@@ -88,7 +134,7 @@ def load_towers(
     if image_size is not None:
         image.set_image_size(image_size)
     return Towers(
-        name=name,
+        spec=spec,
         text=text,
         image=image,
         preprocess=_preprocess(source.preprocess, image.image_size),
@@ -96,6 +142,68 @@ def load_towers(
         logit_bias=0.0 if model.logit_bias is None else float(model.logit_bias.detach()),
         fingerprint=fingerprint,
     )
+
+
+def build_towers(spec: TowerSpec) -> Towers:
+    """Load the towers of a description, and thaw what is to be trained.
+
+    Raises:
+        TowerError: where an open_clip model is named without weights: random ones are asked for, not left over; see
+            :func:`load_towers` for the rest.
+
+    Example:
+        >>> build_towers(TowerSpec(name="pvlr:scenes-clip", train=1)).image.trainable
+        1
+    """
+    spec.require_weights()
+    with _drawn(spec):
+        towers = load_towers(
+            spec.name,
+            weights=None if spec.is_random else spec.weights,
+            image_size=spec.image_size,
+            patch_features=spec.patch_features,
+            cache_dir=spec.cache_dir,
+        )
+    towers.image.set_trainable(spec.train)
+    return replace(towers, spec=spec)
+
+
+def save_towers(spec: TowerSpec, folder: Path) -> None:
+    """Write both towers as they come, before any training, as files that ``local-dir:FOLDER`` names.
+
+    Args:
+        spec: What they are loaded from.
+        folder: Where to; made where it is absent.
+
+    Raises:
+        TowerError: where they cannot be loaded; where their tokenizer is not open_clip's, and so not in such files.
+    """
+    from safetensors.torch import save as to_bytes
+
+    source = find_source(spec.name, None if spec.is_random else spec.weights, spec.cache_dir)
+    tokenizer = source.config["text_cfg"].get("hf_tokenizer_name")
+    if tokenizer:
+        raise TowerError(f"name: the towers of '{spec.name}' cannot be included, for their tokenizer is '{tokenizer}'")
+    with _drawn(spec):
+        model = _build(source.name, source.config)
+        read_weights(model, source, spec.cache_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {
+        name: source.preprocess[name] for name in ("mean", "std", "interpolation") if name in source.preprocess
+    }
+    told = {"model_cfg": source.config, "preprocess_cfg": preprocess}
+    weights = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
+    write_atomically(folder / WEIGHT_NAMES[0], to_bytes(weights))
+    write_atomically(folder / CONFIG_NAME, f"{json.dumps(told, indent=1)}\n".encode())
+
+
+@contextmanager
+def _drawn(spec: TowerSpec) -> Iterator[None]:
+    """Random weights are the same each time, or no such run could go on or be loaded."""
+    with torch.random.fork_rng(devices=[], enabled=spec.is_random):
+        if spec.is_random:
+            torch.manual_seed(0)
+        yield
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor], *, activation: str = "") -> str:

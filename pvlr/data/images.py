@@ -7,14 +7,19 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from pvlr.data.batch import DataError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Picture", "decode_rgb"]
+__all__ = ["FORMATS", "MAX_PIXELS", "Picture", "Pixels", "decode_rgb", "picture_of"]
 
 Picture = str | os.PathLike[str] | bytes | io.BytesIO | io.BufferedReader | Image.Image
 """What is decoded: a file's path, its bytes, the open file, or an image of Pillow."""
+
+Pixels = np.ndarray | Tensor
+"""A picture that somebody else has decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Formats that are read; each further decoder would be further code facing unknown bytes."""
@@ -79,6 +84,45 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
     except Exception as err:
         # Broken bytes surface from Pillow's readers as SyntaxError, struct.error, IndexError and others.
         raise DataError(f"{name}: expected a whole picture, but {str(err) or type(err).__name__}") from err
+
+
+def picture_of(pixels: Pixels) -> Image.Image:
+    """The picture of an array or a tensor.
+
+    Args:
+        pixels: Array ``h w 3`` or ``h w``, or tensor ``3 h w``, ``1 h w`` or ``h w``: 8-bit levels, or floats from 0 to
+            1. It is no image that a tower's transform has normalised.
+
+    Returns:
+        The picture in mode RGB.
+
+    Raises:
+        DataError: where it is of another shape, type or range.
+
+    Example:
+        >>> picture_of(np.full((2, 4, 3), 128, dtype=np.uint8)).size
+        (4, 2)
+        >>> picture_of(torch.ones(3, 2, 4)).getpixel((0, 0))
+        (255, 255, 255)
+    """
+    levels = pixels.detach().cpu() if isinstance(pixels, Tensor) else torch.from_numpy(np.ascontiguousarray(pixels))
+    found = f"{levels.dtype} {tuple(levels.shape)}".removeprefix("torch.")
+    if isinstance(pixels, np.ndarray) and levels.dim() == 3:
+        levels = levels.permute(2, 0, 1)
+    if levels.dim() == 2:
+        levels = levels.unsqueeze(0)
+    if levels.dim() != 3 or levels.shape[0] not in (1, 3) or levels.numel() == 0:
+        kind = "an array h w 3 or h w" if isinstance(pixels, np.ndarray) else "a tensor 3 h w or h w"
+        raise DataError(f"picture: expected {kind}, got {found}")
+    if levels.is_floating_point():
+        # Written so that NaN is refused.
+        if not bool(((levels >= 0) & (levels <= 1)).all()):
+            least, most = levels.min().item(), levels.max().item()
+            raise DataError(f"picture: expected floats from 0 to 1, got {least:g} to {most:g}")
+        levels = (levels.float() * 255).round().to(torch.uint8)
+    if levels.dtype != torch.uint8:
+        raise DataError(f"picture: expected 8-bit levels or floats from 0 to 1, got {found}")
+    return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
 def _decoded(image: Image.Image, name: str, side: int | None, *, ours: bool) -> Image.Image:

@@ -10,7 +10,7 @@ from pvlr.train.config import (
     TowerConfig,
 )
 from pvlr.train.data_config import DataConfig, VOCData
-from pvlr.train.predict import TrainedRun, load_run, tag
+from pvlr.train.predict import Tag, Tagger
 from pvlr.train.run import Results, train
 
 __all__ = [
@@ -22,10 +22,9 @@ __all__ = [
     "Results",
     "RunConfig",
     "ScheduleConfig",
+    "Tag",
+    "Tagger",
     "TowerConfig",
-    "TrainedRun",
     "VOCData",
-    "load_run",
-    "tag",
     "train",
 ]

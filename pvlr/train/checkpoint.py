@@ -2,34 +2,21 @@
 
 import hashlib
 import logging
-import os
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
-__all__ = ["CheckpointError", "Checkpoints", "write_atomically"]
+from pvlr.core.files import write_atomically
+
+__all__ = ["CheckpointError", "Checkpoints"]
 
 LOG = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used."""
-
-
-def write_atomically(path: Path, content: bytes | Callable[[IO[bytes]], object]) -> str:
-    """Write a file so that at any moment, even if the power fails, ``path`` is the old file or the new one, whole.
-
-    Args:
-        path: The file; its folder exists.
-        content: Bytes, or a function that writes them to a binary file.
-
-    Returns:
-        sha256 of the file, 64 hexadecimal digits.
-    """
-    return _write(path, content, before=None)
 
 
 class Checkpoints:
@@ -40,6 +27,7 @@ class Checkpoints:
         keep: How many of the newest sound ones are kept, at least 1.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     checkpoints = Checkpoints(Path(folder))
         ...     _ = checkpoints.save({"weight": torch.ones(1)}, step=3)
@@ -68,7 +56,7 @@ class Checkpoints:
         def beside(digest: str) -> None:
             write_atomically(_digest_path(path), f"{digest}  {path.name}\n".encode())
 
-        _write(path, lambda file: torch.save(dict(state), file), before=beside)
+        write_atomically(path, lambda file: torch.save(dict(state), file), before=beside)
         sound = 0
         for found in reversed(self.paths()):
             if found == path or (sound < self.keep and _defect(found) is None):
@@ -116,31 +104,3 @@ def _defect(path: Path) -> str | None:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return None if beside.read_text(errors="replace").split()[:1] == [digest] else "its sha256 is another"
-
-
-def _write(path: Path, content: bytes | Callable[[IO[bytes]], object], before: Callable[[str], None] | None) -> str:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    partial = Path(name)
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                content(file)
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        partial.chmod(0o644)
-        if before is not None:
-            before(digest)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return digest

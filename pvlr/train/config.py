@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.core.tower_spec import TowerSpec
 
 __all__ = [
     "ConfigError",
@@ -62,20 +63,11 @@ def section(name: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerConfig:
-    """Which pre-trained towers are built upon.
+class TowerConfig(TowerSpec):
+    """Which pre-trained towers are built upon, and how they are trained.
 
     Args:
-        name: An open_clip model name, ``hf-hub:ORGANISATION/REPOSITORY``, ``local-dir:FOLDER`` or
-            ``pvlr:scenes-clip``, which comes with pvlr.
-        weights: For an open_clip model name, and required with it: a tag such as ``openai``, a local file, or
-            ``random`` (untrained weights, the same each time, for tests and measurements). The other names bring their
-            own: null.
-        image_size: Side of the images in pixels, a multiple of the patch size; null for the tower's own.
-        patch_features: ``value`` (the last block's value path, aligned with text) or ``final`` (its output).
-        train: What of the image tower is trained: ``frozen``, ``all`` or a number, the last blocks.
         lr_factor: Learning rate of the trained part of the image tower, as a multiple of ``optimizer.lr``, above 0.
-        cache_dir: Folder for what is downloaded; null for the usual cache.
         features: ``compute`` (the tower sees every picture at every epoch) or ``cache`` (a frozen tower sees it once;
             its patch vectors are kept on the disk).
         feature_views: Views of each training picture that are kept: 1, without augmentation, or more, of which all but
@@ -85,13 +77,7 @@ class TowerConfig:
             folder.
     """
 
-    name: str = "ViT-B-16-quickgelu"
-    weights: str | None = None
-    image_size: int | None = None
-    patch_features: Literal["value", "final"] = "value"
-    train: Literal["frozen", "all"] | int = "frozen"
     lr_factor: float = 0.1
-    cache_dir: str | None = None
     features: Literal["compute", "cache"] = "compute"
     feature_views: int = 1
     feature_dtype: Literal["float16", "float32"] = "float16"
@@ -99,16 +85,12 @@ class TowerConfig:
 
     def __post_init__(self) -> None:
         with section("tower"):
+            super().__post_init__()
             require_choice("features", self.features, ("compute", "cache"))
             require_int("feature_views", self.feature_views, least=1)
             require_choice("feature_dtype", self.feature_dtype, ("float16", "float32"))
             if self.features == "cache" and self.train != "frozen":
                 raise ValueError(f"features: 'cache' is for a frozen tower, but tower.train is {self.train!r}")
-            if self.image_size is not None:
-                require_int("image_size", self.image_size, least=1)
-            require_choice("patch_features", self.patch_features, ("value", "final"))
-            if self.train not in ("frozen", "all"):
-                require_int("train", self.train, least=1)
             require_number("lr_factor", self.lr_factor, above=0.0)
 
 

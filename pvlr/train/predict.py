@@ -1,84 +1,127 @@
-"""Labels for pictures, by a trained run."""
+"""Labels for pictures, by a trained model: one at a time or in batches, whatever a picture comes as."""
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
 
-import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR
+from pvlr.core.pretrained import PretrainedError
 from pvlr.core.sentence_encoders import SentenceEncoder
-from pvlr.data.images import decode_rgb
-from pvlr.data.transforms import ImageTransform
+from pvlr.core.tags import Tag
+from pvlr.data.images import Picture, Pixels, decode_rgb, picture_of
+from pvlr.data.transforms import ImageTransform, TransformConfig
 from pvlr.train.device import find_device
-from pvlr.train.export import load
-from pvlr.train.feed import transform_config
 
-__all__ = ["TrainedRun", "load_run", "tag"]
+__all__ = ["Tag", "Tagger"]
 
 
-class TrainedRun(NamedTuple):
-    """All that it takes to label pictures.
+class Tagger:
+    """A trained model, and what pictures go through before it sees them.
+
+    Args:
+        model: From :meth:`~pvlr.core.model.PVLR.from_pretrained` or ``from_towers``.
+
+    Raises:
+        PretrainedError: where the model does not know what its towers ask of a picture.
 
     Attributes:
-        model: In evaluation mode.
-        labels: Its labels.
-        transform: Picture to tensor.
+        model: The model.
+        transform: From a decoded picture to what the model takes.
+
+    Example:
+        >>> from PIL import Image
+        >>> from pvlr.core import PVLRConfig, load_towers
+        >>> towers = load_towers("pvlr:scenes-clip")
+        >>> tagger = Tagger(PVLR.from_towers(PVLRConfig(), LabelSet(("red circle", "star")), towers).eval())
+        >>> [tag.name for tag in tagger.tag(Image.new("RGB", (40, 30)), threshold=0.0)]
+        ['star', 'red circle']
+        >>> tagger.with_labels(["zebra", "fire truck"]).labels
+        LabelSet(names=('zebra', 'fire truck'))
     """
 
-    model: PVLR
-    labels: LabelSet
-    transform: ImageTransform
+    def __init__(self, model: PVLR) -> None:
+        if model.origin is None:
+            raise PretrainedError("model: expected one that was made by PVLR.from_towers, this one knows no transform")
+        self.model = model
+        self.transform = ImageTransform(
+            TransformConfig(**model.origin.preprocess, flip=False, rand_augment=False, cutout=0.0)
+        )
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        encoder: SentenceEncoder | None = None,
+        revision: str | None = None,
+    ) -> "Tagger":
+        """Load a trained model.
 
-def load_run(
-    folder: str | os.PathLike[str], *, device: str = "cpu", encoder: SentenceEncoder | None = None
-) -> TrainedRun:
-    """Load the averaged weights of a finished run.
+        Args:
+            source: Folder of a finished run or of a saved model, or ``hf-hub:ORGANISATION/REPOSITORY``.
+            device: Where the model goes: ``auto``, ``cpu``, ``cuda`` or ``cuda:<number>``.
+            encoder: The function from sentences to vectors that the model was trained with, if its knowledge was
+                ``encoder``.
+            revision: Branch, tag or commit on the Hub.
 
-    Args:
-        folder: The run's folder (``run.folder``).
-        device: Where the model goes: ``auto``, ``cpu``, ``cuda`` or ``cuda:<number>``.
-        encoder: The function from sentences to vectors that the model was trained with, if its knowledge was
-            ``encoder``.
+        Raises:
+            ConfigError: where the device is not there.
+            PretrainedError: naming the file that is missing, damaged or foreign; where the encoder is missing or
+                another; where nothing could be fetched.
+            TowerError: where the towers cannot be loaded.
+        """
+        place = find_device(device)
+        return cls(PVLR.from_pretrained(source, encoder=encoder, revision=revision).to(place))
 
-    Raises:
-        ConfigError: where the device is not there.
-        ExportError: naming the file that is missing or damaged; where the encoder is missing or another.
-        TowerError: where the towers cannot be loaded.
-    """
-    place = find_device(device)
-    found = load(Path(folder), encoder=encoder)
-    return TrainedRun(found.model.to(place), found.labels, ImageTransform(transform_config(found.preprocess)))
+    @property
+    def labels(self) -> LabelSet:
+        """What is recognised."""
+        return self.model.labels
 
+    def with_labels(self, labels: LabelSet | Sequence[str]) -> "Tagger":
+        """The same model for other labels, of names that it need not have been trained on.
 
-@torch.no_grad()
-def tag(
-    run: TrainedRun, paths: Sequence[str | os.PathLike[str]], *, batch_size: int = 32
-) -> list[list[tuple[str, float]]]:
-    """Label pictures.
+        Raises:
+            ValueError: where the model has a context for each label it was trained on.
+            LabelError: where they are no labels, or the model's file of label vectors lacks one.
+        """
+        return Tagger(self.model.with_labels(labels))
 
-    Args:
-        run: From :func:`load_run`.
-        paths: The pictures' files.
-        batch_size: Pictures of one forward pass, at least 1.
+    def prepare(self, picture: Picture | Pixels) -> Float[Tensor, "3 s s"]:
+        """A picture as the model takes it.
 
-    Returns:
-        For each picture all labels with their probabilities, most probable first.
+        Args:
+            picture: A file's path, its bytes or the open file; an image of Pillow; an array ``h w 3`` or a tensor
+                ``3 h w`` of 8-bit levels or of floats from 0 to 1.
 
-    Raises:
-        DataError: naming the picture that cannot be read.
-    """
-    device = next(run.model.parameters()).device
-    found: list[list[tuple[str, float]]] = []
-    for start in range(0, len(paths), batch_size):
-        images: list[Tensor] = [
-            run.transform(decode_rgb(path, side=run.transform.side)) for path in paths[start : start + batch_size]
-        ]
-        logits: Tensor = run.model(torch.stack(images).to(device)).logits
-        rows = logits.float().sigmoid().tolist()
-        found += [sorted(zip(run.labels, row, strict=True), key=lambda pair: -pair[1]) for row in rows]
-    return found
+        Raises:
+            DataError: naming the picture that cannot be read.
+        """
+        if isinstance(picture, Pixels):
+            return self.transform(picture_of(picture))
+        return self.transform(decode_rgb(picture, side=self.transform.side))
+
+    def tag(self, picture: Picture | Pixels, *, threshold: float | None = None) -> list[Tag]:
+        """Say what is in a picture.
+
+        Args:
+            picture: See :meth:`prepare`.
+            threshold: Least probability of any label; None: each label's own, as fitted after training.
+
+        Returns:
+            The labels it has, most probable first, with where each looked.
+
+        Raises:
+            DataError: naming the picture that cannot be read.
+        """
+        return self.model.tag(self.prepare(picture), threshold=threshold)
+
+    def tag_batch(
+        self, images: Float[Tensor, "b 3 s s"], *, threshold: float | None = None, attention: bool = True
+    ) -> list[list[Tag]]:
+        """Say what is in each of several pictures that :meth:`prepare` gave, stacked."""
+        return self.model.tag_batch(images, threshold=threshold, attention=attention)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pvlr.train.checkpoint import write_atomically
+from pvlr.core.files import write_atomically
 
 __all__ = ["CONFIG_NAME", "RUN_NAME", "environment", "started", "write_config", "write_record"]
 

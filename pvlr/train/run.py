@@ -1,7 +1,9 @@
 """One run from configuration to results: data, towers, model, loop, baselines, files."""
 
 import hashlib
+import math
 import shlex
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from pvlr.core.files import write_atomically
 from pvlr.core.metrics import MultiLabelReport
 from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.model_card import ModelCard
+from pvlr.core.model_texts import require_same_vectors, text_sources, with_copies, write_texts
 from pvlr.core.prompts import PromptBank, encode_knowledge
 from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
-from pvlr.core.towers import Towers
+from pvlr.core.towers import Towers, build_towers
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
@@ -22,7 +27,7 @@ from pvlr.data.sampling import derive_seed
 from pvlr.data.scan import without_bad_images
 from pvlr.data.transforms import TransformConfig
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
-from pvlr.train.checkpoint import CheckpointError, Checkpoints, write_atomically
+from pvlr.train.checkpoint import CheckpointError, Checkpoints
 from pvlr.train.config import (
     ConfigError,
     LoopConfig,
@@ -37,15 +42,6 @@ from pvlr.train.config import (
 from pvlr.train.data_config import DataConfig
 from pvlr.train.device import find_device
 from pvlr.train.evaluate import evaluate
-from pvlr.train.export import (
-    build_model,
-    build_towers,
-    encoded_vectors,
-    require_same_vectors,
-    require_weights,
-    save,
-    text_sources,
-)
 from pvlr.train.features import cache_features
 from pvlr.train.feed import Feed, SplitFeed, transform_config
 from pvlr.train.loop import fit
@@ -107,7 +103,8 @@ def train(
         DataError: where the data cannot be read.
         TowerError: where the towers cannot be loaded, or are to be an open_clip model without weights.
         SentenceEncoderError: where the sentence encoder cannot be loaded.
-        ExportError: where a file of texts cannot be read, or the sentence encoder makes other vectors than at first.
+        PretrainedError: where a file of texts cannot be read, or the sentence encoder makes other vectors than at
+            first.
         TrainingError: where loss or gradient is not finite.
         Interrupted: where SIGINT or SIGTERM asked to stop, after saving.
     """
@@ -119,7 +116,7 @@ def train(
     saved = _saved(checkpoints, run, sections)
     sources = text_sources(model)
     _require_knowledge(model)
-    require_weights(tower)
+    tower.require_weights()
 
     data.prepare()
     towers = build_towers(tower)
@@ -143,8 +140,10 @@ def train(
         with StopRequest() as stop:
             cached = _features(train_split, test_split, towers, tower, data, loop, transform, folder, device, stop)
         feed = feed.from_features(*cached)
+    for name, content in sources.items():
+        write_atomically(folder / name, content)
     torch.manual_seed(derive_seed(loop.seed))
-    built = build_model(model, feed.labels, towers).to(device)
+    built = PVLR.from_towers(with_copies(model, folder), feed.labels, towers).to(device)
     if saved is None:
         _set_prior(built, feed, device)
     # The average starts where the weights do.
@@ -159,8 +158,7 @@ def train(
     if loop.compile:
         built.compile()
 
-    for name, content in {**sources, **encoded_vectors(built)}.items():
-        write_atomically(folder / name, content)
+    write_texts(folder, built)
     write_config(folder, sections)
     record = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, "data": feed.summaries}
     record |= started(folder, step=state.step)
@@ -191,8 +189,9 @@ def train(
             )
         finally:
             monitor.close()
+        built.card = _card(feed, report)
         with state.average.applied():
-            save(folder, built, tower=tower, fingerprint=towers.fingerprint, preprocess=towers.preprocess)
+            built.save_pretrained(folder)
         baselines = _baselines(built, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
     results = Results(report=report, baselines=baselines, folder=folder, seconds=state.seconds)
     finished = {"steps": state.step, "seconds": state.seconds, "results": _told(results)}
@@ -329,6 +328,16 @@ def _baselines(
         "linear probe": linear_probe(train, test, feed.labels, seed=loop.seed),
         "zero-shot CLIP": zero_shot(train, test, text, feed.labels, scale=towers.logit_scale),
     }
+
+
+def _card(feed: SplitFeed, report: MultiLabelReport) -> ModelCard:
+    metrics = {name: getattr(report, name) for name in ("mAP", "CF1", "OF1")}
+    return ModelCard(
+        data=tuple(feed.summaries),
+        metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
+        command=shlex.join(["python", *sys.argv]),
+        versions={name: found for name, found in environment()["versions"].items() if found is not None},
+    )
 
 
 def _told(results: Results) -> dict[str, Any]:

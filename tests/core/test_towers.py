@@ -71,7 +71,7 @@ def test_a_folder_is_loaded_as_open_clip_loads_it(kind, tmp_path):
     }
     assert towers.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()), rel=1e-6)
     assert towers.logit_bias == 0.0
-    assert towers.name == name
+    assert towers.spec.name == name
     for tower in (towers.text, towers.image):
         tower.train()
         assert not any(module.training for module in tower.modules())

@@ -121,7 +121,8 @@ def test_predict_without_a_run_is_one_line(tmp_path: Path) -> None:
     done = predict("--run", str(tmp_path), "picture.jpg")
     assert done.returncode == 2
     assert (
-        done.stderr == f"error: {tmp_path / 'model.json'}: expected a finished run in this folder, found no such file\n"
+        done.stderr
+        == f"error: {tmp_path / 'model.json'}: expected a trained model in this folder, found no such file\n"
     )
 
 

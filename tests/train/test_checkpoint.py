@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvlr.train.checkpoint import CheckpointError, Checkpoints, write_atomically
+from pvlr.core.files import write_atomically
+from pvlr.train.checkpoint import CheckpointError, Checkpoints
 
 
 def state_at(step: int) -> dict[str, object]:

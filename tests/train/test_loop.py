@@ -14,12 +14,13 @@ from torch import Tensor
 from training_toys import LinearModel, Output, ToyBatches, ToyModel, toy_batch
 
 from pvlr.core.metrics import MultiLabelReport, multilabel_report
+from pvlr.core.weights import trained_state
 from pvlr.data.batch import Batch
 from pvlr.train.config import LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from pvlr.train.loop import TrainingError, fit, train_step
 from pvlr.train.monitor import Monitor
 from pvlr.train.optim import build_optimizer
-from pvlr.train.state import TrainingState, WeightAverage, trained_state
+from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import Interrupted, StopRequest
 
 LOSS = LossConfig(gamma_neg=2.0, gamma_pos=1.0)

@@ -15,12 +15,12 @@ from PIL import Image
 from tower_models import CONFIGS, write_folder
 from training_toys import LABELS, tiny_options, write_voc
 
+from pvlr.core.pretrained import PretrainedError, _digest_of
 from pvlr.data.batch import DataError
-from pvlr.train import load_run, tag, train
+from pvlr.train import Tagger, train
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
-from pvlr.train.export import ExportError, _digest_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "examples" / "train_voc.py"
@@ -124,8 +124,8 @@ def test_other_data_and_other_towers_are_refused_on_resume(
         write_folder(tower, "vit", seed=5)
         assert command(train, tiny_options(voc, tower, tmp_path / "run"), data=VOCData) == 2
         assert "tower.name: the run was started on other weights of this tower" in capsys.readouterr().err
-        with pytest.raises(ExportError, match="the model was trained on other weights of the tower"):
-            load_run(tmp_path / "run")
+        with pytest.raises(PretrainedError, match="the model was trained on other weights of the tower"):
+            Tagger.from_pretrained(tmp_path / "run")
     finally:
         (tower / "open_clip_model.safetensors").write_bytes(saved)
 
@@ -141,41 +141,41 @@ def test_trained_towers_are_saved_and_loaded(tower: Path, voc: Path, tmp_path: P
         == 0
     )
     evaluated = rows_of(folder)[-1]["mAP"]
-    run = load_run(folder)
+    run = Tagger.from_pretrained(folder)
     assert any(name.startswith("image.") and p.requires_grad for name, p in run.model.named_parameters())
     assert 0 <= evaluated <= 1
     assert len(tag(run, [voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"])[0]) == 3
 
 
 def test_tagging_is_evaluation(finished: Path, voc: Path) -> None:
-    run = load_run(finished)
+    tagger = Tagger.from_pretrained(finished)
     paths = sorted((voc / "VOCdevkit/VOC2007/JPEGImages").iterdir())[-6:]
-    ranked = tag(run, paths, batch_size=4)
-    assert [len(labels) for labels in ranked] == [3] * 6
-    for labels in ranked:
-        assert {name for name, _ in labels} == set(LABELS)
-        assert [p for _, p in labels] == sorted((p for _, p in labels), reverse=True)
-    alone = [tag(run, [path])[0] for path in paths]
-    for one, other in zip(ranked, alone, strict=True):
-        assert dict(one) == pytest.approx(dict(other), abs=1e-5)
+    found = tagger.tag_batch(torch.stack([tagger.prepare(path) for path in paths]), threshold=0.0)
+    for tags, path in zip(found, paths, strict=True):
+        assert {tag.name for tag in tags} == set(LABELS)
+        assert [tag.probability for tag in tags] == sorted((tag.probability for tag in tags), reverse=True)
+        alone = {tag.name: tag.probability for tag in tagger.tag(path, threshold=0.0)}
+        assert {tag.name: tag.probability for tag in tags} == pytest.approx(alone, abs=1e-5)
     with pytest.raises(DataError, match=r"nowhere\.jpg: expected a picture, found no such file"):
-        tag(run, ["nowhere.jpg"])
+        tagger.tag("nowhere.jpg")
 
 
 def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="expected a finished run in this folder, found no such file"):
-        load_run(tmp_path)
+    with pytest.raises(PretrainedError, match="expected a trained model in this folder, found no such file"):
+        Tagger.from_pretrained(tmp_path)
     (tmp_path / "model.json").write_text((finished / "model.json").read_text())
-    with pytest.raises(ExportError, match="expected the weights of a trained model, found no such file"):
-        load_run(tmp_path)
+    with pytest.raises(
+        PretrainedError, match=r"model\.safetensors: expected a file of the trained model, found no such file"
+    ):
+        Tagger.from_pretrained(tmp_path)
     content = bytearray((finished / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(ExportError, match="its sha256 is another"):
-        load_run(tmp_path)
+    with pytest.raises(PretrainedError, match="its sha256 is another"):
+        Tagger.from_pretrained(tmp_path)
     (tmp_path / "model.json").write_text("{}")
-    with pytest.raises(ExportError, match="expected a model of format 1, found another content"):
-        load_run(tmp_path)
+    with pytest.raises(PretrainedError, match="expected the description of a model, found another content"):
+        Tagger.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +186,9 @@ def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) 
         ({"labels": 3}, "its sha256 is another"),
         ({"preprocess": {}}, "its sha256 is another"),
         ({"tower": []}, "its sha256 is another"),
-        ({"texts_sha256": 1}, "its sha256 is another"),
+        ({"files": 1}, "its sha256 is another"),
         ({"sha256": None}, "its sha256 is another"),
-        ({"format": 2}, "expected a model of format 1, found another content"),
+        ({"format": 1}, "expected a model of format 2, found format 1"),
     ],
 )
 def test_a_changed_description_of_a_model_is_refused(
@@ -197,10 +197,10 @@ def test_a_changed_description_of_a_model_is_refused(
     (tmp_path / "model.safetensors").write_bytes((finished / "model.safetensors").read_bytes())
     told = json.loads((finished / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps(told, indent=4))
-    assert load_run(tmp_path).labels.names == LABELS  # What is laid out in another way is the same.
+    assert Tagger.from_pretrained(tmp_path).labels.names == LABELS  # What is laid out in another way is the same.
     (tmp_path / "model.json").write_text(json.dumps(told | changes))
-    with pytest.raises(ExportError, match=message) as err:
-        load_run(tmp_path)
+    with pytest.raises(PretrainedError, match=message) as err:
+        Tagger.from_pretrained(tmp_path)
     assert str(tmp_path / "model.json") in str(err.value)
     assert "\n" not in str(err.value)
 
@@ -208,20 +208,22 @@ def test_a_changed_description_of_a_model_is_refused(
 def test_a_model_of_another_version_is_refused(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((finished / "model.safetensors").read_bytes())
     told = json.loads((finished / "model.json").read_text())
-    for changes, message in (({"headz": 4}, "got 'headz'"), ({"heads": 7}, "heads"), ({"dma_layers": 2}, "weights: ")):
+    for changes, message in (
+        ({"headz": 4}, "they differ in 'headz'"),
+        ({"heads": 7}, "heads"),
+        ({"dma_layers": 2}, "weights: "),
+    ):
         changed = told | {"model": told["model"] | changes}
         (tmp_path / "model.json").write_text(json.dumps(changed | {"sha256": _digest_of(changed)}))
-        with pytest.raises(ExportError, match=f"this version of pvlr can read, but .*{message}"):
-            load_run(tmp_path)
+        with pytest.raises(PretrainedError, match=f"this version of pvlr can read, but .*{message}"):
+            Tagger.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"[1]", b"null", b""])
 def test_what_is_no_description_of_a_model_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes(content)
-    with pytest.raises(
-        ExportError, match=r"model\.json: expected (the description of a model, but|a model of format 1)"
-    ):
-        load_run(tmp_path)
+    with pytest.raises(PretrainedError, match=r"model\.json: expected the description of a model, "):
+        Tagger.from_pretrained(tmp_path)
 
 
 def test_random_towers_are_asked_for_and_always_the_same(
@@ -240,7 +242,7 @@ def test_random_towers_are_asked_for_and_always_the_same(
     assert command(train, [*options, "--tower.weights=random"], data=VOCData) == 0
     torch.manual_seed(77)  # Whatever was drawn before.
     image = voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"
-    assert len(tag(load_run(tmp_path / "run"), [image])[0]) == 3
+    assert len(Tagger.from_pretrained(tmp_path / "run").tag(image, threshold=0.0)) == 3
     assert command(train, [*options, "--tower.weights=random", "--run.resume=require"], data=VOCData) == 0
     options = tiny_options(voc, tmp_path, tmp_path / "other", tower__name="pvlr:scenes-clip", tower__weights="random")
     assert command(train, options, data=VOCData) == 2
@@ -439,7 +441,7 @@ def test_a_signal_to_the_whole_group_loses_nothing(
 
 def test_exif_and_other_pictures_are_no_trouble(finished: Path, tmp_path: Path) -> None:
     Image.new("RGBA", (5, 300), (255, 0, 0, 100)).save(tmp_path / "tall.png")
-    assert len(tag(load_run(finished), [tmp_path / "tall.png"])[0]) == 3
+    assert len(Tagger.from_pretrained(finished).tag(tmp_path / "tall.png", threshold=0.0)) == 3
 
 
 def test_files_of_texts_are_kept_in_the_run(
@@ -458,11 +460,15 @@ def test_files_of_texts_are_kept_in_the_run(
     copy = tmp_path / "run" / "descriptions.json"
     content = copy.read_bytes()
     copy.write_bytes(content.replace(b"blood", b"roses"))
-    with pytest.raises(ExportError, match=r"descriptions\.json: expected the content that model\.json was written for"):
-        load_run(tmp_path / "run")
+    with pytest.raises(
+        PretrainedError, match=r"descriptions\.json: expected the content that model\.json was written for"
+    ):
+        Tagger.from_pretrained(tmp_path / "run")
     copy.unlink()
-    with pytest.raises(ExportError, match=r"descriptions\.json: expected a file of the trained model, found no such"):
-        load_run(tmp_path / "run")
+    with pytest.raises(
+        PretrainedError, match=r"descriptions\.json: expected a file of the trained model, found no such"
+    ):
+        Tagger.from_pretrained(tmp_path / "run")
     copy.write_bytes(content)
-    model = load_run(tmp_path / "run").model
+    model = Tagger.from_pretrained(tmp_path / "run").model
     assert model.knowledge_vectors.norm(dim=-1)[0] < 0.999 < model.knowledge_vectors.norm(dim=-1)[1]

@@ -13,12 +13,13 @@ from tower_models import write_folder
 from training_toys import LABELS, tiny_options, write_voc
 
 from pvlr.core.labels import LabelSet
-from pvlr.core.model import PVLRConfig
+from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.pretrained import PretrainedError
 from pvlr.core.prompts import load_label_vectors
-from pvlr.train import TowerConfig, load_run, tag, train
+from pvlr.core.towers import load_towers
+from pvlr.train import Tagger, train
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
-from pvlr.train.export import ExportError, build_model, build_towers, save
 
 NAME = "sentence-transformers:small"
 
@@ -70,10 +71,10 @@ def test_a_run_with_sentence_transformers_goes_on_and_is_read_again(
     assert command(train, [*options, "--run.resume=require"], data=VOCData) == 0
     kept = load_label_vectors(run / "knowledge.npz", LabelSet(LABELS))
     picture = voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"
-    found = load_run(run)
+    found = Tagger.from_pretrained(run)
     assert found.model.config.knowledge == NAME
     assert torch.equal(found.model.knowledge_vectors, kept)
-    assert len(tag(found, [picture])[0]) == 3
+    assert len(found.tag(picture, threshold=0.0)) == 3
     assert found.model.with_labels(LabelSet(("grey",))).knowledge_vectors.shape == (1, 6)
     # What the run keeps serves as a file of label vectors too.
     again = tiny_options(voc, tower, tmp_path / "file", model__knowledge=run / "knowledge.npz", loop__epochs=1)
@@ -84,8 +85,8 @@ def test_a_run_with_sentence_transformers_goes_on_and_is_read_again(
     another = f"{run}: the model was trained on other label vectors than the sentence encoder '{NAME}' makes now"
     assert command(train, [*options, "--loop.epochs=3"], data=VOCData) == 2
     assert capsys.readouterr().err == f"error: {another}\n"
-    with pytest.raises(ExportError, match=f"^{re.escape(another)}$"):
-        load_run(run)
+    with pytest.raises(PretrainedError, match=f"^{re.escape(another)}$"):
+        Tagger.from_pretrained(run)
 
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     lacks = (
@@ -94,8 +95,8 @@ def test_a_run_with_sentence_transformers_goes_on_and_is_read_again(
     )
     assert command(train, [*options, "--loop.epochs=3"], data=VOCData) == 2
     assert capsys.readouterr().err == f"error: {lacks}\n"
-    with pytest.raises(ExportError, match=f"^{re.escape(str(run / 'model.json'))}: {re.escape(lacks)}$"):
-        load_run(run)
+    with pytest.raises(PretrainedError, match=f"^{re.escape(str(run / 'model.json'))}: {re.escape(lacks)}$"):
+        Tagger.from_pretrained(run)
 
 
 def test_a_function_is_not_for_a_configuration(
@@ -110,35 +111,37 @@ def test_a_function_is_not_for_a_configuration(
 
 
 def test_a_model_with_a_function_is_read_again_with_it_and_only_with_it(tower: Path, tmp_path: Path) -> None:
-    part = TowerConfig(name=f"local-dir:{tower}")
-    towers = build_towers(part)
+    towers = load_towers(f"local-dir:{tower}")
     config = PVLRConfig(heads=4, knowledge="encoder")
-    model = build_model(config, LabelSet(LABELS), towers, encoder=letters).eval()
+    model = PVLR.from_towers(config, LabelSet(LABELS), towers, encoder=letters).eval()
     with torch.no_grad():
         model.knowledge.projection.weight.add_(0.5)
-    save(tmp_path, model, tower=part, fingerprint=towers.fingerprint, preprocess=towers.preprocess)
-    found = load_run(tmp_path, encoder=letters).model
+    model.save_pretrained(tmp_path)
+    found = Tagger.from_pretrained(tmp_path, encoder=letters).model
     patches = torch.randn(2, 4, towers.text.dim)
     assert torch.equal(found.forward_features(patches).logits, model.forward_features(patches).logits)
     assert found.with_labels(LabelSet(("grey",))).knowledge_vectors.shape == (1, 6)
 
     missing = (
         f"{tmp_path}: the model was trained with a sentence encoder of its user's, which no file keeps; give the same "
-        "again, as load_run(folder, encoder=FUNCTION)"
+        "again, as from_pretrained(source, encoder=FUNCTION)"
     )
-    with pytest.raises(ExportError, match=f"^{re.escape(missing)}$"):
-        load_run(tmp_path)
+    with pytest.raises(PretrainedError, match=f"^{re.escape(missing)}$"):
+        Tagger.from_pretrained(tmp_path)
     for other in (words, lambda sentences: letters(sentences)[:, :-1]):  # Of the same width, and of another.
-        with pytest.raises(ExportError, match=r"other label vectors than the sentence encoder 'encoder' makes now$"):
-            load_run(tmp_path, encoder=other)
+        with pytest.raises(
+            PretrainedError, match=r"other label vectors than the sentence encoder 'encoder' makes now$"
+        ):
+            Tagger.from_pretrained(tmp_path, encoder=other)
     assert np.load(tmp_path / "knowledge.npz")["names"].tolist() == list(LABELS)
 
 
 def test_an_encoder_that_a_model_does_not_use_is_refused(tower: Path, tmp_path: Path) -> None:
-    part = TowerConfig(name=f"local-dir:{tower}")
-    towers = build_towers(part)
-    model = build_model(PVLRConfig(heads=4), LabelSet(LABELS), towers)
-    save(tmp_path, model, tower=part, fingerprint=towers.fingerprint, preprocess=towers.preprocess)
+    towers = load_towers(f"local-dir:{tower}")
+    model = PVLR.from_towers(PVLRConfig(heads=4), LabelSet(LABELS), towers)
+    model.save_pretrained(tmp_path)
     assert not (tmp_path / "knowledge.npz").exists()
-    with pytest.raises(ExportError, match=r"expected no encoder, the model was trained with knowledge='text_tower'$"):
-        load_run(tmp_path, encoder=letters)
+    with pytest.raises(
+        PretrainedError, match=r"expected no encoder, the model was trained with knowledge='text_tower'$"
+    ):
+        Tagger.from_pretrained(tmp_path, encoder=letters)

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 from training_toys import ToyModel
 
+from pvlr.core.weights import StateError, load_trained_state, trained_state
 from pvlr.train.config import OptimizerConfig
 from pvlr.train.optim import build_optimizer
-from pvlr.train.state import StateError, TrainingState, WeightAverage, load_trained_state, trained_state
+from pvlr.train.state import TrainingState, WeightAverage
 
 
 def perturb(model: nn.Module, seed: int = 1) -> None:

@@ -1,0 +1,56 @@
+"""Files that are whole or absent."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(
+    path: Path, content: bytes | Callable[[IO[bytes]], object], *, before: Callable[[str], None] | None = None
+) -> str:
+    """Write a file so that at any moment, even if the power fails, ``path`` is the old file or the new one, whole.
+
+    Args:
+        path: The file; its folder exists.
+        content: Bytes, or a function that writes them to a binary file.
+        before: Called with the sha256 when all is on the disk, but the file not yet in its place.
+
+    Returns:
+        sha256 of the file, 64 hexadecimal digits.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     digest = write_atomically(Path(folder, "a.txt"), b"whole")
+        ...     Path(folder, "a.txt").read_text(), os.listdir(folder), digest[:8]
+        ('whole', ['a.txt'], '5d5766cf')
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    partial = Path(name)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
+            file.flush()
+            os.fsync(file.fileno())
+            file.seek(0)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        partial.chmod(0o644)
+        if before is not None:
+            before(digest)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return digest

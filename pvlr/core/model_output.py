@@ -1,0 +1,45 @@
+"""What PVLR yields, and what it keeps between images."""
+
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from pvlr.core.attention import RelationMap
+
+__all__ = ["Kept", "LabelSide", "PVLROutput"]
+
+
+class PVLROutput(NamedTuple):
+    """What a forward pass yields.
+
+    Attributes:
+        logits: `b c`, float32; their sigmoid are the probabilities.
+        labels: context-aware label vectors, `b c d`.
+        patches: semantic-related patch vectors, `b n d`.
+        label_maps: per layer where the labels looked, `b h c n`; empty unless asked for.
+        patch_maps: per layer where the patches looked, `b h n c`; empty unless asked for.
+    """
+
+    logits: Float[Tensor, "b c"]
+    labels: Float[Tensor, "b c d"]
+    patches: Float[Tensor, "b n d"]
+    label_maps: tuple[Tensor, ...]
+    patch_maps: tuple[Tensor, ...]
+
+
+class LabelSide(NamedTuple):
+    """The part of the label vectors that no image changes."""
+
+    knowledge: Tensor | None
+    knowledge_map: RelationMap | None
+    soft: Tensor | None
+    fused: Tensor | None
+
+
+class Kept(NamedTuple):
+    """A label side, and all it was computed from."""
+
+    state: tuple[Any, ...]
+    sources: tuple[Tensor, ...]
+    side: LabelSide

@@ -1,0 +1,78 @@
+"""What is said about a picture: labels, how probable they are, and where the model looked."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pvlr.core.functional import cosine_scores
+from pvlr.core.labels import LabelSet
+
+__all__ = ["Tag", "choose_tags", "evidence"]
+
+
+class Tag(NamedTuple):
+    """A label that a picture has.
+
+    Attributes:
+        name: The label.
+        probability: Calibrated, where the model was.
+        attention: Where the label looked, row by row of the tower's patches, ``g g``; it sums to 1. None unless asked
+            for.
+    """
+
+    name: str
+    probability: float
+    attention: Float[Tensor, "g g"] | None = None
+
+
+def choose_tags(
+    labels: LabelSet,
+    probabilities: Float[Tensor, " c"],
+    thresholds: Sequence[float],
+    attention: Float[Tensor, "c g g"] | None = None,
+) -> list[Tag]:
+    """The labels of one picture whose probability reaches their threshold, most probable first.
+
+    Example:
+        >>> choose_tags(LabelSet(("cat", "dog", "cow")), torch.tensor([0.5, 0.25, 0.75]), (0.5, 0.5, 0.5))
+        [Tag(name='cow', probability=0.75, attention=None), Tag(name='cat', probability=0.5, attention=None)]
+    """
+    found = [
+        Tag(name, value, None if attention is None else attention[column])
+        for column, (name, value, least) in enumerate(zip(labels, probabilities.tolist(), thresholds, strict=True))
+        if value >= least
+    ]
+    return sorted(found, key=lambda tag: -tag.probability)
+
+
+def evidence(
+    label_maps: Sequence[Float[Tensor, "b h c n"]], labels: Float[Tensor, "b c d"], patches: Float[Tensor, "b n d"]
+) -> Float[Tensor, "b c g g"]:
+    """Where each label finds what it is: its attention in the last layer, the mean of the heads.
+
+    Labels that do not look at patches have none; their similarities with the patches stand for it, as
+    ``softmax_n(10 cos)``.
+
+    Args:
+        label_maps: Per layer where the labels looked; empty where they do not.
+        labels: Label vectors at the end.
+        patches: Patch vectors at the end.
+
+    Returns:
+        ``b c g g`` for the ``g²`` patches of a square image, row by row; each map sums to 1.
+
+    Example:
+        >>> patches = torch.eye(4).unsqueeze(0)
+        >>> evidence([], patches[:, 2:3], patches)[0, 0, 1, 0] > 0.99
+        tensor(True)
+    """
+    if label_maps:
+        maps = label_maps[-1].mean(dim=1)
+    else:
+        maps = torch.softmax(cosine_scores(patches, labels, scale=10.0), dim=1).transpose(1, 2)
+    side = math.isqrt(maps.shape[-1])
+    return maps.reshape(*maps.shape[:2], side, side)
