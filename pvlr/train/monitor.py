@@ -139,16 +139,16 @@ class Monitor:
 def results_table(rows: Mapping[str, tuple[MultiLabelReport, float]]) -> str:
     """A table of methods: mAP, CF1 and OF1 in percent, and seconds of training.
 
-        Args:
-            rows: Method to its report and seconds.
+    Args:
+        rows: Method to its report and seconds.
 
-        Example:
-            >>> import torch
-            >>> from pvlr.core.metrics import multilabel_report
-            >>> report = multilabel_report(torch.tensor([[0.9], [0.2]]), torch.tensor([[1], [0]]))
-            >>> print(results_table({"probe": (report, 1.5)}))
-            method    mAP    CF1    OF1   seconds
-            probe  100.00 100.00 100.00       1.5
+    Example:
+        >>> import torch
+        >>> from pvlr.core.metrics import multilabel_report
+        >>> report = multilabel_report(torch.tensor([[0.9], [0.2]]), torch.tensor([[1], [0]]))
+        >>> print(results_table({"probe": (report, 1.5)}))
+        method    mAP    CF1    OF1   seconds
+        probe  100.00 100.00 100.00       1.5
     """
     width = max(len("method"), *(len(name) for name in rows))
     lines = [f"{'method':<{width}} {'mAP':>6} {'CF1':>6} {'OF1':>6} {'seconds':>9}"]

@@ -189,7 +189,7 @@ def train(
             )
         finally:
             monitor.close()
-        built.card = _card(feed, report)
+        built.card = _card(feed, report, record["versions"])
         with state.average.applied():
             built.save_pretrained(folder)
         baselines = _baselines(built, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
@@ -330,13 +330,13 @@ def _baselines(
     }
 
 
-def _card(feed: SplitFeed, report: MultiLabelReport) -> ModelCard:
+def _card(feed: SplitFeed, report: MultiLabelReport, versions: Mapping[str, str]) -> ModelCard:
     metrics = {name: getattr(report, name) for name in ("mAP", "CF1", "OF1")}
     return ModelCard(
         data=tuple(feed.summaries),
         metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
         command=shlex.join(["python", *sys.argv]),
-        versions={name: found for name, found in environment()["versions"].items() if found is not None},
+        versions={name: versions[name] for name in ("python", "pvlr", "torch", "open_clip_torch") if name in versions},
     )
 
 
