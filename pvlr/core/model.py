@@ -318,7 +318,7 @@ class PVLR(nn.Module):
             >>> towers = load_towers("pvlr:scenes-clip")
             >>> model = PVLR.from_towers(PVLRConfig(), LabelSet(("star", "red circle")), towers).eval()
             >>> [(tag.name, tag.attention.shape) for tag in model.tag(torch.zeros(3, 128, 128), threshold=0.0)]
-            [('star', torch.Size([8, 8])), ('red circle', torch.Size([8, 8]))]
+            [('red circle', torch.Size([8, 8])), ('star', torch.Size([8, 8]))]
         """
         expect("image", image, "rgb height width", dtype="float")
         return self.tag_batch(image.unsqueeze(0), threshold=threshold)[0]

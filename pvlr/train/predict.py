@@ -37,7 +37,7 @@ class Tagger:
         >>> towers = load_towers("pvlr:scenes-clip")
         >>> tagger = Tagger(PVLR.from_towers(PVLRConfig(), LabelSet(("red circle", "star")), towers).eval())
         >>> [tag.name for tag in tagger.tag(Image.new("RGB", (40, 30)), threshold=0.0)]
-        ['star', 'red circle']
+        ['red circle', 'star']
         >>> tagger.with_labels(["zebra", "fire truck"]).labels
         LabelSet(names=('zebra', 'fire truck'))
     """

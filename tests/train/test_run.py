@@ -144,7 +144,7 @@ def test_trained_towers_are_saved_and_loaded(tower: Path, voc: Path, tmp_path: P
     run = Tagger.from_pretrained(folder)
     assert any(name.startswith("image.") and p.requires_grad for name, p in run.model.named_parameters())
     assert 0 <= evaluated <= 1
-    assert len(tag(run, [voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"])[0]) == 3
+    assert len(run.tag(voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg", threshold=0.0)) == 3
 
 
 def test_tagging_is_evaluation(finished: Path, voc: Path) -> None:
