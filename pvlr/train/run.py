@@ -160,8 +160,9 @@ def train(
 
     write_texts(folder, built)
     write_config(folder, sections)
-    record = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, "data": feed.summaries}
-    record |= started(folder, step=state.step)
+    process = started(folder, step=state.step)
+    told = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, "data": feed.summaries}
+    record = {**told, **process}
     write_record(folder, record)
     monitor = Monitor(folder, step=state.step, tensorboard=run.tensorboard)
     with StopRequest() as stop:
@@ -189,7 +190,7 @@ def train(
             )
         finally:
             monitor.close()
-        built.card = _card(feed, report, record["versions"])
+        built.card = _card(feed, report, process["versions"])
         with state.average.applied():
             built.save_pretrained(folder)
         baselines = _baselines(built, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
