@@ -99,7 +99,7 @@ def read_coco(
         if keep_unlabelled or present[number]
     ]
     if check_files:
-        require_files(kept)
+        require_files(kept, Path(images))
     without = sum(not names for names in present.values())
     note = f"{without:,} without a label {'kept' if keep_unlabelled else 'left out'}"
     return assemble(name or path.stem, kept, labels, note=note, transform=transform)
@@ -108,13 +108,20 @@ def read_coco(
 def _load(path: Path) -> dict[str, Any]:
     text = read_text(path, "annotations", MAX_JSON_BYTES)
 
-    def lighter(item: dict[str, Any]) -> dict[str, Any]:
+    def lighter(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        item = dict(pairs)
+        if len(item) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{path}: expected every key of an object once, found {shown(twice)} twice")
         # Outlines are nine tenths of COCO's files: each is let go as soon as it is parsed.
         item.pop("segmentation", None)
         return item
 
     try:
-        content = json.loads(text, object_hook=lighter)
+        content = json.loads(text, object_pairs_hook=lighter)
+    except DataError:
+        raise
     except RecursionError:
         raise DataError(f"{path}: expected annotations as JSON, found far too many brackets within brackets") from None
     except ValueError as err:

@@ -119,7 +119,7 @@ def require_name(place: str, what: str, name: object) -> str:
 def inside(root: Path, name: object, place: str) -> tuple[str, Path]:
     """The plain name and the path of a file below a folder, by a name that was read from elsewhere.
 
-    Links are followed: who has write access to the folder decides where they lead.
+    Only the name is looked at; `require_files` finds links that lead out.
 
     Args:
         root: The folder.
@@ -148,15 +148,31 @@ def inside(root: Path, name: object, place: str) -> tuple[str, Path]:
     return str(plain), root / plain
 
 
-def require_files(entries: Iterable[Entry]) -> None:
-    """Every picture file must be there.
+def require_files(entries: Iterable[Entry], root: Path, what: str = "the picture") -> None:
+    """Every file must be there, and in its folder: links may lead to other places of the folder, not out of it.
+
+    Args:
+        entries: Those whose source is no file are not looked at.
+        root: The folder, which may be a link itself.
+        what: The files are, for messages.
 
     Raises:
         DataError: naming the first that is not.
     """
+    home = os.path.join(os.path.realpath(root), "")
+    folders: dict[str, str] = {}
     for entry in entries:
-        if isinstance(entry.source, Path) and not entry.source.is_file():
-            raise DataError(f"{entry.source}: expected the picture of {entry.place}, found no such file")
+        if not isinstance(entry.source, Path):
+            continue
+        if not entry.source.is_file():
+            raise DataError(f"{entry.source}: expected {what} of {entry.place}, found no such file")
+        folder, name = os.path.split(entry.source)
+        if folder not in folders:  # There are few folders, and what is no link is where its folder is.
+            folders[folder] = os.path.realpath(folder)
+        linked = entry.source.is_symlink()
+        place = os.path.realpath(entry.source) if linked else os.path.join(folders[folder], name)
+        if not place.startswith(home):
+            raise DataError(f"{entry.source}: expected {what} inside {root}, found a link to {place}")
 
 
 def assemble(

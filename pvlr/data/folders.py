@@ -8,7 +8,7 @@ from pathlib import Path
 from pvlr.core.labels import LabelSet
 from pvlr.data.batch import DataError
 from pvlr.data.dataset import LabelledImages, Transform
-from pvlr.data.entries import Entry, assemble, inside, require_name
+from pvlr.data.entries import Entry, assemble, inside, require_files, require_name
 
 __all__ = ["ENDINGS", "read_folders"]
 
@@ -65,7 +65,7 @@ def read_folders(
     for item in _listed(root):
         if not item.is_dir():
             raise DataError(f"{item.path}: expected only folders named after labels in {root}, found a file")
-        folders.append(require_name(str(root), "a label", item.name))
+        folders.append(item.name)
     if not folders:
         raise DataError(f"{root}: expected folders named after labels, found none")
     found: dict[str, Entry] = {}
@@ -81,15 +81,19 @@ def read_folders(
                 found[key] = entry._replace(present=[*entry.present, label])
     labels = LabelSet(tuple(folders)) if labels is None else labels
     entries = [found[key] for key in sorted(found)]
+    require_files(entries, root)
     return assemble(name or root.resolve().name, entries, labels, transform=transform)
 
 
 def _listed(folder: Path) -> list["os.DirEntry[str]"]:
     try:
         with os.scandir(folder) as items:
-            return sorted((item for item in items if not item.name.startswith(".")), key=lambda item: item.name)
+            found = sorted((item for item in items if not item.name.startswith(".")), key=lambda item: item.name)
     except OSError as err:
         raise DataError(f"{folder}: expected a folder, but {err.strerror or err}") from None
+    for item in found:
+        require_name(str(folder), "a file or folder", item.name)
+    return found
 
 
 def _pictures(folder: Path, below: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import stat
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pvlr.data.batch import DataError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "Picture", "Pixels", "decode_rgb", "picture_of"]
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "Picture", "Pixels", "decode_rgb", "picture_of"]
 
 Picture = str | os.PathLike[str] | bytes | io.BytesIO | io.BufferedReader | Image.Image
 """What is decoded: a file's path, its bytes, the open file, or an image of Pillow."""
@@ -23,8 +24,10 @@ Pixels = np.ndarray | Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Formats that are read; each further decoder would be further code facing unknown bytes."""
+MAX_BYTES = 200_000_000
+"""Ceiling of a picture's file or bytes."""
 MAX_PIXELS = 100_000_000
-"""Ceiling of width times height: such a picture takes 300 MB when decoded."""
+"""Ceiling of width times height: such a picture takes 400 MB when decoded, and twice as much while it is converted."""
 
 
 def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = None) -> Image.Image:
@@ -34,8 +37,8 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
     laid on white, and 16-bit greys are scaled (not clipped) to 8 bits. The name's ending is not looked at.
 
     Args:
-        picture: A file in one of `FORMATS`, at most `MAX_PIXELS` large: its path, its bytes, or the file opened for
-            reading bytes, which stays open. Or an image of Pillow, which is left as it is.
+        picture: A file in one of `FORMATS`, of at most `MAX_BYTES` and `MAX_PIXELS`: its path, its bytes, or the file
+            opened for reading bytes, which stays open. Or an image of Pillow, which is left as it is.
         name: What messages call it; None: its path, or "picture".
         side: What it is going to be resized to. A JPEG file is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of
             its size at which no side is shorter than this: the inverse cosine transform of a few coefficients instead
@@ -65,7 +68,10 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if isinstance(picture, Image.Image):
+                if picture.format not in (None, *FORMATS):  # It may be a file that is decoded at first use.
+                    raise DataError(f"{name}: expected a picture ({', '.join(FORMATS)}), found one in {picture.format}")
                 return _decoded(picture, name, None, ours=False)
+            _require_file(picture, name)
             file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
             with Image.open(file, formats=FORMATS) as image:
                 return _decoded(image, name, side, ours=True)
@@ -73,8 +79,6 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
         raise
     except FileNotFoundError:
         raise DataError(f"{name}: expected a picture, found no such file") from None
-    except IsADirectoryError:
-        raise DataError(f"{name}: expected a picture, found a folder") from None
     except UnidentifiedImageError:
         raise DataError(f"{name}: expected a picture ({', '.join(FORMATS)}), found something else") from None
     except Image.DecompressionBombError:
@@ -125,6 +129,19 @@ def picture_of(pixels: Pixels) -> Image.Image:
     return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
+def _require_file(picture: Path | bytes | io.BytesIO | io.BufferedReader, name: str) -> None:
+    if isinstance(picture, Path):
+        found = os.stat(picture)
+        if not stat.S_ISREG(found.st_mode):  # To open a pipe or a device may take for ever.
+            what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
+            raise DataError(f"{name}: expected a picture, found {what}")
+        size = found.st_size
+    else:
+        size = len(picture) if isinstance(picture, bytes) else 0
+    if size > MAX_BYTES:
+        raise DataError(f"{name}: expected a picture of at most {MAX_BYTES:,} bytes, found {size:,}")
+
+
 def _decoded(image: Image.Image, name: str, side: int | None, *, ours: bool) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{name}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
@@ -147,10 +164,11 @@ def _upright(image: Image.Image, ours: bool) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255, which would leave nearly all of a 16-bit picture white.
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(ground, layer).convert("RGB")
+        ground = Image.new("RGB", layer.size, "white")
+        ground.paste(layer, mask=layer)
+        return ground
     return image.convert("RGB")

@@ -121,7 +121,7 @@ def parse_json(place: str, text: str) -> dict[str, Any]:
         if len(fields) != len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{place}: expected every key once, found {twice!r} twice")
+            raise DataError(f"{place}: expected every key once, found {shown(twice)} twice")
         return fields
 
     try:

@@ -119,13 +119,13 @@ def read_nuswide(
         odd = sorted(set(labels) ^ set(NUSWIDE_LABELS))
         raise DataError(f"labels: expected the 81 concepts in any order, found {odd[0]!r} in one of the two alone")
     root = Path(root)
+    folder = Path(images) if images is not None else root if lists == "asl" else root / "Flickr"
     if lists == "asl":
-        entries = _read_asl(root / "nus_wid_data.csv", root if images is None else Path(images), split)
+        entries = _read_asl(root / "nus_wid_data.csv", folder, split)
     else:
-        folder = root / "Flickr" if images is None else Path(images)
         entries = _read_official(root, folder, split, labels, keep_unlabelled=lists == "official")
     if check_files:
-        require_files(entries)
+        require_files(entries, folder)
     published = NUSWIDE_COUNTS[lists, split]
     note = SAID[lists] if len(entries) == published else f"{SAID[lists]}, where {published:,} images were published"
     return assemble(f"NUS-WIDE {split}", entries, labels, note=note, transform=transform)

@@ -102,7 +102,13 @@ class _Row:
     place: str
 
     def __call__(self) -> Picture:
-        picture = _get(self.place, self.rows[self.number], self.key)
+        try:
+            row = self.rows[self.number]
+        except Exception as err:
+            # A row may decode its picture, or fetch it from anywhere.
+            reason = " ".join(str(err).split()) or type(err).__name__
+            raise DataError(f"{self.place}: expected a picture, but {reason}") from err
+        picture = _get(self.place, row, self.key)
         if isinstance(picture, Mapping):
             picture = picture.get("bytes") or picture.get("path")
         if not isinstance(picture, str | os.PathLike | bytes | Image.Image):

@@ -43,14 +43,16 @@ def without_bad_images(
 
     Args:
         parts: The splits of a data set.
-        policy: ``"raise"``: refuse the data set at the first bad picture. ``"drop"``: leave bad pictures out, which
-            the summary tells, and list them in ``refused.jsonl``.
-        folder: Where ``refused.jsonl`` and the memory of earlier scans are written; None: nowhere.
+        policy: ``"raise"``: refuse the data set if a picture is bad. ``"drop"``: leave bad pictures out, which the
+            summary tells.
+        folder: Where ``refused.jsonl``, the list of the bad pictures under either policy, and the memory of earlier
+            scans are written; None: nowhere.
         workers: See :func:`scan`.
         watch: Sees the outcomes of a part go by, with its name and size: for a progress bar.
 
     Raises:
-        DataError: naming the first bad picture, where the policy is ``"raise"``; or where no picture of a part is left.
+        DataError: naming the first bad picture and their number, where the policy is ``"raise"``; or where no picture
+            of a part is left.
 
     Example:
         >>> import tempfile, torch
@@ -70,27 +72,36 @@ def without_bad_images(
     if policy not in ("raise", "drop"):
         raise DataError(f"policy: expected 'raise' or 'drop', got {policy!r}")
     memory = None if folder is None else folder / "scanned.jsonl"
-    good: list[LabelledImages] = []
-    listed: list[str] = []
-    for part in parts:
-        refused = []
-        for outcome in watch(part.name, len(part), scan(part, memory=memory, workers=workers)):
-            if outcome is not None:
-                if policy == "raise":
-                    raise DataError(outcome.reason)
-                refused.append(outcome)
-        if len(refused) == len(part):
-            raise DataError(f"{part.name}: expected at least one picture that can be read; {refused[0].reason}")
-        bad = {outcome.row for outcome in refused}
-        rows = [row for row in range(len(part)) if row not in bad]
-        good.append(part.select(rows, note=f"{len(bad):,} refused") if bad else part)
-        listed += [
-            json.dumps({"picture": outcome.identifier, "reason": outcome.reason, "data": part.name})
-            for outcome in refused
-        ]
-    if folder is not None and listed:
-        (folder / "refused.jsonl").write_text("".join(f"{line}\n" for line in listed), encoding="utf-8")
-    return good
+    found = [
+        [outcome for outcome in watch(part.name, len(part), scan(part, memory=memory, workers=workers)) if outcome]
+        for part in parts
+    ]
+    listed = [
+        {"picture": outcome.identifier, "reason": outcome.reason, "data": part.name}
+        for part, refused in zip(parts, found, strict=True)
+        for outcome in refused
+    ]
+    if folder is not None:
+        path = folder / "refused.jsonl"
+        path.unlink(missing_ok=True)
+        if listed:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{json.dumps(line)}\n" for line in listed), encoding="utf-8")
+    if listed and policy == "raise":
+        where = "" if folder is None else f", listed in {folder / 'refused.jsonl'}"
+        others = f" (and {len(listed) - 1:,} more{where})" if len(listed) > 1 else ""
+        raise DataError(f"{listed[0]['reason']}{others}")
+    return [_without(part, refused) for part, refused in zip(parts, found, strict=True)]
+
+
+def _without(part: LabelledImages, refused: Sequence[Refused]) -> LabelledImages:
+    if not refused:
+        return part
+    if len(refused) == len(part):
+        raise DataError(f"{part.name}: expected at least one picture that can be read; {refused[0].reason}")
+    bad = {outcome.row for outcome in refused}
+    rows = [row for row in range(len(part)) if row not in bad]
+    return part.select(rows, note=f"{len(bad):,} refused")
 
 
 def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) -> Iterator[Refused | None]:
@@ -109,8 +120,9 @@ def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) 
         DataError: where a process ends at once, as at a lack of memory.
     """
     known = _remembered(memory)
-    marks = [_mark(source) for source in data.paths]
-    open_rows = [row for row, mark in enumerate(marks) if mark is None or (data.identifiers[row], *mark) not in known]
+    # By the data set's name too: its splits may have pictures of the same name.
+    marks = [_mark(data.name, name, source) for name, source in zip(data.identifiers, data.paths, strict=True)]
+    open_rows = [row for row, mark in enumerate(marks) if mark is None or mark not in known]
     reasons = _reasons([(data.paths[row], data.identifiers[row]) for row in open_rows], workers)
     todo, fresh = iter(open_rows), []
     upcoming = next(todo, None)
@@ -123,7 +135,7 @@ def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) 
             reason = next(reasons)
             mark = marks[row]
             if reason is None and mark is not None:
-                fresh.append((data.identifiers[row], *mark))
+                fresh.append(mark)
             yield None if reason is None else Refused(row, data.identifiers[row], reason)
     finally:
         # What was seen before an interruption need not be seen again.
@@ -156,14 +168,14 @@ def _reason(picture: tuple[Source, str]) -> str | None:
     return None
 
 
-def _mark(source: Source) -> tuple[int, int] | None:
+def _mark(data: str, name: str, source: Source) -> tuple[str, str, int, int] | None:
     if not isinstance(source, Path):
         return None
     try:
         found = os.stat(source)
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return data, name, found.st_size, found.st_mtime_ns
 
 
 def _remembered(memory: Path | None) -> set[tuple[object, ...]]:

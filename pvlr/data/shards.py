@@ -1,59 +1,22 @@
 """WebDataset's tar files: pictures and labels inside archives, found once and then read by their position."""
 
 import os
-import tarfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 from pvlr.core.labels import LabelSet
+from pvlr.data.archives import Member, members
 from pvlr.data.batch import DataError
 from pvlr.data.dataset import LabelledImages, Transform
-from pvlr.data.entries import Entry, assemble, collect_labels, inside, read_labels, shown
+from pvlr.data.entries import Entry, assemble, collect_labels, read_labels, shown
 from pvlr.data.folders import ENDINGS
+from pvlr.data.images import MAX_BYTES
 from pvlr.data.lines import parse_json
 
-__all__ = ["MAX_LABEL_BYTES", "MAX_PICTURE_BYTES", "Member", "read_shards"]
+__all__ = ["MAX_LABEL_BYTES", "read_shards"]
 
-MAX_PICTURE_BYTES = 200_000_000
-"""Largest picture file in an archive."""
 MAX_LABEL_BYTES = 1_000_000
 """Largest file of labels in an archive."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file inside an archive that is not compressed: called, it gives its bytes.
-
-    The archive is opened for each call, so members pickle, and are read by any number of processes.
-
-    Args:
-        archive: The archive.
-        name: Of the file in it, for messages.
-        offset: Where its bytes begin.
-        size: How many they are.
-
-    Raises:
-        DataError: when called, naming the archive, where it cannot be read or has become shorter.
-    """
-
-    archive: Path
-    name: str
-    offset: int
-    size: int
-
-    def __call__(self) -> bytes:
-        """The file's bytes."""
-        try:
-            with self.archive.open("rb") as file:
-                file.seek(self.offset)
-                content = file.read(self.size)
-        except OSError as err:
-            raise DataError(f"{self.archive}: expected {self.name} in it, but {err.strerror or err}") from None
-        if len(content) != self.size:
-            raise DataError(f"{self.archive}: expected {self.size:,} bytes of {self.name}, found {len(content):,}")
-        return content
 
 
 def read_shards(
@@ -87,7 +50,7 @@ def read_shards(
         DataError: naming the archive, the file in it and what is wrong.
 
     Example:
-        >>> import io, tempfile
+        >>> import tarfile, tempfile
         >>> from PIL import Image
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Image.new("RGB", (3, 2)).save(f"{folder}/1.png")
@@ -114,7 +77,7 @@ def read_shards(
 def _samples(path: Path) -> dict[str, dict[str, Member]]:
     """Key to ending to file, in the order of the archive."""
     samples: dict[str, dict[str, Member]] = {}
-    for member in _members(path):
+    for member in members(path):
         place = f"{path}: {member.name}"
         folder, _, file = member.name.rpartition("/")
         if file.startswith("."):
@@ -131,48 +94,6 @@ def _samples(path: Path) -> dict[str, dict[str, Member]]:
     return samples
 
 
-def _members(path: Path) -> Iterator[Member]:
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            size = os.fstat(file.fileno()).st_size
-            end = 0
-            for item in archive:
-                place = f"{path}: {shown(item.name)}"
-                # Damaged numbers must not send the reader back to where it was.
-                if item.size < 0 or item.offset < end or item.offset_data + max(item.size, 0) > size:
-                    raise DataError(f"{place}: expected a file inside the archive, found one that ends elsewhere")
-                if item.isdir():
-                    end = item.offset_data
-                    continue
-                if not item.isreg() or item.issparse():
-                    raise DataError(f"{place}: expected files and folders, found a link, device or other")
-                end = item.offset_data + -(-item.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                name, _ = inside(Path(), item.name, str(path))
-                yield Member(path, name, item.offset_data, item.size)
-            _require_end(path, file, end)
-    except (tarfile.TarError, EOFError) as err:
-        raise DataError(f"{path}: expected a tar archive that is not compressed, but {err}") from None
-    except OSError as err:
-        raise DataError(f"{path}: expected a tar archive, but {err.strerror or err}") from None
-    except (ValueError, OverflowError, RecursionError) as err:
-        if isinstance(err, DataError):
-            raise
-        # Damaged headers, which tarfile takes apart as they are.
-        raise DataError(f"{path}: expected a tar archive that is not compressed, but {err}") from None
-
-
-def _require_end(path: Path, file: BinaryIO, end: int) -> None:
-    """After the last file there must be the archive's end mark, and nothing else: tarfile is content without."""
-    file.seek(end)
-    rest = file.read(tarfile.BLOCKSIZE)
-    if len(rest) < tarfile.BLOCKSIZE:
-        raise DataError(f"{path}: expected the end mark of an archive, found the end of the file: it is incomplete")
-    while rest:
-        if rest.strip(b"\0"):
-            raise DataError(f"{path}: expected nothing after byte {end:,}, found a damaged header or another archive")
-        rest = file.read(1_000_000)
-
-
 def _entry(path: Path, key: str, files: dict[str, Member]) -> Entry:
     place = f"{path}: {key}"
     pictures = [files[ending] for ending in files if f".{ending}" in ENDINGS]
@@ -180,7 +101,7 @@ def _entry(path: Path, key: str, files: dict[str, Member]) -> Entry:
     for what, found in (("picture", pictures), (".json or .cls", said)):
         if len(found) != 1:
             raise DataError(f"{place}: expected one {what}, found {', '.join(files) if found else 'none'}")
-    for member, limit in ((pictures[0], MAX_PICTURE_BYTES), (said[0], MAX_LABEL_BYTES)):
+    for member, limit in ((pictures[0], MAX_BYTES), (said[0], MAX_LABEL_BYTES)):
         if member.size > limit:
             raise DataError(f"{path}: {member.name}: expected at most {limit:,} bytes, found {member.size:,}")
     present, unknown = _labels(f"{path}: {said[0].name}", said[0])

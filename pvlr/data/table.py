@@ -136,7 +136,7 @@ def read_table(
         chosen = [row for row, part in enumerate(parts) if part == split]
         entries, data = [entries[row] for row in chosen], whole.select(chosen)
     if check_files:
-        require_files(entries)
+        require_files(entries, Path(images))
     data.name = name or (path.stem if split is None else f"{path.stem} {split}")
     return data.with_transform(transform)
 

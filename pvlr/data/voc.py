@@ -1,6 +1,6 @@
 """Pascal VOC: pictures and labels from its folders, and how to obtain them."""
 
-import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -12,8 +12,11 @@ from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
 from pvlr.core.labels import LabelError, LabelSet
+from pvlr.data.archives import unpack
 from pvlr.data.batch import DataError
 from pvlr.data.dataset import LabelledImages, Transform
+from pvlr.data.entries import Entry, read_text, require_files, require_name, shown
+from pvlr.data.lines import parse_json
 
 __all__ = ["VOC_LABELS", "Difficult", "obtain_voc", "read_annotation", "read_voc"]
 
@@ -46,7 +49,7 @@ VOC_LABELS = LabelSet(
 
 Difficult = Literal["unknown", "A", "B", "C"]
 
-MAX_XML_BYTES = 1_000_000
+MAX_XML_BYTES, MAX_LIST_BYTES = 1_000_000, 100_000_000
 PRESENT, DIFFICULT, ABSENT = 1, 0, -1
 
 
@@ -102,12 +105,14 @@ def read_voc(
     folder = _find(Path(root), year)
     labels = labels if labels is not None else _read_labels(folder)
     identifiers = _read_split(folder, split)
-    paths = [folder / "JPEGImages" / f"{identifier}.jpg" for identifier in identifiers]
+    pictures, annotations = folder / "JPEGImages", folder / "Annotations"
+    paths = [pictures / f"{name}.jpg" for name in identifiers]
+    described = [annotations / f"{name}.xml" for name in identifiers]
+    for sources, home, what in ((paths, pictures, "the picture"), (described, annotations, "the annotation")):
+        entries = (Entry(f"{name!r}", name, source, ()) for name, source in zip(identifiers, sources, strict=True))
+        require_files(entries, home, what)
     states = torch.full((len(identifiers), len(labels)), ABSENT, dtype=torch.int8)
-    for row, (identifier, path) in enumerate(zip(identifiers, paths, strict=True)):
-        if not path.is_file():
-            raise DataError(f"{path}: expected a picture of the split {split!r}, found no such file")
-        annotation = folder / "Annotations" / f"{identifier}.xml"
+    for row, annotation in enumerate(described):
         for name, state in read_annotation(annotation).items():
             try:
                 states[row, labels.index(name)] = state
@@ -130,6 +135,7 @@ def read_annotation(path: Path) -> dict[str, int]:
     """The labels of a picture by its annotation file: 1 where an object is easy, 0 where all are difficult.
 
     Files with a document type or entities are refused: they can make a parser read other files or fill the memory.
+    Boxes are checked where they are given, and then let go.
 
     Raises:
         DataError: naming the file and what is wrong with it.
@@ -141,17 +147,7 @@ def read_annotation(path: Path) -> dict[str, int]:
         ...     read_annotation(path)
         {'cat': 1}
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_XML_BYTES + 1)
-    except OSError as err:
-        raise DataError(f"{path}: expected an annotation, but {err.strerror or err}") from None
-    if len(data) > MAX_XML_BYTES:
-        raise DataError(f"{path}: expected an annotation of at most {MAX_XML_BYTES:,} bytes, found more")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: expected an annotation in UTF-8, found other bytes") from None
+    text = read_text(path, "an annotation", MAX_XML_BYTES)
     for forbidden in ("<!DOCTYPE", "<!ENTITY"):
         if forbidden in text:
             raise DataError(f"{path}: expected an annotation without document type and entities, found {forbidden}")
@@ -162,15 +158,40 @@ def read_annotation(path: Path) -> dict[str, int]:
     if tree.tag != "annotation":
         raise DataError(f"{path}: expected the element <annotation>, found <{tree.tag}>")
     states: dict[str, int] = {}
+    size = tree.find("size")
     for item in tree.iterfind("object"):
         name = (item.findtext("name") or "").strip()
         mark = (item.findtext("difficult") or "0").strip()
         if not name:
             raise DataError(f"{path}: expected every <object> to have a <name>, found one without")
+        require_name(str(path), "a label", name)
         if mark not in ("0", "1"):
-            raise DataError(f"{path}: expected <difficult> of {name!r} to be 0 or 1, found {mark!r}")
+            raise DataError(f"{path}: expected <difficult> of {name!r} to be 0 or 1, found {shown(mark)}")
+        for box in item.iterfind("bndbox"):
+            _require_box(f"{path}: {name!r}", box, size)
         states[name] = max(states.get(name, DIFFICULT), PRESENT if mark == "0" else DIFFICULT)
     return states
+
+
+def _require_box(place: str, box: ElementTree.Element, size: ElementTree.Element | None) -> None:
+    for low, high, side in (("xmin", "xmax", "width"), ("ymin", "ymax", "height")):
+        first, last = _number(place, box, low), _number(place, box, high)
+        if not 0 <= first <= last:
+            raise DataError(f"{place}: expected 0 <= <{low}> <= <{high}>, found {first:g} and {last:g}")
+        end = 0.0 if size is None else _number(place, size, side)
+        if 0 < end < first:  # A size of 0 is not known.
+            raise DataError(f"{place}: expected <{low}> within the picture's <{side}> of {end:g}, found {first:g}")
+
+
+def _number(place: str, item: ElementTree.Element, key: str) -> float:
+    text = (item.findtext(key) or "").strip()
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{place}: expected <{key}> to be a finite number, found {shown(text)}")
+    return number
 
 
 def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["never", "download"] = "never") -> None:
@@ -190,13 +211,18 @@ def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["n
     if how == "never" or _candidate(root, year) is not None:
         return
     try:
-        from torchvision.datasets import VOCDetection
+        from torchvision.datasets.utils import download_url
+        from torchvision.datasets.voc import DATASET_YEAR_DICT
 
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".voc-", dir=root) as partial:
-            for split in ("trainval", "test") if year == "2007" else ("trainval",):
-                VOCDetection(partial, year=year, image_set=split, download=True)
-            found = next(Path(partial).glob(f"**/VOC{year}"), None)
+        with tempfile.TemporaryDirectory(prefix=".voc-", dir=root) as name:
+            partial = Path(name)
+            for part in ("2007", "2007-test") if year == "2007" else (year,):
+                archive = DATASET_YEAR_DICT[part]
+                download_url(archive["url"], name, archive["filename"], archive["md5"])
+                unpack(partial / archive["filename"], partial / "unpacked")
+                (partial / archive["filename"]).unlink()
+            found = next((partial / "unpacked").glob(f"**/VOC{year}"), None)
             if found is None:
                 raise FileNotFoundError(f"the archive holds no folder VOC{year}")
             target = root / "VOCdevkit" / f"VOC{year}"
@@ -207,7 +233,7 @@ def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["n
         reason = " ".join(str(err).split()) or type(err).__name__
         raise DataError(
             f"{root}: expected to obtain Pascal VOC {year}, but {reason}\n"
-            "It was asked for through torchvision.datasets.VOCDetection(download=True).\n"
+            "It was asked for through torchvision.datasets.utils.download_url, and its checksum checked.\n"
             f"If you have it elsewhere, name the folder that holds VOCdevkit/VOC{year}: --data.root FOLDER"
         ) from err
 
@@ -235,8 +261,8 @@ def _read_labels(folder: Path) -> LabelSet:
     if not path.is_file():
         return VOC_LABELS
     try:
-        return LabelSet.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as err:
+        return LabelSet.from_json(parse_json(str(path), read_text(path, "a label set", MAX_XML_BYTES)))
+    except LabelError as err:
         raise DataError(f"{path}: expected a label set, but {err}") from None
 
 
@@ -246,15 +272,13 @@ def _read_split(folder: Path, split: str) -> tuple[str, ...]:
         # Lists per class are named <class>_<split>; the others are the splits.
         there = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
         raise DataError(f"{path}: expected the list of the split {split!r}, found {', '.join(there) or 'no lists'}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        raise DataError(f"{path}: expected a list of pictures, but {err}") from None
+    text = read_text(path, "a list of pictures", MAX_LIST_BYTES)
     identifiers = tuple(line.split()[0] for line in text.splitlines() if line.strip())
     if not identifiers:
         raise DataError(f"{path}: expected at least one picture, found an empty list")
     seen: set[str] = set()
     for identifier in identifiers:
+        require_name(str(path), "a picture", identifier)
         if "/" in identifier or "\\" in identifier:
             raise DataError(f"{path}: expected names of pictures without folders, found {identifier!r}")
         if identifier in seen:

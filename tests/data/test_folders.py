@@ -56,7 +56,7 @@ def test_a_picture_has_one_label(tmp_path: Path) -> None:
             ["cat/1.tif"],
             "{root}/cat/1.tif: expected a picture (.jpg, .jpeg, .png, .webp, .bmp, .gif), found something else",
         ),
-        (["cat /1.jpg"], "{root}: expected the name of a label without white space around it, found 'cat '"),
+        (["cat /1.jpg"], "{root}: expected the name of a file or folder without white space around it, found 'cat '"),
         (["cat/a\\b.jpg"], "{root}/cat: expected a picture's path with / between folders, found 'cat/a\\\\b.jpg'"),
     ],
 )
@@ -73,10 +73,14 @@ def test_unknown_labels_and_links(tmp_path: Path) -> None:
         read_folders(tmp_path / "root", labels=VOC_LABELS)
     file = tmp_path / "root" / "persn" / "1.jpg"
     assert str(caught.value) == f"{file}: unknown label 'persn', the nearest known one is 'person'"
-    # A label's folder may lie elsewhere; below it a link could lead around for ever.
-    (tmp_path / "root" / "cat").symlink_to(write(tmp_path / "else", "2.jpg"))
-    assert read_folders(tmp_path / "root").identifiers == ("1.jpg", "2.jpg")
-    (tmp_path / "else" / "up").symlink_to(tmp_path / "root")
+    # Another name for a label's folder is a label; below it a link could lead around for ever.
+    (tmp_path / "root" / "cat").symlink_to(tmp_path / "root" / "persn")
+    assert read_folders(tmp_path / "root").target.tolist() == [[1.0, 1.0]]
+    (tmp_path / "root" / "dog").symlink_to(write(tmp_path / "else", "2.jpg"))
+    with pytest.raises(DataError, match=r"dog/2\.jpg: .* inside .*root, found a link to .*else/2\.jpg"):
+        read_folders(tmp_path / "root")
+    (tmp_path / "root" / "dog").unlink()
+    (tmp_path / "root" / "cat" / "up").symlink_to(tmp_path / "root")
     with pytest.raises(DataError, match="cat/up: expected folders and pictures, found a link to a folder"):
         read_folders(tmp_path / "root")
 

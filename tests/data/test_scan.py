@@ -46,8 +46,16 @@ def test_every_bad_picture_is_found_in_order_and_named(pictures: LabelledImages,
 
 @pytest.mark.usefixtures("unchecked")
 def test_raise_names_the_first(pictures: LabelledImages, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"002\.png: expected a picture"):
+    with pytest.raises(DataError) as caught:
         without_bad_images([pictures], "raise", folder=tmp_path)
+    listed = tmp_path / "refused.jsonl"
+    assert str(caught.value) == (
+        f"{pictures.paths[2]}: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else "
+        f"(and 1 more, listed in {listed})"
+    )
+    assert len(listed.read_text().splitlines()) == 2
+    without_bad_images([pictures.select([0, 1])], "raise", folder=tmp_path)
+    assert not listed.exists(), "it is of the last look"
     with pytest.raises(DataError, match="policy: expected 'raise' or 'drop', got 'skip'"):
         without_bad_images([pictures], "skip")  # type: ignore[arg-type]
 
@@ -92,6 +100,24 @@ def test_good_pictures_are_not_looked_at_again_unless_they_changed(
         file.write('["cut sho')
     assert bad() == [2, 8, 99]
     assert looked == ["002", "007", "008", "099"]
+
+
+def test_a_picture_of_the_same_name_in_another_split_is_another(tmp_path: Path) -> None:
+    parts = []
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "a.png"
+        Image.new("RGB", (9, 7)).save(path)
+        if name == "test":
+            path.write_bytes(b"?" * path.stat().st_size)
+        os.utime(path, ns=(1, 1))
+        parts.append(
+            LabelledImages(
+                name=name, labels=LabelSet(("cat",)), paths=[path], identifiers=["a.png"], target=torch.zeros(1, 1)
+            )
+        )
+    with pytest.raises(DataError, match=r"a\.png: expected a picture"):
+        without_bad_images(parts, "raise", folder=tmp_path)
 
 
 def test_an_interrupted_scan_remembers_what_it_saw(pictures: LabelledImages, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 from pvlr.core.labels import LabelSet
 from pvlr.data import shards
+from pvlr.data.archives import Member
 from pvlr.data.batch import DataError, collate
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.sampling import EpochSampler
-from pvlr.data.shards import Member, read_shards
+from pvlr.data.shards import read_shards
 from pvlr.data.voc import VOC_LABELS, read_voc
 
 LABELS = LabelSet(("cat", "cow", "dog"))
@@ -208,7 +209,7 @@ def test_sizes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(shards, "MAX_LABEL_BYTES", 5)
     with pytest.raises(DataError, match=r"a\.json: expected at most 5 bytes, found 26"):
         read_shards([path], name="mine")
-    monkeypatch.setattr(shards, "MAX_PICTURE_BYTES", 9)
+    monkeypatch.setattr(shards, "MAX_BYTES", 9)
     with pytest.raises(DataError, match=r"a\.png: expected at most 9 bytes, found "):
         read_shards([path], name="mine")
 

@@ -2,6 +2,7 @@ import csv
 import json
 import pickle
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -131,23 +132,35 @@ def remove(path: Path) -> None:
             "expected the list of the split 'trainval', found test",
         ),
         (lambda f: (f / "ImageSets/Main/trainval.txt").write_text("\n \n"), "trainval.txt", "at least one picture"),
-        (lambda f: (f / "ImageSets/Main/trainval.txt").write_bytes(b"\xff\xfe"), "trainval.txt", "expected a list"),
+        (
+            lambda f: (f / "ImageSets/Main/trainval.txt").write_bytes(b"\xff\xfe"),
+            "trainval.txt",
+            "expected a list of pictures in UTF-8",
+        ),
         (lambda f: (f / "ImageSets/Main/trainval.txt").write_text("../x\n"), "trainval.txt", "without folders"),
         (
             lambda f: (f / "ImageSets/Main/trainval.txt").write_text("000001\n000001\n"),
             "trainval.txt",
             "expected every picture once, found '000001' twice",
         ),
-        (lambda f: remove(f / "JPEGImages/000003.jpg"), "000003.jpg", "expected a picture of the split 'trainval'"),
-        (lambda f: remove(f / "Annotations/000003.xml"), "000003.xml", "expected an annotation, but No such file"),
+        (
+            lambda f: remove(f / "JPEGImages/000003.jpg"),
+            "000003.jpg",
+            "expected the picture of '000003', found no such file",
+        ),
+        (
+            lambda f: remove(f / "Annotations/000003.xml"),
+            "000003.xml",
+            "expected the annotation of '000003', found no such",
+        ),
         (
             lambda f: (f / "Annotations/000003.xml").write_text(annotation([("persn", 0)])),
             "000003.xml",
             "unknown label 'persn', the nearest known one is 'person'",
         ),
-        (lambda f: (f / "labels.json").write_text("{"), "labels.json", "expected a label set, but"),
+        (lambda f: (f / "labels.json").write_text("{"), "labels.json", "expected JSON, but"),
         (lambda f: (f / "labels.json").write_text('{"names": []}'), "labels.json", "expected at least one label"),
-        (lambda f: (f / "labels.json").write_text("[1]"), "labels.json", "expected a label set, but"),
+        (lambda f: (f / "labels.json").write_text("[1]"), "labels.json", "expected an object in braces, found a list"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
@@ -176,7 +189,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY x "xxxx">]><annotation>&x;</annotation>'
     [
         (b"", "expected well-formed XML"),
         (b"<annotation><object></annotation>", "expected well-formed XML"),
-        (b"<annotation>\x00</annotation>", "expected well-formed XML"),
+        (b"<annotation>\x00</annotation>", "expected an annotation, found a NUL byte"),
         (b"<scene/>", "expected the element <annotation>, found <scene>"),
         (b"<annotation><object/></annotation>", "expected every <object> to have a <name>"),
         (annotation([("cat", 2)]).encode(), "expected <difficult> of 'cat' to be 0 or 1, found '2'"),
@@ -203,27 +216,30 @@ def test_annotations_that_are_read(tmp_path: Path) -> None:
 
 
 class Download:
-    """Stands in for torchvision's class: writes a data set, or half of one."""
+    """Stands in for torchvision's function: writes the archive of a data set."""
 
-    def __init__(self, fail_at: str | None = None, message: str = "the network\nis down") -> None:
-        self.fail_at, self.message, self.asked = fail_at, message, []
+    def __init__(self, folder: Path, fail_at: str = "nowhere", message: str = "the network\nis down") -> None:
+        self.folder, self.fail_at, self.message, self.asked = folder, fail_at, message, []
+        write_voc(folder)
 
-    def __call__(self, root: str, *, year: str, image_set: str, download: bool) -> None:
-        self.asked.append((year, image_set, download))
-        if image_set == self.fail_at:
+    def __call__(self, url: str, root: str, filename: str, md5: str) -> None:
+        assert url.endswith(filename)
+        assert len(md5) == 32
+        self.asked.append(filename)
+        if self.fail_at in filename:
             raise RuntimeError(self.message)
-        if not (Path(root) / "VOCdevkit").exists():
-            write_voc(Path(root))
+        with tarfile.open(Path(root) / filename, "w") as archive:
+            archive.add(self.folder / "VOCdevkit", arcname="VOCdevkit")
 
 
 def test_obtaining_downloads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = Download()
-    monkeypatch.setattr("torchvision.datasets.VOCDetection", fake)
+    fake = Download(tmp_path / "there")
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fake)
     obtain_voc(tmp_path / "new", "2007", "never")
     assert not (tmp_path / "new").exists()
     for _ in range(2):
         obtain_voc(tmp_path / "new", "2007", "download")
-    assert fake.asked == [("2007", "trainval", True), ("2007", "test", True)]
+    assert fake.asked == ["VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar"]
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["VOCdevkit"]
     assert len(read_voc(tmp_path / "new", train=True)) == len(TRAINVAL)
 
@@ -232,15 +248,16 @@ def test_obtaining_downloads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_failed_download_leaves_nothing_and_says_three_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: str
 ) -> None:
-    monkeypatch.setattr("torchvision.datasets.VOCDetection", Download(fail_at))
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", Download(tmp_path / "there", fail_at))
+    root = tmp_path / "new"
     with pytest.raises(DataError) as caught:
-        obtain_voc(tmp_path, "2007", "download")
+        obtain_voc(root, "2007", "download")
     lines = str(caught.value).splitlines()
     assert len(lines) == 3
-    assert lines[0] == f"{tmp_path}: expected to obtain Pascal VOC 2007, but the network is down"
-    assert "torchvision.datasets.VOCDetection" in lines[1]
+    assert lines[0] == f"{root}: expected to obtain Pascal VOC 2007, but the network is down"
+    assert "torchvision.datasets.utils.download_url" in lines[1]
     assert lines[2].endswith("--data.root FOLDER")
-    assert list(tmp_path.iterdir()) == []
+    assert list(root.iterdir()) == []
 
 
 def test_real_annotations_agree_with_the_official_table(shared: Path) -> None:
