@@ -301,3 +301,39 @@ def precision_recall(predicted: list[list[bool]], target: Matrix, known: list[li
     op, overall = (all_right / all_said if all_said else 0.0), (all_right / all_true if all_true else math.nan)
     named = {"CP": cp, "CR": cr, "CF1": f1(cp, cr), "mean_F1": mean(f1s)}
     return {**named, "OP": op, "OR": overall, "OF1": f1(op, overall)}
+
+
+def threshold_decisions(probabilities: Vector, target: Vector, known: list[bool]) -> list[tuple[float, int, int, int]]:
+    """One class: for every threshold that decides something else, (threshold, said, right, positives)."""
+    rows = [(p, y) for p, y, k in zip(probabilities, target, known, strict=True) if k]
+    positives = sum(1 for _, y in rows if y == 1)
+    decisions = []
+    for threshold in sorted({p for p, _ in rows}):
+        said = [y for p, y in rows if p >= threshold]
+        decisions.append((threshold, len(said), sum(1 for y in said if y == 1), positives))
+    return decisions
+
+
+def negative_log_likelihood(logits: Vector, target: Vector, temperature: float) -> float:
+    signed = [(x if y == 1 else -x) / temperature for x, y in zip(logits, target, strict=True)]
+    return math.fsum(max(-x, 0.0) + math.log1p(math.exp(-abs(x))) for x in signed)
+
+
+def reliability(probabilities: Vector, target: Vector, bins: int) -> list[tuple[float, float, int]]:
+    """Per bin the mean probability, the share of positives and the number; NaN in an empty one."""
+    held: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
+    for p, y in zip(probabilities, target, strict=True):
+        held[next(i for i in range(bins) if p <= (i + 1) / bins)].append((p, y))
+    return [
+        (math.fsum(p for p, _ in rows) / len(rows), sum(y == 1 for _, y in rows) / len(rows), len(rows))
+        if rows
+        else (math.nan, math.nan, 0)
+        for rows in held
+    ]
+
+
+def calibration_error(probabilities: Vector, target: Vector, bins: int) -> float:
+    found = [row for row in reliability(probabilities, target, bins) if row[2]]
+    if not found:
+        return math.nan
+    return math.fsum(count * abs(mean - share) for mean, share, count in found) / len(probabilities)

@@ -5,6 +5,13 @@ is made of is loaded with the tower.
 """
 
 from pvlr.core.attention import DualModalAttention, DualModalOutput, LabelRelation, RelationMap
+from pvlr.core.calibration import (
+    Reliability,
+    expected_calibration_error,
+    fit_temperature,
+    fit_thresholds,
+    reliability,
+)
 from pvlr.core.decision import Decision
 from pvlr.core.functional import (
     attend,
@@ -62,6 +69,7 @@ __all__ = [
     "PromptBank",
     "PromptTokens",
     "RelationMap",
+    "Reliability",
     "ShapeError",
     "SimilarityHead",
     "Tag",
@@ -78,6 +86,9 @@ __all__ = [
     "cosine_scores",
     "encode_knowledge",
     "expect",
+    "expected_calibration_error",
+    "fit_temperature",
+    "fit_thresholds",
     "fuse_maps",
     "gate",
     "load_label_vectors",
@@ -88,6 +99,7 @@ __all__ = [
     "pool_regions",
     "precision_recall",
     "prior_bias",
+    "reliability",
     "splice_context",
     "split_heads",
     "top_k",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pvlr.core.arguments import require_int, require_number
 from pvlr.core.labels import LabelSet
+from pvlr.core.masked import masked, require_finite, require_probabilities
 from pvlr.core.shapes import expect
 
 __all__ = [
@@ -53,7 +54,7 @@ def average_precision(
         >>> average_precision(scores, torch.tensor([[1, 1], [0, 0], [1, 0]]))
         tensor([0.8333, 0.3333], dtype=torch.float64)
     """
-    scores, positive, counted = _checked("scores", scores, target, known)
+    scores, positive, counted = masked("scores", scores, target, known)
     step = max(1, _SCORES_AT_ONCE // max(1, scores.shape[0]))
     slices = [slice(start, start + step) for start in range(0, scores.shape[1], step)]
     found = [_average_precision(scores[:, part].T, positive[:, part].T, counted[:, part].T) for part in slices]
@@ -136,7 +137,7 @@ def precision_recall(
         PrecisionRecall(CP=0.75, CR=0.75, CF1=0.75, mean_F1=0.666..., OP=0.666..., OR=0.666..., OF1=0.666...)
     """
     expect("predicted", predicted, "n c", dtype="bool")
-    _, positive, counted = _checked("predicted", predicted.float(), target, known)
+    _, positive, counted = masked("predicted", predicted.float(), target, known)
     predicted = predicted & counted
     right, said, true = ((x.sum(dim=0).double()) for x in (predicted & positive, predicted, positive))
     present = true > 0
@@ -173,7 +174,7 @@ def top_k(probabilities: Float[Tensor, "n c"], k: int, threshold: float | None =
     """
     expect("probabilities", probabilities, "n c", dtype="float")
     require_int("k", k, least=1)
-    _require_finite("probabilities", probabilities)
+    require_finite("probabilities", probabilities)
     best = probabilities.sort(dim=1, descending=True, stable=True).indices[:, :k]
     chosen = torch.zeros_like(probabilities, dtype=torch.bool).scatter(1, best, True)
     return chosen if threshold is None else chosen & (probabilities >= threshold)
@@ -257,11 +258,8 @@ def multilabel_report(
         raise ValueError(f"threshold: expected a probability in [0, 1], got {threshold:g}")
     if labels is not None and len(labels) != axes["c"]:
         raise ValueError(f"labels: expected {axes['c']} names for the axis c of probabilities, got {len(labels)}")
-    values, positive, counted = _checked("probabilities", probabilities, target, known)
-    outside = ((values < 0) | (values > 1)) & counted
-    if bool(outside.any()):
-        found = values[outside][0].item()
-        raise ValueError(f"probabilities: expected values in [0, 1], got {found:g}: are these logits?")
+    values, positive, _ = masked("probabilities", probabilities, target, known)
+    require_probabilities("probabilities", values)
     names = tuple(labels) if labels is not None else tuple(str(index) for index in range(axes["c"]))
     ap = average_precision(probabilities if scores is None else scores, target, known)
     decided = precision_recall(probabilities >= threshold, target, known)
@@ -272,28 +270,6 @@ def multilabel_report(
         threshold=threshold,
         absent=tuple(name for name, some in zip(names, positive.any(dim=0).tolist(), strict=True) if not some),
     )
-
-
-def _checked(name: str, values: Tensor, target: Tensor, known: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Values (0 where unknown), known positives, known entries: the last two as bool ``n c``."""
-    axes = expect(name, values, "n c", dtype="float")
-    expect("target", target, "n c", device=values.device, n=axes["n"], c=axes["c"])
-    if known is None:
-        known = torch.ones_like(target, dtype=torch.bool)
-    else:
-        expect("known", known, "n c", dtype="bool", device=values.device, n=axes["n"], c=axes["c"])
-    odd = known & (target != 0) & (target != 1)
-    if bool(odd.any()):
-        raise ValueError(f"target: expected 0 or 1 wherever known, got {target[odd][0].item():g}")
-    values = values.masked_fill(~known, 0.0)
-    _require_finite(name, values, " wherever known")
-    return values, known & (target == 1), known
-
-
-def _require_finite(name: str, values: Tensor, where: str = "") -> None:
-    if not bool(values.isfinite().all()):
-        found = values[~values.isfinite()][0].item()
-        raise ValueError(f"{name}: expected finite values{where}, got {found:g}")
 
 
 def _harmonic(a: float, b: float) -> float:

@@ -20,8 +20,8 @@ OPEN_TO_DATA = ("shapes", "labels", "protocols")
 # The core's own layers: a file imports only from lines above its own (`model` and what comes later, from all).
 CORE_ORDER = (
     {"arguments", "block", "labels", "protocols", "shapes"},
-    {"functional"},
-    {"attention", "losses", "metrics"},
+    {"functional", "masked"},
+    {"attention", "calibration", "losses", "metrics"},
     {"fusion", "head", "prompts"},
 )
 

@@ -1,0 +1,248 @@
+"""From scores to decisions: temperature, thresholds per label, and how far probabilities can be believed."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
+from torch import Tensor
+
+from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.core.masked import masked, require_probabilities
+
+__all__ = [
+    "Reliability",
+    "calibration_error_of",
+    "expected_calibration_error",
+    "fit_temperature",
+    "fit_thresholds",
+    "reliability",
+    "reliability_of",
+    "reliability_sums",
+]
+
+# A temperature outside makes all probabilities 0 and 1, or all of them one half.
+_COLDEST, _WARMEST = 0.01, 100.0
+# Sums of probabilities are taken in steps of this size, as whole numbers: the same sum in every order of the parts.
+_STEP = 2.0**-32
+
+
+@torch.no_grad()
+def fit_temperature(
+    logits: Float[Tensor, "n c"], target: Shaped[Tensor, "n c"], known: Bool[Tensor, "n c"] | None = None
+) -> float:
+    """The one number ``T`` for which ``sigmoid(logits / T)`` gives the known labels the highest likelihood.
+
+    ``T = argmin Σ_known −log p(y | x / T)``, one optimum since the sum is convex in ``1 / T``. It is looked for in
+    [0.01, 100] and is an end of that range where the optimum lies beyond: 0.01 where every logit has the right sign
+    (then no temperature is too low), 100 where the logits are no better than none; 1 where all of them are 0.
+
+    Args:
+        logits: ``n c`` of pictures that the model was not trained on, finite wherever known.
+        target: ``n c`` of any dtype, 0 or 1 wherever known.
+        known: ``n c``, True where the target is known; None: everywhere.
+
+    Raises:
+        ShapeError: where shapes, dtypes or devices differ.
+        ValueError: where nothing is known, a known logit is not finite or a known target is neither 0 nor 1.
+
+    Example:
+        >>> logits = torch.tensor([[4.0], [4.0], [4.0], [-4.0]])  # sigmoid(4) = 0.98, but three of four are right.
+        >>> temperature = fit_temperature(logits, torch.tensor([[1], [1], [0], [0]]))
+        >>> round(temperature, 3), round(torch.tensor(4 / temperature).sigmoid().item(), 3)
+        (3.641, 0.75)
+    """
+    values, positive, counted = masked("logits", logits, target, known)
+    if not bool(counted.any()):
+        raise ValueError("known: expected at least one known label to fit a temperature on, got none")
+    x, y = values[counted].double(), positive[counted].double()
+    if not bool(x.any()):
+        return 1.0
+    # The derivative by 1 / T grows with 1 / T: halve the range of log T around the place where it is 0.
+    low, high = math.log(_COLDEST), math.log(_WARMEST)
+    for _ in range(60):
+        middle = (low + high) / 2
+        slope = x @ (torch.sigmoid(x * math.exp(-middle)) - y)
+        low, high = (middle, high) if slope.item() > 0 else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+@torch.no_grad()
+def fit_thresholds(
+    probabilities: Float[Tensor, "n c"],
+    target: Shaped[Tensor, "n c"],
+    known: Bool[Tensor, "n c"] | None = None,
+    *,
+    by: Literal["f1", "precision"] = "f1",
+    precision: float = 0.9,
+) -> Float[Tensor, " c"]:
+    """For every label the probability from which on (``>=``) it is said, best among all possible ones.
+
+    All decisions that any threshold can make are compared, for each label over its known rows; rows of the same
+    probability are said together or not at all. ``"f1"`` takes the decision of the highest F1, and of several the one
+    that says least. ``"precision"`` takes, of those of at least this precision, the one that says most; where there
+    is none, the one of the highest precision, and of several the one that says most. The threshold lies halfway
+    between the last probability that is said and the next one that is not; 0 where all are said.
+
+    A label without a known positive gets 0.5: nothing can be learnt about it.
+
+    Args:
+        probabilities: ``n c`` in [0, 1] of pictures that the model was not trained on.
+        target: ``n c`` of any dtype, 0 or 1 wherever known.
+        known: ``n c``, True where the target is known; None: everywhere.
+        by: ``"f1"`` or ``"precision"``.
+        precision: Asked for by ``"precision"``, in (0, 1].
+
+    Returns:
+        ``c`` values in [0, 1], float32 or (of float64 probabilities) float64.
+
+    Raises:
+        ShapeError: where shapes, dtypes or devices differ.
+        ValueError: where a value is out of range or a known target is neither 0 nor 1.
+
+    Example:
+        >>> probabilities = torch.tensor([[0.9, 0.2], [0.6, 0.3], [0.4, 0.1]])
+        >>> fit_thresholds(probabilities, torch.tensor([[1, 0], [1, 0], [0, 0]]))
+        tensor([0.5000, 0.5000])
+        >>> fit_thresholds(probabilities, torch.tensor([[1, 1], [0, 1], [1, 0]]), by="precision")
+        tensor([0.7500, 0.1500])
+    """
+    require_choice("by", by, ("f1", "precision"))
+    require_number("precision", precision, above=0.0)
+    if precision > 1:
+        raise ValueError(f"precision: expected a fraction in (0, 1], got {precision:g}")
+    values, positive, counted = masked("probabilities", probabilities, target, known)
+    require_probabilities("probabilities", values)
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    wanted = None if by == "f1" else precision
+    found = [_threshold(values[counted[:, i], i], positive[counted[:, i], i], wanted) for i in range(values.shape[1])]
+    return torch.tensor(found, dtype=values.dtype, device=values.device)
+
+
+def _threshold(values: Float[Tensor, " n"], positive: Bool[Tensor, " n"], precision: float | None) -> float:
+    """Of one label, over known rows: by F1, or by precision where one is given."""
+    total = int(positive.sum())
+    if total == 0:
+        return 0.5
+    values, order = values.sort(descending=True)
+    # Where a group of equal probabilities ends, a decision can end.
+    ends = torch.cat([values[:-1] != values[1:], torch.ones_like(positive[:1])]).nonzero()[:, 0]
+    hits, said = positive[order].cumsum(0)[ends].double(), (ends + 1).double()
+    if precision is None:
+        best = int((2 * hits / (said + total)).argmax())  # The first of equals.
+    else:
+        precisions = hits / said
+        best = int((precisions >= min(precision, precisions.max().item())).nonzero()[-1])
+    if best == len(ends) - 1:
+        return 0.0
+    last, following = values[ends[best]].item(), values[ends[best + 1]].item()
+    between = torch.tensor((last + following) / 2, dtype=values.dtype).item()
+    return between if following < between else last  # Nothing lies between neighbouring numbers.
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reliability:
+    """How often labels are there that were given a probability, by ranges of it.
+
+    Args:
+        confidence: Mean probability in each bin; NaN in an empty one.
+        frequency: Share of labels in each bin that are there; NaN in an empty one.
+        count: Number of known labels in each bin.
+    """
+
+    confidence: Float64[Tensor, " bins"]
+    frequency: Float64[Tensor, " bins"]
+    count: Int64[Tensor, " bins"]
+
+
+@torch.no_grad()
+def reliability(
+    probabilities: Float[Tensor, "n c"],
+    target: Shaped[Tensor, "n c"],
+    known: Bool[Tensor, "n c"] | None = None,
+    *,
+    bins: int = 15,
+) -> Reliability:
+    """Compare probabilities with frequencies in ``bins`` ranges of equal width, over all known labels together.
+
+    Bin ``i`` of ``B`` holds the probabilities in ``(i / B, (i + 1) / B]``, the first one 0 as well.
+
+    Args:
+        probabilities: ``n c`` in [0, 1].
+        target: ``n c`` of any dtype, 0 or 1 wherever known.
+        known: ``n c``, True where the target is known; None: everywhere.
+        bins: Number of ranges, at least 1.
+
+    Raises:
+        ShapeError: where shapes, dtypes or devices differ.
+        ValueError: where a value is out of range or a known target is neither 0 nor 1.
+
+    Example:
+        >>> reliability(torch.tensor([[0.25, 0.75, 0.5]]), torch.tensor([[0, 1, 1]]), bins=2)
+        Reliability(confidence=tensor([0.3750, 0.7500], dtype=torch.float64),
+                    frequency=tensor([0.5000, 1.0000], dtype=torch.float64), count=tensor([2, 1]))
+    """
+    require_int("bins", bins, least=1)
+    values, positive, counted = masked("probabilities", probabilities, target, known)
+    require_probabilities("probabilities", values)
+    return reliability_of(reliability_sums(values[counted], positive[counted], bins))
+
+
+def reliability_sums(
+    values: Float[Tensor, " m"], positive: Bool[Tensor, " m"], bins: int
+) -> Int64[Tensor, "kinds bins"]:
+    """Per bin the number of labels, of those that are there, and the sum of probabilities in steps of 2⁻³².
+
+    Whole numbers: the sums of parts add up to the same, however the parts are cut and in whatever order.
+    """
+    values = values.double()
+    place = (values * bins).ceil().long().sub_(1).clamp_(min=0)
+    steps = (values / _STEP).round_().long()
+    count, present = (torch.bincount(part, minlength=bins) for part in (place, place[positive]))
+    return torch.stack([count, present, torch.zeros_like(count).index_add_(0, place, steps)])
+
+
+def reliability_of(sums: Int64[Tensor, "kinds bins"]) -> Reliability:
+    """Means from what :func:`reliability_sums` has counted."""
+    count, present, steps = sums
+    # 0 / 0 is the NaN of an empty bin.
+    return Reliability(confidence=steps.double() * _STEP / count, frequency=present.double() / count, count=count)
+
+
+def expected_calibration_error(
+    probabilities: Float[Tensor, "n c"],
+    target: Shaped[Tensor, "n c"],
+    known: Bool[Tensor, "n c"] | None = None,
+    *,
+    bins: int = 15,
+) -> float:
+    """``Σ_bins (count / total) |frequency − confidence|`` of :func:`reliability`, over all known labels together.
+
+    Most labels are absent from most pictures and are given a probability near 0, so most of the weight lies in the
+    first bin: compare it between models on the same labels, and look at the bins.
+
+    Args:
+        probabilities: ``n c`` in [0, 1].
+        target: ``n c`` of any dtype, 0 or 1 wherever known.
+        known: ``n c``, True where the target is known; None: everywhere.
+        bins: Number of ranges, at least 1.
+
+    Returns:
+        A fraction of 1; NaN where nothing is known.
+
+    Raises:
+        ShapeError: where shapes, dtypes or devices differ.
+        ValueError: where a value is out of range or a known target is neither 0 nor 1.
+
+    Example:
+        >>> round(expected_calibration_error(torch.tensor([[0.25, 0.75, 0.5]]), torch.tensor([[0, 1, 1]]), bins=2), 4)
+        0.1667
+    """
+    return calibration_error_of(reliability(probabilities, target, known, bins=bins))
+
+
+def calibration_error_of(found: Reliability) -> float:
+    """The expected calibration error of bins."""
+    gaps = (found.frequency - found.confidence).abs().nan_to_num()
+    return ((gaps * found.count).sum() / found.count.sum()).item()
