@@ -318,6 +318,17 @@ REFUSED = [
         ShapeError,
         "labels: expected axes 'c d' with d=8, got shape (3, 7)",
     ),
+    # Where nothing looks at anything, no projection would find out.
+    (
+        lambda: DualModalAttention(dim=8, direction="none")(X(3, 8), X(2, 5, 7)),
+        ShapeError,
+        "patches: expected axes 'b n d' with d=8, got shape (2, 5, 7)",
+    ),
+    (
+        lambda: DualModalAttention(dim=8, direction="none")(X(2, 3, 7), X(2, 5, 8)),
+        ShapeError,
+        "labels: expected axes 'b c d' with d=8, got shape (2, 3, 7)",
+    ),
     (
         lambda: DualModalAttention(dim=8)(X(3, 4, 8), X(2, 5, 8)),
         ShapeError,
