@@ -1,4 +1,6 @@
 import re
+from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import reference
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, norms, perturb, seeds, sizes, survives
+from torch import Tensor
 from torch.testing import assert_close
 from toy_text import LABELS, ToyTower, prompts_for
 
@@ -187,7 +190,27 @@ def prompter(**options: object) -> ContextPrompter:
     return ContextPrompter(**{"width": 6, "dim": 8, "heads": 2, **options}).double()
 
 
+def returning(change: Callable[[Tensor], Tensor]) -> mock.Mock:
+    """The tower, but for what it does to its vectors."""
+    return mock.Mock(encode_context=lambda context, prompts: change(TOWER.encode_context(context, prompts)))
+
+
 REFUSED = [
+    (
+        lambda: prompter().encode(returning(lambda x: x[:2]), PROMPTS),
+        ShapeError,
+        "text.encode_context: expected axes 'c d' with c=3, got shape (2, 8)",
+    ),
+    (
+        lambda: prompter().encode(returning(lambda x: x.long()), PROMPTS),
+        ShapeError,
+        "text.encode_context: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        lambda: prompter().encode(returning(lambda x: x.to("meta")), PROMPTS),
+        ShapeError,
+        "text.encode_context: expected a tensor on cpu, got one on meta",
+    ),
     (lambda: KnowledgePrompter(dim=10, heads=4), ValueError, "dim: expected a multiple of heads=4, got 10"),
     (lambda: KnowledgePrompter(dim=0), ValueError, "dim: expected a whole number of at least 1, got 0"),
     (

@@ -168,6 +168,7 @@ FUNCTIONS = [
     (lambda: lib.fuse_maps(X(2, 3, 5), X(2, 3, 5), X(2, **META)), f"mix: {OFF}"),
     (lambda: lib.fuse_maps(X(2, 3, 5), X(2, 3, 5), X(2) > 0), "mix: expected a tensor of dtype float, got torch.bool"),
     (lambda: lib.cosine_scores(X(2, 3, 4), X(5, 4, **META)), f"labels: {OFF}"),
+    (lambda: lib.cosine_scores(X(2, 3, 4), X(2, 5, 4, **META)), f"labels: {OFF}"),
     (
         lambda: lib.cosine_scores(X(2, 3, 4).double(), X(5, 4)),
         "labels: expected a tensor of dtype torch.float64, got torch.float32",

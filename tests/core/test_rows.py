@@ -76,6 +76,12 @@ def test_by_rows_gives_each_row_to_the_function_once_and_in_order(draw: Draw, co
     assert seen == [rows] * (count // rows) + [count % rows] * (count % rows > 0)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_rows_that_have_no_partner_are_refused_and_not_left_out() -> None:
+    with torch.no_grad(), mock.patch.object(functional, "ROWS_AT_ONCE", 2), pytest.raises(ValueError, match="shorter"):
+        by_rows(torch.mul, torch.ones(5, 1), torch.ones(2, 1))
+
+
 def test_the_number_of_parts_is_that_of_the_rows_on_the_side_that_looks() -> None:
     labels, patches = Draw(0).normal(5, 4), Draw(0).normal(2, 7, 4)
     block, head = DualModalAttention(dim=4, heads=2, layers=3).double(), SimilarityHead().double()
