@@ -1,6 +1,7 @@
 """The kinds of image towers that open_clip has, and what each does in its own way: features, sizes, blocks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -8,21 +9,24 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pvlr.core.functional import attend, merge_heads, split_heads
 from pvlr.core.protocols import ImageFeatures
 from pvlr.core.tower_files import TowerError
 
-__all__ = ["Family", "PatchFeatures", "family_of", "resize_positions"]
+__all__ = ["Family", "PatchFeatures", "RunBlock", "family_of", "resize_positions", "run_block", "run_block_twice"]
 
 PatchFeatures = Literal["value", "final"]
+# How a block is run: the block, what to call (the block itself, or a function that uses its parameters), its input.
+RunBlock = Callable[[nn.Module, Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
 class Family(NamedTuple):
     """What one kind of image tower does in its own way.
 
     Attributes:
-        features: From the tower, images ``b 3 s s`` and the kind of patches to their vectors.
+        features: From the tower, images ``b 3 s s``, the kind of patches and how to run a block to their vectors.
         resize: Set the tower to another image size, in place.
         blocks: The tower's blocks, first to last.
         tail: What comes after the blocks: norm, pool, projection.
@@ -31,7 +35,7 @@ class Family(NamedTuple):
         dim: Width of the joint space (``d``).
     """
 
-    features: Callable[[Any, Tensor, PatchFeatures], ImageFeatures]
+    features: Callable[[Any, Tensor, PatchFeatures, RunBlock], ImageFeatures]
     resize: Callable[[Any, int], None]
     blocks: Callable[[Any], list[nn.Module]]
     tail: Callable[[Any], list[nn.Module | nn.Parameter]]
@@ -60,6 +64,42 @@ def resize_positions(table: Float[Tensor, "t w"], grid: int) -> Float[Tensor, "u
     cells = rearrange(table[1:], "(y x) w -> 1 w y x", y=old)
     cells = F.interpolate(cells, size=(grid, grid), mode="bicubic", antialias=True, align_corners=False)
     return torch.cat([table[:1], rearrange(cells, "1 w y x -> (y x) w")])
+
+
+def run_block(block: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run a block as it is."""
+    return call(x)
+
+
+def run_block_twice(block: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Keep a block's input alone for the backward pass, which runs the block again (arXiv 1604.06174)."""
+
+    def contexts() -> tuple[Any, Any]:
+        return nullcontext(), _statistics_held(block)
+
+    # The blocks draw nothing at random. Without norms over the batch there is no context to speak of, and a compiler
+    # takes none.
+    held = {"context_fn": contexts} if _batch_norms(block) else {}
+    return checkpoint(call, x, use_reentrant=False, preserve_rng_state=False, **held)  # type: ignore[no-any-return]
+
+
+def _batch_norms(block: nn.Module) -> list[nn.BatchNorm2d]:
+    return [part for part in block.modules() if isinstance(part, nn.BatchNorm2d) and part.training]
+
+
+@contextmanager
+def _statistics_held(block: nn.Module) -> Iterator[None]:
+    """A batch that is seen a second time does not count a second time in the running statistics."""
+    held = [(norm, dict(norm.named_buffers(recurse=False))) for norm in _batch_norms(block)]
+    for norm, buffers in held:
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in held:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
 
 
 def family_of(visual: nn.Module, patch_features: PatchFeatures) -> Family:
@@ -128,15 +168,15 @@ def _vit_resize(visual: Any, size: int) -> None:
     visual.grid_size, visual.image_size = (grid, grid), (size, size)
 
 
-def _vit_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatures) -> ImageFeatures:
+def _vit_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatures, run: RunBlock) -> ImageFeatures:
     x = rearrange(visual.conv1(images), "b w y x -> b (y x) w")
     first = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
     x = visual.ln_pre(torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype))
     *blocks, last = visual.transformer.resblocks
     for block in blocks:
-        x = block(x)
-    final = last(x)
-    tokens = _vit_value(last, x[:, 1:]) if how == "value" else final[:, 1:]
+        x = run(block, block, x)
+    final = run(last, last, x)
+    tokens = run(last, lambda x: _vit_value(last, x), x[:, 1:]) if how == "value" else final[:, 1:]
 
     def pool(x: Tensor) -> Tensor:
         return x[:, 0] if visual.pool_type == "tok" else x[:, 1:].mean(dim=1)
@@ -184,10 +224,10 @@ def _resnet_resize(visual: Any, size: int) -> None:
     visual.image_size = size
 
 
-def _resnet_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatures) -> ImageFeatures:
+def _resnet_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatures, run: RunBlock) -> ImageFeatures:
     x = visual.stem(images)
-    for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
-        x = layer(x)
+    for block in _resnet_blocks(visual):
+        x = run(block, block, x)
     x = rearrange(x, "b w y x -> b (y x) w")
     pool = visual.attnpool
     tokens = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + pool.positional_embedding.to(x.dtype)
@@ -242,8 +282,8 @@ def _timm_resize(visual: Any, size: int) -> None:
     visual.image_size = (size, size)
 
 
-def _timm_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatures) -> ImageFeatures:
-    trunk = visual.trunk
+def _timm_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatures, run: RunBlock) -> ImageFeatures:
+    trunk = visual.trunk  # Runs its blocks itself, in the way it was set to.
     tokens = trunk.forward_features(images)
     pooled = visual.head(trunk.forward_head(tokens))
     tokens = tokens[:, trunk.num_prefix_tokens :]

@@ -2,10 +2,11 @@
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pvlr.core.image_families import PatchFeatures, family_of
+from pvlr.core.image_families import PatchFeatures, family_of, run_block, run_block_twice
 from pvlr.core.protocols import ImageFeatures
 from pvlr.core.shapes import expect
 from pvlr.core.tower_files import TowerError
@@ -36,6 +37,8 @@ class OpenClipImageTower(nn.Module):
         grid: Patches along one side; ``n = grid²``, row by row.
         patch_features: Which patch vectors it returns.
         trainable: ``"frozen"``, ``"all"`` or how many of the last blocks are trained.
+        gradient_checkpointing: Whether the backward pass runs its blocks a second time: the same gradients from less
+            memory.
     """
 
     def __init__(self, visual: nn.Module, *, patch_features: PatchFeatures = "value") -> None:
@@ -59,6 +62,7 @@ class OpenClipImageTower(nn.Module):
         # Fixed sine positions are parameters that must never be trained.
         self._fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.trainable: Literal["frozen", "all"] | int = "frozen"
+        self.gradient_checkpointing = False
         self.set_trainable("frozen")
 
     @property
@@ -114,6 +118,20 @@ class OpenClipImageTower(nn.Module):
                 parameter.requires_grad_(False)
         self.train(self.training)
 
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Run the blocks a second time in the backward pass, instead of keeping all that they computed, or no more."""
+        self.gradient_checkpointing = enabled
+        self.visual.set_grad_checkpointing(enabled)  # type: ignore[operator]  # timm's tower runs its own blocks.
+
+    def parameter_depths(self) -> dict[str, int]:
+        """How deep each parameter lies, by name: 0 before the blocks, the block's number from 1 on, then one more."""
+        blocks = self._family.blocks(self.visual)
+        depths = {id(parameter): depth for depth, block in enumerate(blocks, 1) for parameter in block.parameters()}
+        for part in self._family.tail(self.visual):
+            of = part.parameters() if isinstance(part, nn.Module) else (part,)
+            depths |= {id(parameter): len(blocks) + 1 for parameter in of}
+        return {name: depths.get(id(parameter), 0) for name, parameter in self.named_parameters()}
+
     def trained_state_dict(self) -> dict[str, Tensor]:
         """The trained parameters and the buffers (BatchNorm statistics) of the trained parts, by name."""
         names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -146,7 +164,8 @@ class OpenClipImageTower(nn.Module):
         """
         size = self.image_size
         expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
-        return self._family.features(self.visual, images, self.patch_features)
+        run = run_block_twice if self.gradient_checkpointing and torch.is_grad_enabled() else run_block
+        return self._family.features(self.visual, images, self.patch_features, run)
 
     def extra_repr(self) -> str:
         """Say what it returns and what is trained."""

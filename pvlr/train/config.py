@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "loop.device",
     "loop.compile",
     "tower.cache_dir",
+    "tower.gradient_checkpointing",
     "tower.feature_folder",
     "run.",
 )
@@ -68,6 +69,10 @@ class TowerConfig(TowerSpec):
 
     Args:
         lr_factor: Learning rate of the trained part of the image tower, as a multiple of ``optimizer.lr``, above 0.
+        layer_decay: A block's learning rate as a multiple of the next one's, in (0, 1]: the last block's is so much
+            below ``lr_factor``, and the first layers' lowest; 1: all have one rate.
+        gradient_checkpointing: Run the tower's blocks a second time in the backward pass, instead of keeping all that
+            they computed: the same gradients from less memory.
         features: ``compute`` (the tower sees every picture at every epoch) or ``cache`` (a frozen tower sees it once;
             its patch vectors are kept on the disk).
         feature_views: Views of each training picture that are kept: 1, without augmentation, or more, of which all but
@@ -78,6 +83,8 @@ class TowerConfig(TowerSpec):
     """
 
     lr_factor: float = 0.1
+    layer_decay: float = 1.0
+    gradient_checkpointing: bool = False
     features: Literal["compute", "cache"] = "compute"
     feature_views: int = 1
     feature_dtype: Literal["float16", "float32"] = "float16"
@@ -92,6 +99,12 @@ class TowerConfig(TowerSpec):
             if self.features == "cache" and self.train != "frozen":
                 raise ValueError(f"features: 'cache' is for a frozen tower, but tower.train is {self.train!r}")
             require_number("lr_factor", self.lr_factor, above=0.0)
+            require_number("layer_decay", self.layer_decay, above=0.0)
+            if self.layer_decay > 1:
+                raise ValueError(f"layer_decay: expected a number in (0, 1], got {self.layer_decay!r}")
+            for name, idle in (("layer_decay", 1.0), ("gradient_checkpointing", False)):
+                if self.train == "frozen" and getattr(self, name) != idle:
+                    raise ValueError(f"{name}: is for a tower that is trained, but tower.train is 'frozen'")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,18 +27,22 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def parameter_groups(
-    model: nn.Module, config: OptimizerConfig, *, tower_lr_factor: float = 0.1
+    model: nn.Module, config: OptimizerConfig, *, tower_lr_factor: float = 0.1, tower_layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Split the trained parameters by learning rate and weight decay.
 
     ``context.context`` (the learnable prompts), the image tower's embeddings of position and class, and whatever has
     fewer than two axes (norms, biases, single numbers) are not decayed; what lies below ``image.`` (the image tower)
-    has its own learning rate.
+    has its own learning rate, which may fall from layer to layer towards the pixels (discriminative fine-tuning,
+    arXiv 1801.06146; the layers are counted as in BEiT, arXiv 2106.08254): with ``n`` blocks ``decay^(n + 1 - i)`` of
+    the tower's at depth ``i``, which is 0 before the blocks, the block's number from 1 on, and ``n + 1`` after them.
 
     Args:
         model: The model; every parameter that requires a gradient comes into exactly one group.
         config: Learning rate, weight decay and the factor of the prompts.
         tower_lr_factor: Learning rate of the image tower, as a multiple of ``config.lr``.
+        tower_layer_decay: A layer's, as a multiple of the next one's; below 1 each depth is a group of its own, and the
+            tower has to tell them (:meth:`~pvlr.core.image_tower.OpenClipImageTower.parameter_depths`).
 
     Returns:
         Groups as torch's optimisers take them, empty ones left out, each with ``name``, ``params``, ``lr``,
@@ -50,10 +54,18 @@ def parameter_groups(
         [('layers', 0.1, 0.5), ('layers_undecayed', 0.1, 0.0)]
     """
     rates = {"layers": config.lr, "prompts": config.lr * config.prompt_lr_factor, "tower": config.lr * tower_lr_factor}
+    depths: dict[str, int] = {}
+    if tower_layer_decay < 1:
+        image: Any = model.image
+        depths = {f"{IMAGE_TOWER}{name}": depth for name, depth in image.parameter_depths().items()}
+        last = max(depths.values())
+        rates |= {_at(depth): rates["tower"] * tower_layer_decay ** (last - depth) for depth in range(last + 1)}
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in trained_parameters(model).items():
-        part = "prompts" if name == PROMPTS else "tower" if name.startswith(IMAGE_TOWER) else "layers"
-        embedding = part == "tower" and name.rsplit(".", 1)[-1] in EMBEDDINGS
+        tower = name.startswith(IMAGE_TOWER)
+        part = "prompts" if name == PROMPTS else "tower" if tower else "layers"
+        part = _at(depths[name]) if name in depths else part
+        embedding = tower and name.rsplit(".", 1)[-1] in EMBEDDINGS
         decayed = part != "prompts" and not embedding and parameter.ndim > 1
         key = part if decayed or part == "prompts" else f"{part}_undecayed"
         empty = {
@@ -68,14 +80,14 @@ def parameter_groups(
 
 
 def build_optimizer(
-    model: nn.Module, config: OptimizerConfig, *, tower_lr_factor: float = 0.1
+    model: nn.Module, config: OptimizerConfig, *, tower_lr_factor: float = 0.1, tower_layer_decay: float = 1.0
 ) -> torch.optim.Optimizer:
     """AdamW or SGD over :func:`parameter_groups`.
 
     Raises:
         ValueError: where nothing is trained.
     """
-    groups = parameter_groups(model, config, tower_lr_factor=tower_lr_factor)
+    groups = parameter_groups(model, config, tower_lr_factor=tower_lr_factor, tower_layer_decay=tower_layer_decay)
     if not groups:
         raise ValueError("model: expected at least one parameter that requires a gradient, got none")
     if config.kind == "sgd":
@@ -117,6 +129,10 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+def _at(depth: int) -> str:
+    return f"tower_{depth:02d}"
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -120,6 +120,7 @@ def train(
 
     data.prepare()
     towers = build_towers(tower)
+    towers.image.set_gradient_checkpointing(tower.gradient_checkpointing)
     splits = data.splits(loop.seed)
     folder.mkdir(parents=True, exist_ok=True)
     train_split, test_split = without_bad_images(
@@ -147,9 +148,8 @@ def train(
     if saved is None:
         _set_prior(built, feed, device)
     # The average starts where the weights do.
-    state = TrainingState(
-        built, build_optimizer(built, optimizer, tower_lr_factor=tower.lr_factor), WeightAverage(built, loop.ema)
-    )
+    rates = {"tower_lr_factor": tower.lr_factor, "tower_layer_decay": tower.layer_decay}
+    state = TrainingState(built, build_optimizer(built, optimizer, **rates), WeightAverage(built, loop.ema))
     if saved is not None:
         require_same_vectors(folder, built)
         state.load(saved)
@@ -308,7 +308,7 @@ def _baselines(
     cached: tuple[CachedFeatures, CachedFeatures] | None,
 ) -> dict[str, Baseline]:
     if tower.train != "frozen":  # The model has trained its tower; the baselines are measured on it as it comes.
-        towers = build_towers(replace(tower, train="frozen"))
+        towers = build_towers(replace(tower, train="frozen", layer_decay=1.0, gradient_checkpointing=False))
     towers.image.to(device).eval()
     towers.text.to(device)
 

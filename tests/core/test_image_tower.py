@@ -289,6 +289,55 @@ def test_all_is_all_but_what_is_fixed(kind):
     assert set(tower.trained_state_dict()) == everything
 
 
+@pytest.mark.parametrize("mode", ["all", 2])
+@pytest.mark.parametrize(
+    ("kind", "how"), [("vit", "value"), ("vit_avg", "final"), ("resnet", "value"), ("siglip", "value")]
+)
+def test_checkpointed_gradients_are_the_same_from_less_memory(kind, how, mode):
+    found = []
+    for enabled in (False, True):
+        tower, kept = fresh(kind, how), []
+        tower.set_trainable(mode)
+        tower.set_gradient_checkpointing(enabled)
+        tower.train()
+
+        def keep(tensor, kept=kept):
+            kept.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            patches, pooled = tower(some_images(tower))
+        # What is kept anyway, such as weights, is counted once.
+        places = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+        (patches.square().sum() + pooled.square().sum()).backward()
+        found.append((tower, sum(places.values())))
+    (plain, much), (again, little) = found
+    assert little < (0.8 if mode == "all" else 1) * much
+    gradients = {name: parameter.grad for name, parameter in again.named_parameters()}
+    for name, parameter in plain.named_parameters():
+        assert (parameter.grad is None) == (gradients[name] is None), name
+        assert parameter.grad is None or torch.equal(parameter.grad, gradients[name]), name
+    # A batch that is seen twice counts once.
+    statistics = dict(again.named_buffers())
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in plain.named_buffers())
+
+
+@pytest.mark.parametrize(("kind", "blocks"), [("vit", 3), ("vit_avg", 3), ("resnet", 5), ("siglip", 6)])
+def test_depths_follow_the_way_through_the_tower(kind, blocks):
+    tower = fresh(kind)
+    depths = tower.parameter_depths()
+    assert depths.keys() == dict(tower.named_parameters()).keys()
+    assert set(depths.values()) == set(range(blocks + 2))
+    tails = tuple(f"{part}." for part in TAILS[kind])
+    assert {name for name, depth in depths.items() if depth == blocks + 1} == {
+        name for name in depths if f"{name}.".startswith(tails)
+    }
+    for back, part in enumerate(LAST[kind]):
+        assert {depth for name, depth in depths.items() if name.startswith(f"{part}.")} == {blocks - back}
+    stem = {"vit": "visual.conv1.weight", "resnet": "visual.bn2.bias", "siglip": "visual.trunk.pos_embed"}
+    assert depths[stem.get(kind, "visual.class_embedding")] == 0
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("mode", ["some", 0, -1, 4, True, 1.0, None])
 def test_refused_training_modes(mode):

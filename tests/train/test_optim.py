@@ -70,6 +70,32 @@ def test_a_towers_embeddings_of_position_and_class_are_not_decayed(kind: str, em
     assert (groups["tower"]["weight_decay"], groups["tower_undecayed"]["weight_decay"]) == (0.5, 0.0)
 
 
+def test_a_layers_rate_is_a_share_of_the_next_ones() -> None:
+    model = nn.Module()
+    model.image, model.head = OpenClipImageTower(small_model("vit").visual), nn.Linear(2, 1)
+    model.image.set_trainable("all")
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5)
+    groups = parameter_groups(model, config, tower_lr_factor=0.5, tower_layer_decay=0.8)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["base_lr"] for group in groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    visual, block = "image.visual.", "image.visual.transformer.resblocks."
+    assert rates["head.weight"] == rates["head.bias"] == 0.1
+    assert rates[f"{visual}proj"] == rates[f"{visual}ln_post.bias"] == pytest.approx(0.05)
+    for number in range(3):
+        own = {rate for name, rate in rates.items() if name.startswith(f"{block}{number}.")}
+        assert min(own) == max(own) == pytest.approx(0.05 * 0.8 ** (3 - number))
+    for name in ("conv1.weight", "class_embedding", "positional_embedding", "ln_pre.weight"):
+        assert rates[f"{visual}{name}"] == pytest.approx(0.05 * 0.8**4)
+    decays = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
+    plain = parameter_groups(model, config)
+    assert decays == {names[id(p)]: group["weight_decay"] for group in plain for p in group["params"]}
+    # And the layers that stay frozen have none.
+    model.image.set_trainable(1)
+    last = parameter_groups(model, config, tower_lr_factor=0.5, tower_layer_decay=0.8)
+    assert {group["name"].removesuffix("_undecayed") for group in last} == {"layers", "tower_03", "tower_04"}
+
+
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_optimizers_take_the_groups(kind: str) -> None:
     optimizer = build_optimizer(ToyModel(), OptimizerConfig(kind=kind, lr=0.1))  # type: ignore[arg-type]
@@ -93,6 +119,19 @@ def test_one_cycle_is_that_of_torch(total: int, warmup: float) -> None:
         optimizer.step()
         if step + 1 < total:
             reference.step()
+
+
+@pytest.mark.parametrize(("total", "rise"), [(50, 10), (7, 1), (100, 50)])
+def test_cosine_is_a_line_up_and_torchs_half_cosine_down(total: int, rise: int) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total - rise)
+    config = ScheduleConfig(kind="cosine", warmup=rise / total)
+    for step in range(rise):
+        assert learning_rate_factor(step, total, config) == pytest.approx((step + 1) / rise)
+    for step in range(rise, total):
+        assert learning_rate_factor(step, total, config) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        reference.step()
 
 
 @pytest.mark.parametrize("kind", ["one_cycle", "cosine"])
