@@ -72,15 +72,22 @@ def run_block(block: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> 
 
 
 def run_block_twice(block: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Keep a block's input alone for the backward pass, which runs the block again (arXiv 1604.06174)."""
+    """Keep a block's input alone for the backward pass, which runs the block again (arXiv 1604.06174).
 
+    The blocks draw nothing at random, so no generator's state is kept.
+    """
+    if not _batch_norms(block):
+        return checkpoint(call, x, use_reentrant=False, preserve_rng_state=False)
+    if torch.compiler.is_compiling():  # What surrounds the second run fits into no graph.
+        return torch.compiler.disable(_run_holding_statistics)(block, call, x)  # type: ignore[no-untyped-call,no-any-return]
+    return _run_holding_statistics(block, call, x)
+
+
+def _run_holding_statistics(block: nn.Module, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     def contexts() -> tuple[Any, Any]:
         return nullcontext(), _statistics_held(block)
 
-    # The blocks draw nothing at random. Without norms over the batch there is no context to speak of, and a compiler
-    # takes none.
-    held = {"context_fn": contexts} if _batch_norms(block) else {}
-    return checkpoint(call, x, use_reentrant=False, preserve_rng_state=False, **held)  # type: ignore[no-any-return]
+    return checkpoint(call, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 def _batch_norms(block: nn.Module) -> list[nn.BatchNorm2d]:

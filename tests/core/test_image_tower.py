@@ -322,6 +322,27 @@ def test_checkpointed_gradients_are_the_same_from_less_memory(kind, how, mode):
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in plain.named_buffers())
 
 
+# Where a graph ends (at what surrounds the second run, or what jaxtyping wraps), torch looks at every tensor's grad.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_checkpointed_towers_compile(kind):
+    gradients = []
+    for compiled in (False, True):
+        tower = fresh(kind)
+        tower.set_trainable("all")
+        tower.set_gradient_checkpointing(True)
+        tower.train()
+        if compiled:
+            tower.compile(backend="eager")
+        tower(some_images(tower)).patches.square().sum().backward()
+        gradients.append({name: p.grad for name, p in tower.named_parameters()} | dict(tower.named_buffers()))
+    for name, value in gradients[0].items():
+        assert (value is None) == (gradients[1][name] is None), name
+        if value is not None:
+            torch.testing.assert_close(gradients[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
 @pytest.mark.parametrize(("kind", "blocks"), [("vit", 3), ("vit_avg", 3), ("resnet", 5), ("siglip", 6)])
 def test_depths_follow_the_way_through_the_tower(kind, blocks):
     tower = fresh(kind)
