@@ -6,11 +6,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pvlr.core.files import write_atomically
 from pvlr.core.metrics import MultiLabelReport
 from pvlr.data.scan import Refused
+from pvlr.train.distributed import is_first
 
 __all__ = ["METRICS_NAME", "Monitor", "results_table", "say", "scan_progress"]
 
@@ -18,8 +19,9 @@ METRICS_NAME = "metrics.jsonl"
 
 
 def say(text: str) -> None:
-    """Print a line at once, also into a pipe."""
-    print(text, flush=True)
+    """Print a line at once, also into a pipe; of several processes, the first one does."""
+    if is_first():
+        print(text, flush=True)
 
 
 class Monitor:
@@ -30,21 +32,25 @@ class Monitor:
     after its checkpoint, so that no step is told twice.
 
     Args:
-        folder: The run's folder, which exists.
+        folder: The run's folder, which exists; None: nothing is told to anybody (by a process that is not the first).
         step: Number of steps done; what is told of later ones is taken out.
         tensorboard: Write TensorBoard's files too.
         quiet: Print nothing.
     """
 
-    def __init__(self, folder: Path, *, step: int = 0, tensorboard: bool = False, quiet: bool = False) -> None:
-        self._path = Path(folder) / METRICS_NAME
-        self._quiet = quiet
-        rows = _rows_until(self._path, step)
-        self._evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
-        write_atomically(self._path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
-        self._file = self._path.open("a", encoding="utf-8")
-        self._writer: Any = _summary_writer(Path(folder) / "tensorboard", step) if tensorboard else None
+    def __init__(self, folder: Path | None, *, step: int = 0, tensorboard: bool = False, quiet: bool = False) -> None:
+        self._quiet = quiet or folder is None
+        self._file: IO[str] | None = None
+        self._writer: Any = None
         self._bar: Any = None
+        rows: list[dict[str, Any]] = []
+        if folder is not None:
+            path = folder / METRICS_NAME
+            rows = _rows_until(path, step)
+            write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+            self._file = path.open("a", encoding="utf-8")
+            self._writer = _summary_writer(folder / "tensorboard", step) if tensorboard else None
+        self._evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
         self._losses: list[float] = []
         self._images, self._seconds, self._rate = 0, 0.0, 0.0
 
@@ -123,13 +129,15 @@ class Monitor:
 
     def close(self) -> None:
         """Write out what is pending."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(f"{json.dumps(row)}\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(f"{json.dumps(row)}\n")
+            self._file.flush()
 
     def _scalar(self, name: str, value: float, step: int) -> None:
         if self._writer is not None and not math.isnan(value):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from pvlr.core.files import write_atomically
+from pvlr.core.files import remove_leftovers, write_atomically
 from pvlr.core.metrics import MultiLabelReport
 from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.model_card import ModelCard
@@ -20,6 +20,7 @@ from pvlr.core.model_texts import require_same_vectors, text_sources, with_copie
 from pvlr.core.prompts import PromptBank, encode_knowledge
 from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
 from pvlr.core.towers import Towers, build_towers
+from pvlr.core.weights import trained_state
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
@@ -40,7 +41,7 @@ from pvlr.train.config import (
     config_to_json,
 )
 from pvlr.train.data_config import DataConfig
-from pvlr.train.device import find_device
+from pvlr.train.distributed import join_world
 from pvlr.train.evaluate import evaluate
 from pvlr.train.features import cache_features
 from pvlr.train.feed import Feed, SplitFeed, transform_config
@@ -85,7 +86,8 @@ def train(
     """Train PVLR on a data set, and report on its test split.
 
     The result is the final epoch's, with averaged weights. A run that was stopped goes on where it was, with the same
-    outcome, unless ``loop.epochs`` is another (see :class:`~pvlr.train.config.LoopConfig`).
+    outcome, unless ``loop.epochs`` is another (see :class:`~pvlr.train.config.LoopConfig`). Processes that torchrun
+    started train together, to the same result but for rounding; the first of them writes and prints.
 
     Args:
         data: The pictures and how they are shown.
@@ -107,27 +109,35 @@ def train(
             first.
         TrainingError: where loss or gradient is not finite.
         Interrupted: where SIGINT or SIGTERM asked to stop, after saving.
+        EndedElsewhere: where another process has refused.
+        ProcessLost: where another process has ended without a word.
     """
+    world = join_world()
     named = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}
     sections = {name: config_to_json(part) for name, part in {**named, "schedule": schedule, "loop": loop}.items()}
     sections["run"] = config_to_json(run)
-    folder, device = Path(run.folder), find_device(loop.device, field="loop.device")
-    checkpoints = Checkpoints(folder / "checkpoints")
-    saved = _saved(checkpoints, run, sections)
+    folder, device = Path(run.folder), world.device(loop.device, field="loop.device")
+    if loop.batch_size < world.size:
+        raise ConfigError(
+            f"loop.batch_size: expected an image for each of {world.size} processes, got {loop.batch_size}"
+        )
+    checkpoints = Checkpoints(folder / "checkpoints", keep=run.keep)
+    world.first(lambda: _remove_leftovers(folder, checkpoints))
+    saved = world.together(lambda: _saved(checkpoints, run, sections))
+    if len(set(world.exchange(-1 if saved is None else saved["step"]))) > 1:
+        raise ConfigError(f"run.folder: expected a folder that all processes see, {folder} holds other files for some")
     sources = text_sources(model)
     _require_knowledge(model)
     tower.require_weights()
 
-    data.prepare()
-    towers = build_towers(tower)
+    world.first(data.prepare)
+    towers = world.in_turn(lambda: build_towers(tower))
     towers.image.set_gradient_checkpointing(tower.gradient_checkpointing)
-    splits = data.splits(loop.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    train_split, test_split = without_bad_images(
-        splits, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress
-    )
+    train_split, test_split = world.first(lambda: _splits(data, loop, folder))
     transform = transform_config(towers.preprocess, data)
-    feed = SplitFeed(train_split, test_split, data, loop=loop, transform=transform, pin_memory=device.type == "cuda")
+    feed = SplitFeed(
+        train_split, test_split, data, loop=loop, transform=transform, pin_memory=device.type == "cuda", world=world
+    )
     cached: tuple[CachedFeatures, CachedFeatures] | None = None
     texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
     identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
@@ -138,15 +148,17 @@ def train(
 
     if tower.features == "cache":
         towers.image.to(device).eval()
-        with StopRequest() as stop:
-            cached = _features(train_split, test_split, towers, tower, data, loop, transform, folder, device, stop)
+        with StopRequest(patient=world.size > 1) as stop:
+            cached = world.in_turn(
+                lambda: _features(train_split, test_split, towers, tower, data, loop, transform, folder, device, stop)
+            )
         feed = feed.from_features(*cached)
-    for name, content in sources.items():
-        write_atomically(folder / name, content)
+    world.first(lambda: [write_atomically(folder / name, content) for name, content in sources.items()])
     torch.manual_seed(derive_seed(loop.seed))
     built = PVLR.from_towers(with_copies(model, folder), feed.labels, towers).to(device)
     if saved is None:
         _set_prior(built, feed, device)
+    world.equalise(trained_state(built).values())
     # The average starts where the weights do.
     rates = {"tower_lr_factor": tower.lr_factor, "tower_layer_decay": tower.layer_decay}
     state = TrainingState(built, build_optimizer(built, optimizer, **rates), WeightAverage(built, loop.ema))
@@ -158,14 +170,23 @@ def train(
     if loop.compile:
         built.compile()
 
-    write_texts(folder, built)
-    write_config(folder, sections)
-    process = started(folder, step=state.step)
     told = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, "data": feed.summaries}
+
+    def write_down() -> dict[str, Any]:
+        write_texts(folder, built)
+        write_config(folder, sections)
+        process = started(folder, step=state.step)
+        write_record(folder, {**told, **process})
+        return process
+
+    process = world.first(write_down)
     record = {**told, **process}
-    write_record(folder, record)
-    monitor = Monitor(folder, step=state.step, tensorboard=run.tensorboard)
-    with StopRequest() as stop:
+
+    def snapshot() -> dict[str, Any]:
+        return {**state.to_dict(), "config": sections, "identity": identity}
+
+    monitor = Monitor(folder if world.rank == 0 else None, step=state.step, tensorboard=run.tensorboard)
+    with StopRequest(patient=world.size > 1) as stop:
         try:
             report = fit(
                 state,
@@ -175,30 +196,40 @@ def train(
                 schedule=schedule,
                 evaluate=lambda: evaluate(
                     built,
-                    stop.watch(feed.testing(), "evaluation"),
+                    stop.watch(feed.testing(shared=True), "evaluation"),
                     feed.labels,
                     device=device,
                     precision=loop.precision,
+                    world=world,
                 ),
-                save=lambda: checkpoints.save(
-                    {**state.to_dict(), "config": sections, "identity": identity}, step=state.step
-                ),
+                save=lambda: world.first(lambda: checkpoints.save(snapshot(), step=state.step)),
+                offer=lambda score: world.first(lambda: checkpoints.offer(snapshot, step=state.step, score=score)),
                 monitor=monitor,
                 clip_norm=optimizer.clip_norm,
                 device=device,
                 stop=stop,
+                world=world,
             )
         finally:
             monitor.close()
         built.card = _card(feed, report, process["versions"])
-        with state.average.applied():
-            built.save_pretrained(folder)
-        baselines = _baselines(built, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
+
+        def finish() -> dict[str, Baseline]:
+            with state.average.applied():
+                built.save_pretrained(folder)
+            return _baselines(built, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
+
+        baselines = world.first(finish)
     results = Results(report=report, baselines=baselines, folder=folder, seconds=state.seconds)
     finished = {"steps": state.step, "seconds": state.seconds, "results": _told(results)}
-    write_record(folder, {**record, "status": "finished", **finished})
+    world.first(lambda: write_record(folder, {**record, "status": "finished", **finished}))
     _show(results, run)
     return results
+
+
+def _remove_leftovers(folder: Path, checkpoints: Checkpoints) -> None:
+    remove_leftovers(folder)
+    checkpoints.remove_leftovers()
 
 
 def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -222,6 +253,13 @@ def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]
             "give it the same, or choose another folder"
         )
     return saved
+
+
+def _splits(data: DataConfig, loop: LoopConfig, folder: Path) -> list[LabelledImages]:
+    """The training and the test split, after a look at every picture."""
+    splits = data.splits(loop.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    return without_bad_images(splits, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress)
 
 
 def _require_knowledge(model: PVLRConfig) -> None:
