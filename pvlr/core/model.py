@@ -279,7 +279,12 @@ class PVLR(nn.Module):
         """
         size = self.image.image_size
         expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
-        return self.forward_features(self.image(images).patches, maps=maps)
+        return self.forward_features(self.regions(images), maps=maps)
+
+    def regions(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        """What the image tower tells of images, as :meth:`forward_features` takes it."""
+        seen = self.image(images)
+        return seen.patches if self.config.regions == "patches" else seen.pooled.unsqueeze(1)
 
     def forward_features(
         self, patches: Float[Tensor, "b n d"], maps: bool = False, labels: Tensor | None = None
@@ -287,7 +292,7 @@ class PVLR(nn.Module):
         """Recognise labels from patch vectors of the image tower, computed before.
 
         Args:
-            patches: ``b n d``.
+            patches: ``b n d``; with ``regions="pooled"`` the pooled vector as ``b 1 d``.
             maps: Whether to return the attention maps too.
             labels: Label vectors that :meth:`label_vectors` gave, ``c d`` or ``b c d``; None to compute them.
 

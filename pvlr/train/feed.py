@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -236,10 +236,13 @@ class SplitFeed(Feed):
         self.summaries = (train.summary(), test.summary())
         self.digest = hashlib.sha256(f"{train.digest()} {test.digest()}".encode()).hexdigest()
 
-    def from_features(self, train: CachedFeatures, test: CachedFeatures) -> "SplitFeed":
+    def from_features(
+        self, train: CachedFeatures, test: CachedFeatures, regions: Literal["patches", "pooled"] = "patches"
+    ) -> "SplitFeed":
         """The same splits, by what a frozen tower saw in them; read in the training process, which is fast enough."""
         other = copy.copy(self)
-        other._train, other._plain, other._test = train, CachedFeatures(train.data, train.store), test
+        other._train, other._test = train.with_regions(regions), test.with_regions(regions)
+        other._plain = train.with_regions(regions, shown=1)
         other._workers = 0
         return other
 

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
+from pvlr.core.baselines import BaselineConfig, BaselineModel
 from pvlr.core.files import remove_leftovers, write_atomically
 from pvlr.core.metrics import MultiLabelReport
 from pvlr.core.model import PVLR, PVLRConfig
@@ -27,6 +28,7 @@ from pvlr.data.features import CachedFeatures
 from pvlr.data.sampling import derive_seed
 from pvlr.data.scan import without_bad_images
 from pvlr.data.transforms import TransformConfig
+from pvlr.train.baseline_files import save_baseline
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
 from pvlr.train.checkpoint import CheckpointError, Checkpoints
 from pvlr.train.config import (
@@ -53,6 +55,8 @@ from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import StopRequest
 
 __all__ = ["Results", "train"]
+
+PVLR_ITSELF = BaselineConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +86,9 @@ def train(
     schedule: ScheduleConfig,
     loop: LoopConfig,
     run: RunConfig,
+    baseline: BaselineConfig = PVLR_ITSELF,
 ) -> Results:
-    """Train PVLR on a data set, and report on its test split.
+    """Train PVLR, or a baseline in its place, on a data set, and report on its test split.
 
     The result is the final epoch's, with averaged weights. A run that was stopped goes on where it was, with the same
     outcome, unless ``loop.epochs`` is another (see :class:`~pvlr.train.config.LoopConfig`). Processes that torchrun
@@ -98,10 +103,12 @@ def train(
         schedule: The learning rate's way.
         loop: How long, how much at once, on what.
         run: What is written, and where.
+        baseline: A method of others, trained in the place of PVLR; ``model`` is then left at its defaults.
 
     Raises:
         ConfigError: where the folder holds a run of another configuration, or ``run.resume`` does not allow what is
-            there, or the device is not there, or ``model.knowledge`` is a function.
+            there, or the device is not there, or ``model.knowledge`` is a function, or both ``model`` and
+            ``baseline`` are configured.
         DataError: where the data cannot be read.
         TowerError: where the towers cannot be loaded, or are to be an open_clip model without weights.
         SentenceEncoderError: where the sentence encoder cannot be loaded.
@@ -115,7 +122,7 @@ def train(
     world = join_world()
     named = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}
     sections = {name: config_to_json(part) for name, part in {**named, "schedule": schedule, "loop": loop}.items()}
-    sections["run"] = config_to_json(run)
+    sections |= {"run": config_to_json(run), "baseline": config_to_json(baseline)}
     folder, device = Path(run.folder), world.device(loop.device, field="loop.device")
     if loop.batch_size < world.size:
         raise ConfigError(
@@ -127,7 +134,7 @@ def train(
     if len(set(world.exchange(-1 if saved is None else saved["step"]))) > 1:
         raise ConfigError(f"run.folder: expected a folder that all processes see, {folder} holds other files for some")
     sources = text_sources(model)
-    _require_knowledge(model)
+    _require_choice(model, baseline)
     tower.require_weights()
 
     world.first(data.prepare)
@@ -152,10 +159,15 @@ def train(
             cached = world.in_turn(
                 lambda: _features(train_split, test_split, towers, tower, data, loop, transform, folder, device, stop)
             )
-        feed = feed.from_features(*cached)
+        regions: Literal["patches", "pooled"] = "pooled" if "pooled" in (model.regions, baseline.sees) else "patches"
+        feed = feed.from_features(*cached, regions=regions)
     world.first(lambda: [write_atomically(folder / name, content) for name, content in sources.items()])
     torch.manual_seed(derive_seed(loop.seed))
-    built = PVLR.from_towers(with_copies(model, folder), feed.labels, towers).to(device)
+    built: PVLR | BaselineModel
+    if baseline == PVLR_ITSELF:
+        built = PVLR.from_towers(with_copies(model, folder), feed.labels, towers).to(device)
+    else:
+        built = BaselineModel(baseline, feed.labels, towers.text, towers.image).to(device)
     if saved is None:
         _set_prior(built, feed, device)
     world.equalise(trained_state(built).values())
@@ -163,7 +175,8 @@ def train(
     rates = {"tower_lr_factor": tower.lr_factor, "tower_layer_decay": tower.layer_decay}
     state = TrainingState(built, build_optimizer(built, optimizer, **rates), WeightAverage(built, loop.ema))
     if saved is not None:
-        require_same_vectors(folder, built)
+        if isinstance(built, PVLR):
+            require_same_vectors(folder, built)
         state.load(saved)
         say(f"going on from step {state.step} of the run in {folder}")
         _tell_of_other_length(saved["config"]["loop"]["epochs"], loop.epochs)
@@ -173,7 +186,8 @@ def train(
     told = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, "data": feed.summaries}
 
     def write_down() -> dict[str, Any]:
-        write_texts(folder, built)
+        if isinstance(built, PVLR):
+            write_texts(folder, built)
         write_config(folder, sections)
         process = started(folder, step=state.step)
         write_record(folder, {**told, **process})
@@ -212,18 +226,22 @@ def train(
             )
         finally:
             monitor.close()
-        built.card = _card(feed, report, process["versions"])
 
         def finish() -> dict[str, Baseline]:
             with state.average.applied():
-                built.save_pretrained(folder)
-            return _baselines(built, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
+                if isinstance(built, PVLR):
+                    built.card = _card(feed, report, process["versions"])
+                    built.save_pretrained(folder)
+                else:
+                    save_baseline(folder, built, tower=tower, fingerprint=towers.fingerprint)
+            return _baselines(model, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
 
         baselines = world.first(finish)
     results = Results(report=report, baselines=baselines, folder=folder, seconds=state.seconds)
-    finished = {"steps": state.step, "seconds": state.seconds, "results": _told(results)}
+    name = "PVLR" if baseline.kind == "none" else baseline.kind
+    finished = {"steps": state.step, "seconds": state.seconds, "results": _told(name, results)}
     world.first(lambda: write_record(folder, {**record, "status": "finished", **finished}))
-    _show(results, run)
+    _show(name, results, run)
     return results
 
 
@@ -262,8 +280,12 @@ def _splits(data: DataConfig, loop: LoopConfig, folder: Path) -> list[LabelledIm
     return without_bad_images(splits, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress)
 
 
-def _require_knowledge(model: PVLRConfig) -> None:
+def _require_choice(model: PVLRConfig, baseline: BaselineConfig) -> None:
     """Refuse what cannot be had before anything is fetched."""
+    if baseline.kind == "none" and baseline != PVLR_ITSELF:
+        raise ConfigError("baseline.kind: expected a method where the section is set, got 'none'")
+    if baseline.kind != "none" and model != PVLRConfig():
+        raise ConfigError(f"model: expected its defaults with baseline.kind '{baseline.kind}', which does not read it")
     if model.knowledge == "encoder":
         raise ConfigError(
             "model.knowledge: 'encoder' is a function, which a configuration cannot hold; name a model "
@@ -327,16 +349,16 @@ def _features(
 
 
 @torch.no_grad()
-def _set_prior(built: PVLR, feed: Feed, device: torch.device) -> None:
+def _set_prior(built: PVLR | BaselineModel, feed: Feed, device: torch.device) -> None:
     """Start from the configured mean probability, on a batch of training pictures."""
     built.eval()
     batch = next(iter(feed.plain_training(shuffle=True)))
     inputs = batch.image.to(device)
-    built.fit_prior(inputs if inputs.dim() == 3 else built.image(inputs).patches)
+    built.fit_prior(inputs if inputs.dim() == 3 else built.regions(inputs))
 
 
 def _baselines(
-    model: PVLR,
+    model: PVLRConfig,
     tower: TowerConfig,
     towers: Towers,
     feed: SplitFeed,
@@ -360,9 +382,7 @@ def _baselines(
         train, test = (
             PooledFeatures(F.normalize(part.pooled(), dim=-1), part.data.target, part.data.known) for part in cached
         )
-    text = model.knowledge_vectors
-    if model.config.knowledge != "text_tower":
-        text = encode_knowledge(PromptBank(feed.labels, templates=model.config.templates), towers.text.encode)
+    text = encode_knowledge(PromptBank(feed.labels, templates=model.templates), towers.text.encode)
     return {
         "linear probe": linear_probe(train, test, feed.labels, seed=loop.seed),
         "zero-shot CLIP": zero_shot(train, test, text, feed.labels, scale=towers.logit_scale),
@@ -379,15 +399,15 @@ def _card(feed: SplitFeed, report: MultiLabelReport, versions: Mapping[str, str]
     )
 
 
-def _told(results: Results) -> dict[str, Any]:
-    told: dict[str, Any] = {"PVLR": {"seconds": results.seconds, **results.report.to_json()}}
+def _told(name: str, results: Results) -> dict[str, Any]:
+    told: dict[str, Any] = {name: {"seconds": results.seconds, **results.report.to_json()}}
     for name, found in results.baselines.items():
         told[name] = {"seconds": found.seconds, "detail": found.detail, **found.report.to_json()}
     return told
 
 
-def _show(results: Results, run: RunConfig) -> None:
-    rows = {"PVLR (final epoch, averaged)": (results.report, results.seconds)}
+def _show(name: str, results: Results, run: RunConfig) -> None:
+    rows = {f"{name} (final epoch, averaged)": (results.report, results.seconds)}
     rows |= {name: (found.report, found.seconds) for name, found in results.baselines.items()}
     say(f"\n{results_table(rows)}")
     for name, found in results.baselines.items():
