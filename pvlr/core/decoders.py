@@ -32,7 +32,7 @@ def sine_places(grid: int, dim: int, *, temperature: float = 10000.0) -> Float[T
 
     Example:
         >>> places = sine_places(2, 4)
-        >>> places.shape, places[0].round().tolist()  # first row, first column: of π the sine 0 and the cosine −1, twice
+        >>> places.shape, places[0].round().tolist()  # sine and cosine of π, for the row and the column
         (torch.Size([4, 4]), [-0.0, -1.0, -0.0, -1.0])
     """
     require_int("grid", grid, least=1)

@@ -32,8 +32,8 @@ def parameter_groups(
     """Split the trained parameters by learning rate and weight decay.
 
     Parameters named ``context`` (learnable prompts), the image tower's embeddings of position and class, and whatever
-    has fewer than two axes (norms, biases, single numbers) are not decayed; what lies below ``image.`` (the image tower)
-    has its own learning rate, which may fall from layer to layer towards the pixels (discriminative fine-tuning,
+    has fewer than two axes (norms, biases, single numbers) are not decayed; what lies below ``image.`` (the image
+    tower) has its own learning rate, which may fall from layer to layer towards the pixels (discriminative fine-tuning,
     arXiv 1801.06146; the layers are counted as in BEiT, arXiv 2106.08254): with ``n`` blocks ``decay^(n + 1 - i)`` of
     the tower's at depth ``i``, which is 0 before the blocks, the block's number from 1 on, and ``n + 1`` after them.
 
