@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import os
 import shlex
 import sys
 from argparse import ArgumentError
@@ -10,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from pvlr.train.distributed import EndedElsewhere, ProcessLost, leave_world, tells
 from pvlr.train.stop import Interrupted
 
 __all__ = ["command"]
@@ -29,8 +27,7 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
 
     Returns:
         The exit code: 0; 2 for a mistake in the configuration or the data, told in one line on stderr; 130 or 143
-        where SIGINT or SIGTERM stopped it; 1 where another process of the run was lost. Of several processes that end
-        with a message, the first one tells it.
+        where SIGINT or SIGTERM stopped it.
     """
     from jsonargparse import auto_cli
 
@@ -43,13 +40,11 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
             allow_abbrev=False,
         )
     except Interrupted as stop:
-        return _end(f"interrupted {stop}\ngo on with: {_again(args)}", 128 + stop.signal_number)
+        print(f"interrupted {stop}\ngo on with: {_again(args)}", file=sys.stderr)
+        return 128 + stop.signal_number
     except KeyboardInterrupt:
-        return _end("interrupted", 130)
-    except EndedElsewhere:
-        return 2
-    except ProcessLost as err:
-        return _end(f"error: {err}", 1)
+        print("interrupted", file=sys.stderr)
+        return 130
     except ArgumentError as err:
         return _refuse(" ".join(str(err).split()))
     except OSError as err:
@@ -57,13 +52,8 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
     except ValueError as err:
         # A refusal is raised by this package. Anything else is a defect, and its traceback is wanted.
         if not _from_here(err.__traceback__):
-            tells()
             raise
         return _refuse(str(err))
-    except Exception:
-        tells()  # By its traceback.
-        raise
-    leave_world()
     return 0
 
 
@@ -83,20 +73,13 @@ def _specialised(function: Callable[..., Any], types: Mapping[str, type]) -> Cal
 
 
 def _refuse(message: str) -> int:
-    return _end(f"error: {message}", 2)
-
-
-def _end(message: str, code: int) -> int:
-    if tells():
-        print(message, file=sys.stderr, flush=True)
-    return code
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def _again(args: Sequence[str] | None) -> str:
     words = sys.argv if args is None else [sys.argv[0], *args]
-    several = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    start = ["python"] if several == "1" else ["torchrun", "--nproc-per-node", several]
-    return shlex.join([*start, *words, *(() if "--run.resume=require" in words else ("--run.resume=require",))])
+    return shlex.join(["python", *words, *(() if "--run.resume=require" in words else ("--run.resume=require",))])
 
 
 def _from_here(traceback: TracebackType | None) -> bool:
