@@ -5,6 +5,7 @@ is made of is loaded with the tower.
 """
 
 from pvlr.core.attention import DualModalAttention, DualModalOutput, LabelRelation, RelationMap
+from pvlr.core.baselines import BaselineConfig, BaselineModel
 from pvlr.core.calibration import (
     Reliability,
     expected_calibration_error,
@@ -49,6 +50,8 @@ from pvlr.core.towers import TowerError, Towers, TowerSpec, build_towers, load_t
 
 __all__ = [
     "PVLR",
+    "BaselineConfig",
+    "BaselineModel",
     "ContextPrompter",
     "Decision",
     "DualModalAttention",

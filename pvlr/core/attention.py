@@ -101,10 +101,13 @@ class MultiHeadAttention(Block):
         """The query factor."""
         return split_heads(self.q_proj(queries), self.heads)
 
-    def offer(self, source: Float[Tensor, "... k d"]) -> tuple[Float[Tensor, "... h k e"], Float[Tensor, "... h k e"]]:
-        """The key factor, and the values."""
+    def offer(
+        self, source: Float[Tensor, "... k d"], places: Float[Tensor, "... k d"] | None = None
+    ) -> tuple[Float[Tensor, "... h k e"], Float[Tensor, "... h k e"]]:
+        """The key factor, and the values; ``places`` (where each of the source is) are added for the keys alone."""
         expect("source", source, "... k d", dtype="float", like=self.q_proj.weight, d=self.dim)
-        return split_heads(self.k_proj(source), self.heads), split_heads(self.v_proj(source), self.heads)
+        keys = source if places is None else source + places
+        return split_heads(self.k_proj(keys), self.heads), split_heads(self.v_proj(source), self.heads)
 
     def gather(
         self, query: Float[Tensor, "... h q e"], key: Float[Tensor, "... h k e"], value: Float[Tensor, "... h k e"]

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-__all__ = ["write_atomically"]
+__all__ = ["remove_leftovers", "write_atomically"]
+
+PARTIAL = ".partial"
 
 
 def write_atomically(
@@ -29,7 +31,7 @@ def write_atomically(
         ...     Path(folder, "a.txt").read_text(), os.listdir(folder), digest[:8]
         ('whole', ['a.txt'], '5d5766cf')
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=PARTIAL, dir=path.parent)
     partial = Path(name)
     try:
         with os.fdopen(descriptor, "w+b") as file:
@@ -54,3 +56,9 @@ def write_atomically(
     finally:
         os.close(folder)
     return digest
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove from a folder what :func:`write_atomically` had not finished when its process was killed."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ from pvlr.core.head import SimilarityHead
 from pvlr.core.labels import LabelSet
 from pvlr.core.model_card import ModelCard
 from pvlr.core.model_config import PVLRConfig, read_descriptions
-from pvlr.core.model_output import Kept, LabelParts, LabelSide, PVLROutput
+from pvlr.core.model_output import Kept, LabelSide, PVLROutput
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
 from pvlr.core.sentence_encoders import HeldEncoder, SentenceEncoder, find_encoder
@@ -279,7 +279,12 @@ class PVLR(nn.Module):
         """
         size = self.image.image_size
         expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
-        return self.forward_features(self.image(images).patches, maps=maps)
+        return self.forward_features(self.regions(images), maps=maps)
+
+    def regions(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        """What the image tower tells of images, as :meth:`forward_features` takes it."""
+        seen = self.image(images)
+        return seen.patches if self.config.regions == "patches" else seen.pooled.unsqueeze(1)
 
     def forward_features(
         self, patches: Float[Tensor, "b n d"], maps: bool = False, labels: Tensor | None = None
@@ -287,7 +292,7 @@ class PVLR(nn.Module):
         """Recognise labels from patch vectors of the image tower, computed before.
 
         Args:
-            patches: ``b n d``.
+            patches: ``b n d``; with ``regions="pooled"`` the pooled vector as ``b 1 d``.
             maps: Whether to return the attention maps too.
             labels: Label vectors that :meth:`label_vectors` gave, ``c d`` or ``b c d``; None to compute them.
 
@@ -352,20 +357,6 @@ class PVLR(nn.Module):
             return cast(Tensor, side.fused)
         context, context_map = self.context.relate(side.soft, patches)
         return cast(Tensor, self.fusion(side.knowledge, context, side.knowledge_map, context_map))
-
-    def label_parts(self, patches: Tensor | None = None) -> LabelParts:
-        """Label vectors and relations of both kinds of prompts, before they are fused.
-
-        Raises:
-            ValueError: where the context is conditioned on `patches` and there are none.
-        """
-        side = self._label_side()
-        if self.context is None or side.soft is None:
-            return LabelParts(side.knowledge, side.knowledge_map, None, None)
-        conditioned = self.config.image_conditioned_context
-        return LabelParts(
-            side.knowledge, side.knowledge_map, *self.context.relate(side.soft, patches if conditioned else None)
-        )
 
     def _label_side(self) -> LabelSide:
         if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():

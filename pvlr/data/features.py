@@ -207,17 +207,29 @@ class CachedFeatures(Dataset[Sample]):
         data: The pictures.
         store: The features of all of them, view by view: row ``view * len(data) + index``.
         shown: How many of the views are shown: a draw's seed says which of them. 1: the first alone.
+        regions: What samples hold: the ``patches`` (``n d``), or the ``pooled`` vector as the only one (``1 d``).
 
     Raises:
         DataError: where the store does not hold them all.
     """
 
-    def __init__(self, data: LabelledImages, store: FeatureStore, *, shown: int = 1) -> None:
+    def __init__(
+        self,
+        data: LabelledImages,
+        store: FeatureStore,
+        *,
+        shown: int = 1,
+        regions: Literal["patches", "pooled"] = "patches",
+    ) -> None:
         if not store.complete or store.rows % len(data) or store.rows < shown * len(data):
             raise DataError(
                 f"{store.folder}: expected the features of {shown * len(data):,} pictures, found {store.done:,}"
             )
-        self.data, self.store, self.shown = data, store, shown
+        self.data, self.store, self.shown, self.regions = data, store, shown, regions
+
+    def with_regions(self, regions: Literal["patches", "pooled"], *, shown: int | None = None) -> "CachedFeatures":
+        """The same pictures, of which other vectors (and, if asked for, views) are shown."""
+        return CachedFeatures(self.data, self.store, shown=self.shown if shown is None else shown, regions=regions)
 
     def pooled(self) -> Float[Tensor, "n d"]:
         """The pooled vector of every picture's first view, float32."""
@@ -231,8 +243,13 @@ class CachedFeatures(Dataset[Sample]):
         index, seed = position if isinstance(position, Draw) else (position, 0)
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
-        patches, _ = self.store.read(seed % self.shown * len(self) + index)
-        return Sample(patches, self.data.target[index], self.data.known[index], index)
+        patches, pooled = self.store.read(seed % self.shown * len(self) + index)
+        return Sample(
+            patches if self.regions == "patches" else pooled[None],
+            self.data.target[index],
+            self.data.known[index],
+            index,
+        )
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

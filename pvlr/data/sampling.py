@@ -38,7 +38,9 @@ class EpochSampler(Sampler[list[Draw]]):
 
     Every sample comes exactly once; the last batch may be smaller, none is padded or dropped. The order is a function
     of (seed, epoch), so the only state of a loader is the step: an epoch entered at `start_step` gives exactly the
-    batches that were left.
+    batches that were left. Several processes share the same batches: each has its part of every batch, the parts as
+    equal as can be and in the order of the ranks (one that has no part of a small last batch is given none), or
+    (`whole`) every `world`-th batch.
 
     Args:
         n: number of samples.
@@ -47,6 +49,9 @@ class EpochSampler(Sampler[list[Draw]]):
         epoch: number of the epoch; without `shuffle` it changes the draws' seeds only.
         shuffle: whether the order is random.
         start_step: number of batches to leave out at the beginning.
+        rank: number of the process, in [0, world).
+        world: number of processes.
+        whole: whether processes share the batches, or the samples of each batch.
 
     Raises:
         DataError: naming the argument that is out of range.
@@ -56,10 +61,22 @@ class EpochSampler(Sampler[list[Draw]]):
         [[0, 1], [2, 3], [4]]
         >>> len(EpochSampler(5, 2, seed=0, epoch=0, shuffle=True, start_step=1))
         2
+        >>> [[draw.index for draw in batch] for batch in EpochSampler(8, 5, rank=1, world=2)]
+        [[3, 4], [7]]
     """
 
     def __init__(
-        self, n: int, batch_size: int, seed: int = 0, epoch: int = 0, shuffle: bool = False, start_step: int = 0
+        self,
+        n: int,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int = 0,
+        shuffle: bool = False,
+        start_step: int = 0,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        whole: bool = False,
     ) -> None:
         for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("epoch", epoch, 0)):
             if value < least:
@@ -67,23 +84,41 @@ class EpochSampler(Sampler[list[Draw]]):
         batches = -(-n // batch_size)
         if not 0 <= start_step <= batches:
             raise DataError(f"start_step: expected a number from 0 to the {batches} batches, got {start_step}")
+        if not 0 <= rank < world:
+            raise DataError(f"rank: expected a number from 0 to {world - 1}, got {rank}")
+        if not whole and batch_size < world:
+            raise DataError(f"batch_size: expected a sample for each of the {world} processes, got {batch_size}")
         self.n, self.batch_size, self.seed, self.epoch = n, batch_size, seed, epoch
         self.shuffle, self.start_step, self.batches = shuffle, start_step, batches
+        self.rank, self.world, self.whole = rank, world, whole
 
     def __len__(self) -> int:
-        return self.batches - self.start_step
+        return sum(1 for _ in self._bounds())
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = list(range(self.n))
         if self.shuffle:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
             order = torch.randperm(self.n, generator=generator).tolist()
-        for start in range(self.start_step * self.batch_size, self.n, self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            yield [Draw(index, derive_seed(self.seed, self.epoch, index)) for index in chosen]
+        for start, end in self._bounds():
+            yield [Draw(index, derive_seed(self.seed, self.epoch, index)) for index in order[start:end]]
+
+    def _bounds(self) -> Iterator[tuple[int, int]]:
+        """Where the batches of this process begin and end in the order of all samples."""
+        for number in range(self.start_step, self.batches):
+            start = number * self.batch_size
+            size = min(self.batch_size, self.n - start)
+            if not self.whole:
+                share, more = divmod(size, self.world)
+                start, size = start + self.rank * share + min(self.rank, more), share + (self.rank < more)
+            elif number % self.world != self.rank:
+                continue
+            if size:
+                yield start, start + size
 
     def __repr__(self) -> str:
         return (
             f"EpochSampler(n={self.n}, batch_size={self.batch_size}, seed={self.seed}, epoch={self.epoch}, "
-            f"shuffle={self.shuffle}, start_step={self.start_step})"
+            f"shuffle={self.shuffle}, start_step={self.start_step}, rank={self.rank}, world={self.world}, "
+            f"whole={self.whole})"
         )

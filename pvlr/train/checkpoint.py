@@ -1,18 +1,21 @@
 """Checkpoints that are whole or absent, checked before they are trusted, with a predecessor to fall back on."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pvlr.core.files import write_atomically
+from pvlr.core.files import remove_leftovers, write_atomically
 
 __all__ = ["CheckpointError", "Checkpoints"]
 
 LOG = logging.getLogger(__name__)
+FORMAT = 1
+BEST_NAME = "best.json"
 
 
 class CheckpointError(ValueError):
@@ -20,11 +23,11 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one run: ``step-<number>.pt`` and, beside each, its sha256.
+    """The checkpoints of one run: ``step-<number>.pt`` and, beside each, its sha256 as ``sha256sum -c`` reads it.
 
     Args:
         folder: Where they are; made when the first is saved.
-        keep: How many of the newest sound ones are kept, at least 1.
+        keep: How many of the newest sound ones are kept, at least 1; the best one is kept besides.
 
     Example:
         >>> import tempfile
@@ -47,24 +50,71 @@ class Checkpoints:
         """Save a state of tensors and plain values; older checkpoints go only once the new one is in place.
 
         A damaged file is nothing to fall back on: it goes with the older ones, and counts for none that is kept.
+
+        Raises:
+            CheckpointError: where it cannot be written; those that are there stay.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{step:08d}.pt"
+        path = self._path(step)
         if path.exists() and _defect(path) is None:
             return path  # The same step of the same run: the same state.
 
         def beside(digest: str) -> None:
             write_atomically(_digest_path(path), f"{digest}  {path.name}\n".encode())
 
-        write_atomically(path, lambda file: torch.save(dict(state), file), before=beside)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file), before=beside)
+        except (OSError, RuntimeError) as err:
+            # At a full disk, what torch raises hides what the system said.
+            cause = err if isinstance(err, OSError) else err.__context__
+            if not isinstance(cause, OSError):
+                raise
+            last = next((f"; {found} stays" for found in reversed(self.paths())), "")
+            raise CheckpointError(f"{path}: expected to write a checkpoint, but {cause.strerror}{last}") from cause
+        best = self.best()
         sound = 0
         for found in reversed(self.paths()):
             if found == path or (sound < self.keep and _defect(found) is None):
                 sound += 1
-            elif sound >= self.keep:
+            elif sound >= self.keep and (best is None or found != self._path(best[0])):
                 found.unlink()
                 _digest_path(found).unlink(missing_ok=True)
         return path
+
+    def offer(self, state: Callable[[], Mapping[str, Any]], *, step: int, score: float) -> None:
+        """Keep a state as the best one, if it is better than all that were offered before; of equals, the first.
+
+        Args:
+            state: Makes the state; called where it is not saved yet.
+            step: Its step.
+            score: How good it is; NaN is no score.
+
+        Raises:
+            CheckpointError: where it cannot be written.
+        """
+        best = self.best()
+        if not (score > float("-inf") if best is None else score > best[1]):
+            return
+        if not self._path(step).exists():
+            self.save(state(), step=step)
+        write_atomically(self.folder / BEST_NAME, f"{json.dumps({'step': step, 'score': score})}\n".encode())
+
+    def best(self) -> tuple[int, float] | None:
+        """Step and score of the best checkpoint; None where there is none, or it is damaged."""
+        try:
+            told = json.loads((self.folder / BEST_NAME).read_text(encoding="utf-8"))
+            step, score = int(told["step"]), float(told["score"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        path = self._path(step)
+        return (step, score) if path.is_file() and _defect(path) is None else None
+
+    def remove_leftovers(self) -> None:
+        """Remove what a process that was killed had not finished writing or removing."""
+        remove_leftovers(self.folder)
+        for path in self.folder.glob("step-*.pt.sha256"):
+            if not path.with_suffix("").exists():
+                path.unlink(missing_ok=True)
 
     def load(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that is sound, on the CPU; None where there is none at all.
@@ -73,7 +123,7 @@ class Checkpoints:
         values are read, never code.
 
         Raises:
-            CheckpointError: where there are checkpoints, and all are damaged.
+            CheckpointError: where there are checkpoints, and all are damaged; or where one is of another format.
         """
         damaged: list[str] = []
         for path in reversed(self.paths()):
@@ -86,11 +136,16 @@ class Checkpoints:
                 else:
                     if damaged:
                         LOG.warning("damaged checkpoint %s; going on from %s", "; ".join(damaged), path)
+                    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+                        raise CheckpointError(f"{path}: expected a checkpoint of format {FORMAT}, found another one")
                     return path, state
             damaged.append(f"{path} ({defect})")
         if damaged:
             raise CheckpointError(f"{self.folder}: every checkpoint is damaged: {'; '.join(damaged)}")
         return None
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.pt"
 
 
 def _digest_path(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import shlex
 import sys
 from argparse import ArgumentError
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from pvlr.train.distributed import EndedElsewhere, ProcessLost, leave_world, tells
 from pvlr.train.stop import Interrupted
 
 __all__ = ["command"]
@@ -27,7 +29,8 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
 
     Returns:
         The exit code: 0; 2 for a mistake in the configuration or the data, told in one line on stderr; 130 or 143
-        where SIGINT or SIGTERM stopped it.
+        where SIGINT or SIGTERM stopped it; 1 where another process of the run was lost. Of several processes that end
+        with a message, the first one tells it.
     """
     from jsonargparse import auto_cli
 
@@ -40,11 +43,13 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
             allow_abbrev=False,
         )
     except Interrupted as stop:
-        print(f"interrupted {stop}\ngo on with: {_again(args)}", file=sys.stderr)
-        return 128 + stop.signal_number
+        return _end(f"interrupted {stop}\ngo on with: {_again(args)}", 128 + stop.signal_number)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _end("interrupted", 130)
+    except EndedElsewhere:
+        return 2
+    except ProcessLost as err:
+        return _end(f"error: {err}", 1)
     except ArgumentError as err:
         return _refuse(" ".join(str(err).split()))
     except OSError as err:
@@ -52,8 +57,13 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
     except ValueError as err:
         # A refusal is raised by this package. Anything else is a defect, and its traceback is wanted.
         if not _from_here(err.__traceback__):
+            tells()
             raise
         return _refuse(str(err))
+    except Exception:
+        tells()  # By its traceback.
+        raise
+    leave_world()
     return 0
 
 
@@ -73,13 +83,20 @@ def _specialised(function: Callable[..., Any], types: Mapping[str, type]) -> Cal
 
 
 def _refuse(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    return _end(f"error: {message}", 2)
+
+
+def _end(message: str, code: int) -> int:
+    if tells():
+        print(message, file=sys.stderr, flush=True)
+    return code
 
 
 def _again(args: Sequence[str] | None) -> str:
     words = sys.argv if args is None else [sys.argv[0], *args]
-    return shlex.join(["python", *words, *(() if "--run.resume=require" in words else ("--run.resume=require",))])
+    several = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    start = ["python"] if several == "1" else ["torchrun", "--nproc-per-node", several]
+    return shlex.join([*start, *words, *(() if "--run.resume=require" in words else ("--run.resume=require",))])
 
 
 def _from_here(traceback: TracebackType | None) -> bool:

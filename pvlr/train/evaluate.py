@@ -1,6 +1,6 @@
 """Predictions over a whole split, each image once, and what they are worth."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pvlr.core.labels import LabelSet
 from pvlr.core.metrics import MultiLabelReport, multilabel_report
 from pvlr.data.batch import Batch
+from pvlr.train.distributed import World
 
 __all__ = ["Predictions", "autocast", "evaluate", "output_of", "predict_logits"]
 
@@ -42,30 +43,47 @@ def output_of(model: nn.Module, inputs: Tensor) -> Any:
 
 @torch.no_grad()
 def predict_logits(
-    model: nn.Module, batches: Iterable[Batch], *, device: torch.device | None = None, precision: str = "float32"
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device | None = None,
+    precision: str = "float32",
+    world: World | None = None,
 ) -> Predictions:
     """Run a model over batches in evaluation mode; it is given back in the mode it came in.
+
+    Several processes share the batches, process ``r`` of ``w`` has ``r``, ``r + w``, … of them; each is returned the
+    predictions of all, in order. Batches are what one process alone would see, and so are their logits, to the last
+    bit.
 
     Args:
         model: Images ``b 3 s s`` to an output with ``logits`` (``b c``).
         batches: The split, at least one batch.
         device: Where the model is; None: the CPU.
         precision: ``"float32"`` or ``"bf16"`` (inside autocast).
+        world: The processes that share the batches; None: this one alone.
 
     Raises:
         ValueError: where there is no batch.
     """
     place = torch.device("cpu") if device is None else device
-    training = model.training
-    model.eval()
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    try:
+    everyone = World() if world is None else world
+
+    def seen() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        parts = []
         for batch in batches:
             with autocast(place, precision):
                 logits = output_of(model, batch.image.to(place, non_blocking=True)).logits
             parts.append((logits.float().cpu(), batch.target, batch.known, batch.index))
+        return parts
+
+    training = model.training
+    model.eval()
+    try:
+        shares = everyone.gather(everyone.together(seen))
     finally:
         model.train(training)
+    parts = [share[number] for number in range(len(shares[0])) for share in shares if number < len(share)]
     if not parts:
         raise ValueError("batches: expected at least one batch to evaluate, got none")
     return Predictions(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -79,7 +97,7 @@ def evaluate(
     device: torch.device | None = None,
     precision: str = "float32",
     threshold: float = 0.5,
-    seen: Callable[[Predictions], object] = lambda found: None,
+    world: World | None = None,
 ) -> MultiLabelReport:
     """Report a model's mAP, F1 family and AP per label on a split.
 
@@ -90,15 +108,13 @@ def evaluate(
         device: As there.
         precision: As there.
         threshold: Probability from which on a label counts as predicted, in [0, 1].
-        seen: Is shown the predictions.
+        world: As there.
 
     Raises:
         ValueError: where a logit is not finite, or there is no batch.
     """
-    found = predict_logits(model, batches, device=device, precision=precision)
+    found = predict_logits(model, batches, device=device, precision=precision, world=world)
     # Ranked by the logits: many of them share one probability once a sigmoid has rounded them.
-    report = multilabel_report(
+    return multilabel_report(
         found.logits.sigmoid(), found.target, found.known, labels, threshold=threshold, scores=found.logits
     )
-    seen(found)
-    return report

@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +20,7 @@ from pvlr.data.sampling import Draw, EpochSampler, derive_seed
 from pvlr.data.transforms import ImageTransform, TransformConfig
 from pvlr.train.config import LoopConfig
 from pvlr.train.data_config import DataConfig
+from pvlr.train.distributed import World
 
 __all__ = ["Feed", "SplitFeed", "load_batches", "transform_config"]
 
@@ -100,6 +101,7 @@ class Feed:
         loop: Batch sizes and seed.
         workers: Processes that read pictures.
         pin_memory: Whether batches lie where a GPU copies from fastest.
+        world: The processes that share the batches; None: this one alone.
     """
 
     def __init__(
@@ -111,9 +113,11 @@ class Feed:
         loop: LoopConfig,
         workers: int = 0,
         pin_memory: bool = False,
+        world: World | None = None,
     ) -> None:
         self._train, self._plain, self._test = train, plain, test
         self._loop, self._workers, self._pin = loop, workers, pin_memory
+        self._world = World() if world is None else world
 
     @property
     def batches_per_epoch(self) -> int:
@@ -121,13 +125,20 @@ class Feed:
         return len(EpochSampler(_size(self._train), self._loop.batch_size))
 
     def training(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Augmented, shuffled batches of an epoch from batch ``start`` on.
+        """Augmented, shuffled batches of an epoch from batch ``start`` on: this process's part of each.
 
         Raises:
             DataError: naming the picture that cannot be read.
         """
         sampler = EpochSampler(
-            _size(self._train), self._loop.batch_size, self._loop.seed, epoch, shuffle=True, start_step=start
+            _size(self._train),
+            self._loop.batch_size,
+            self._loop.seed,
+            epoch,
+            shuffle=True,
+            start_step=start,
+            rank=self._world.rank,
+            world=self._world.size,
         )
         return load_batches(self._train, sampler, workers=self._workers, pin_memory=self._pin)
 
@@ -140,13 +151,19 @@ class Feed:
         sampler = EpochSampler(_size(self._plain), self._loop.eval_batch_size, self._loop.seed, shuffle=shuffle)
         return load_batches(self._plain, sampler, workers=self._workers, pin_memory=self._pin)
 
-    def testing(self) -> Iterator[Batch]:
+    def testing(self, *, shared: bool = False) -> Iterator[Batch]:
         """The test split, in order, each picture once.
+
+        Args:
+            shared: Give each process the batches that are its own, of those that one alone would be given.
 
         Raises:
             DataError: naming the picture that cannot be read.
         """
-        sampler = EpochSampler(_size(self._test), self._loop.eval_batch_size)
+        world = self._world if shared else World()
+        sampler = EpochSampler(
+            _size(self._test), self._loop.eval_batch_size, rank=world.rank, world=world.size, whole=True
+        )
         return load_batches(self._test, sampler, workers=self._workers, pin_memory=self._pin)
 
 
@@ -186,6 +203,7 @@ class SplitFeed(Feed):
         loop: Batch sizes and seed.
         transform: Size, mean, standard deviation and interpolation of the tower; the augmentation is ``data``'s.
         pin_memory: Whether batches lie where a GPU copies from fastest.
+        world: The processes that share the batches; None: this one alone.
 
     Attributes:
         labels: The labels of both splits.
@@ -202,6 +220,7 @@ class SplitFeed(Feed):
         loop: LoopConfig,
         transform: TransformConfig,
         pin_memory: bool = False,
+        world: World | None = None,
     ) -> None:
         augmented, plain = ImageTransform(transform, train=True), ImageTransform(transform)
         super().__init__(
@@ -211,15 +230,19 @@ class SplitFeed(Feed):
             loop=loop,
             workers=data.workers,
             pin_memory=pin_memory,
+            world=world,
         )
         self.labels = train.labels
         self.summaries = (train.summary(), test.summary())
         self.digest = hashlib.sha256(f"{train.digest()} {test.digest()}".encode()).hexdigest()
 
-    def from_features(self, train: CachedFeatures, test: CachedFeatures) -> "SplitFeed":
+    def from_features(
+        self, train: CachedFeatures, test: CachedFeatures, regions: Literal["patches", "pooled"] = "patches"
+    ) -> "SplitFeed":
         """The same splits, by what a frozen tower saw in them; read in the training process, which is fast enough."""
         other = copy.copy(self)
-        other._train, other._plain, other._test = train, CachedFeatures(train.data, train.store), test
+        other._train, other._test = train.with_regions(regions), test.with_regions(regions)
+        other._plain = train.with_regions(regions, shown=1)
         other._workers = 0
         return other
 

@@ -6,17 +6,18 @@ from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pvlr.core.losses import asymmetric_loss
 from pvlr.core.metrics import MultiLabelReport
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import derive_seed
 from pvlr.train.config import LoopConfig, LossConfig, ScheduleConfig
+from pvlr.train.distributed import World
 from pvlr.train.evaluate import autocast, output_of
 from pvlr.train.monitor import Monitor
 from pvlr.train.optim import learning_rate_factor, set_learning_rates
-from pvlr.train.state import TrainingState
+from pvlr.train.state import TrainingState, running_statistics
 from pvlr.train.stop import Interrupted, StopRequest
 
 __all__ = ["StepResult", "TrainingBatches", "TrainingError", "fit", "train_step"]
@@ -36,7 +37,7 @@ class TrainingBatches(Protocol):
         ...
 
     def training(self, epoch: int, start: int = 0) -> Iterable[Batch]:
-        """Batches of an epoch from batch ``start`` on; the same ones whenever they are asked for."""
+        """Batches of an epoch from batch ``start`` on, or this process's parts of them; the same at each call."""
         ...
 
 
@@ -44,14 +45,12 @@ class StepResult(NamedTuple):
     """What a step did.
 
     Attributes:
-        loss: Mean over all known labels of the step.
-        positive: The part of it that labels which are present have.
+        loss: Mean over all known labels of the step, of all processes.
         gradient_norm: Length of the gradient before clipping.
-        images: Number of images.
+        images: Number of images, of all processes.
     """
 
     loss: float
-    positive: float
     gradient_norm: float
     images: int
 
@@ -66,69 +65,71 @@ def train_step(
     device: torch.device | None = None,
     precision: str = "float32",
     where: str = "step",
+    world: World | None = None,
 ) -> StepResult:
     """One step over one or more batches, the same as if they were one: summed losses over all their known labels.
 
-    A loss or a gradient that is not finite is refused before the optimiser has changed anything.
+    It is the same as well if several processes share the images, however unequally. A loss or a gradient that is not
+    finite is refused by all of them before an optimiser has changed anything.
 
     Args:
         model: Images ``b 3 s s`` to an output with ``logits`` (``b c``).
         optimizer: Over the model's trained parameters.
-        batches: At least one, of any sizes.
+        batches: At least one, of any sizes; of several processes, some may have none.
         loss: The asymmetric loss's settings.
         clip_norm: Longest gradient, 0 for any.
         device: Where the model is; None: the CPU.
         precision: ``"float32"`` or ``"bf16"`` (inside autocast).
         where: Names the step in an error.
+        world: The processes that take the step together; None: this one alone.
 
     Raises:
-        TrainingError: naming the step and the indices of the images, where loss or gradient is not finite.
+        TrainingError: naming the step and the indices of the images, where loss or gradient is not finite; where no
+            process has a batch.
     """
     place = torch.device("cpu") if device is None else device
-    known = max(1, sum(int(batch.known.sum()) for batch in batches))
-    total, positive = 0.0, 0.0
+    everyone = World() if world is None else world
+    mine = [index for batch in batches for index in batch.index.tolist()]
+    images, known = map(int, everyone.sum(len(mine), sum(int(batch.known.sum()) for batch in batches)))
+    if not images:
+        raise TrainingError(f"{where}: expected images to train on, the data ended before")
+    total = 0.0
+    refused: tuple[float, list[int]] | None = None
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
         with autocast(place, precision):
             logits = output_of(model, batch.image.to(place, non_blocking=True)).logits
-        part = (
-            asymmetric_loss(
-                logits,
-                batch.target.to(place, non_blocking=True),
-                batch.known.to(place, non_blocking=True),
-                gamma_pos=loss.gamma_pos,
-                gamma_neg=loss.gamma_neg,
-                clip=loss.clip,
-                reduction="sum",
-            )
-            / known
-        )
+        part = asymmetric_loss(
+            logits,
+            batch.target.to(place, non_blocking=True),
+            batch.known.to(place, non_blocking=True),
+            gamma_pos=loss.gamma_pos,
+            gamma_neg=loss.gamma_neg,
+            clip=loss.clip,
+            reduction="sum",
+        ) / max(1, known)
         value = part.item()
         if not abs(value) < float("inf"):  # Written so that NaN is refused.
             bad = ~logits.detach().isfinite().all(dim=1).cpu()
-            indices = (batch.index[bad] if bool(bad.any()) else batch.index).tolist()
-            raise TrainingError(f"{where}: expected a finite loss, got {value} for the images {indices}")
-        positive += _of_present(logits, batch, loss) / known
+            refused = value, (batch.index[bad] if bool(bad.any()) else batch.index).tolist()
+            break
         part.backward()  # type: ignore[no-untyped-call]
         total += value
+    loss_of_all, refusals = everyone.sum(total, float(refused is not None))
+    if refusals:
+        optimizer.zero_grad(set_to_none=True)
+        found = [one for one in everyone.gather(refused) if one is not None]
+        indices = [index for _, bad_ones in found for index in bad_ones]
+        raise TrainingError(f"{where}: expected a finite loss, got {found[0][0]} for the images {indices}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    everyone.add_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm if clip_norm > 0 else float("inf")).item()
     if not norm < float("inf"):
-        indices = [index for batch in batches for index in batch.index.tolist()]
         optimizer.zero_grad(set_to_none=True)
+        indices = [index for share in everyone.gather(mine) for index in share]
         raise TrainingError(f"{where}: expected a finite gradient, its length is {norm} for the images {indices}")
     optimizer.step()
-    return StepResult(total, positive, norm, sum(len(batch.index) for batch in batches))
-
-
-@torch.no_grad()
-def _of_present(logits: Tensor, batch: Batch, loss: LossConfig) -> float:
-    """The part of the summed loss that known labels which are present have."""
-    present = batch.known & (batch.target > 0)
-    return asymmetric_loss(
-        logits.detach().cpu(), batch.target, present, gamma_pos=loss.gamma_pos, gamma_neg=loss.gamma_neg,
-        clip=loss.clip, reduction="sum",
-    ).item()  # fmt: skip
+    return StepResult(loss_of_all, norm, images)
 
 
 def fit(
@@ -140,10 +141,12 @@ def fit(
     schedule: ScheduleConfig,
     evaluate: Callable[[], MultiLabelReport],
     save: Callable[[], object],
+    offer: Callable[[float], object],
     monitor: Monitor,
     clip_norm: float = 0.0,
     device: torch.device | None = None,
     stop: StopRequest | None = None,
+    world: World | None = None,
 ) -> MultiLabelReport:
     """Train from the state's step to the end, and report on the final epoch's averaged weights.
 
@@ -156,12 +159,14 @@ def fit(
         loop: Epochs, sizes, precision, seed and intervals.
         loss: The loss's settings.
         schedule: The learning rate's way.
-        evaluate: Reports on the model as it is; called with the averaged weights in place.
-        save: Saves the state.
+        evaluate: Reports on the model as it is; called with the averaged weights in place, by all processes.
+        save: Saves the state; called by all processes.
+        offer: Is offered the state with the mAP of each evaluation, to keep the best; called by all processes.
         monitor: Is told about steps and evaluations.
         clip_norm: Longest gradient, 0 for any.
         device: Where the model is; None: the CPU.
         stop: Asked after every step.
+        world: The processes that train together; None: this one alone.
 
     Raises:
         TrainingError: where loss or gradient is not finite, or the state is past the last epoch.
@@ -174,6 +179,9 @@ def fit(
             f"loop.epochs: the saved run is at step {state.step}, past the {total} steps of {loop.epochs} epochs"
         )
     asked = StopRequest() if stop is None else stop
+    everyone = World() if world is None else world
+    if state.step == 0:
+        save()  # From here on there is always one to go back to.
 
     def report_on(epoch: int) -> MultiLabelReport:
         try:
@@ -182,6 +190,7 @@ def fit(
         except Interrupted:
             save()  # Outside of the averaged weights.
             raise
+        offer(report.mAP)  # Before it is told: an evaluation that was told is not made again.
         monitor.evaluation(step=state.step, epoch=epoch, report=report)
         return report
 
@@ -190,15 +199,13 @@ def fit(
         if state.step == total:
             return report_on(epoch)
         due = state.step > 0 and within == 0 and loop.evaluate_every > 0 and epoch % loop.evaluate_every == 0
-        if due and not monitor.has_evaluation(state.step):
+        if due and not everyone.first(lambda: monitor.has_evaluation(state.step)):
             report_on(epoch)
-        steps = _grouped(data.training(epoch, within * loop.accumulate), loop.accumulate)
+        steps = _grouped(data.training(epoch, within * loop.accumulate), loop.accumulate, per_epoch - within)
         with monitor.epoch(epoch, loop.epochs, within, per_epoch):
-            _train_epoch(state, steps, loop, loss, schedule, total, clip_norm, device, monitor, asked)
+            _train_epoch(state, steps, loop, loss, schedule, total, clip_norm, device, monitor, asked, everyone)
         if asked.requested is not None:
             raise Interrupted(f"at step {state.step} of {total}, saved as {save()}", asked.requested)
-        if state.step % per_epoch:
-            raise TrainingError(f"epoch {epoch + 1}: expected {per_epoch} steps, the data ended after {state.step}")
         if (epoch + 1) % loop.checkpoint_every == 0 or state.step == total:
             save()
 
@@ -214,13 +221,18 @@ def _train_epoch(
     device: torch.device | None,
     monitor: Monitor,
     stop: StopRequest,
+    world: World,
 ) -> None:
     state.model.train()
+    shared = running_statistics(state.model) if world.size > 1 else []
     before = time.perf_counter()
-    for batches in steps:
-        waiting = time.perf_counter() - before
-        # Randomness inside the model, if any, is a function of the step: there is no generator's state to save.
-        torch.manual_seed(derive_seed(loop.seed, state.step))
+    while True:
+        batches = world.together(lambda: next(steps, None), stop=stop)
+        if batches is None or stop.requested is not None:
+            return
+        # Randomness inside the model, if any, is a function of the step (and the process, which has images of its own):
+        # there is no generator's state to save.
+        torch.manual_seed(derive_seed(loop.seed, state.step, world.rank))
         rates = set_learning_rates(state.optimizer, learning_rate_factor(state.step, total, schedule))
         result = train_step(
             state.model,
@@ -231,7 +243,9 @@ def _train_epoch(
             device=device,
             precision=loop.precision,
             where=f"step {state.step + 1}",
+            world=world,
         )
+        world.equalise(shared)
         state.average.update()
         state.step += 1
         now = time.perf_counter()
@@ -239,20 +253,16 @@ def _train_epoch(
         monitor.step(
             step=state.step,
             loss=result.loss,
-            positive=result.positive,
             gradient_norm=result.gradient_norm,
             rates=rates,
             images=result.images,
             seconds=now - before,
-            waiting=waiting,
-            model=state.model,
         )
         before = now
-        if stop.requested is not None:
-            return
 
 
-def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+def _grouped(batches: Iterable[Batch], size: int, count: int) -> Iterator[list[Batch]]:
+    """So many groups of up to so many batches: a process without a part of the last ones takes part in their step."""
     source = iter(batches)
-    while group := list(islice(source, size)):
-        yield group
+    for _ in range(count):
+        yield list(islice(source, size))

@@ -10,7 +10,7 @@ from pvlr.train.config import OptimizerConfig, ScheduleConfig
 
 __all__ = ["build_optimizer", "learning_rate_factor", "parameter_groups", "set_learning_rates", "trained_parameters"]
 
-PROMPTS = "context.context"
+PROMPTS = "context"
 IMAGE_TOWER = "image."
 
 # Positions, classes and registers of open_clip's and timm's image towers: tables of inputs, which nothing multiplies.
@@ -31,9 +31,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trained parameters by learning rate and weight decay.
 
-    ``context.context`` (the learnable prompts), the image tower's embeddings of position and class, and whatever has
-    fewer than two axes (norms, biases, single numbers) are not decayed; what lies below ``image.`` (the image tower)
-    has its own learning rate, which may fall from layer to layer towards the pixels (discriminative fine-tuning,
+    Parameters named ``context`` (learnable prompts), the image tower's embeddings of position and class, and whatever
+    has fewer than two axes (norms, biases, single numbers) are not decayed; what lies below ``image.`` (the image
+    tower) has its own learning rate, which may fall from layer to layer towards the pixels (discriminative fine-tuning,
     arXiv 1801.06146; the layers are counted as in BEiT, arXiv 2106.08254): with ``n`` blocks ``decay^(n + 1 - i)`` of
     the tower's at depth ``i``, which is 0 before the blocks, the block's number from 1 on, and ``n + 1`` after them.
 
@@ -63,7 +63,7 @@ def parameter_groups(
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in trained_parameters(model).items():
         tower = name.startswith(IMAGE_TOWER)
-        part = "prompts" if name == PROMPTS else "tower" if tower else "layers"
+        part = "prompts" if name.rsplit(".", 1)[-1] == PROMPTS else "tower" if tower else "layers"
         part = _at(depths[name]) if name in depths else part
         embedding = tower and name.rsplit(".", 1)[-1] in EMBEDDINGS
         decayed = part != "prompts" and not embedding and parameter.ndim > 1

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
-from pvlr.core.files import write_atomically
+from pvlr.core.baselines import BaselineConfig, BaselineModel
+from pvlr.core.files import remove_leftovers, write_atomically
 from pvlr.core.metrics import MultiLabelReport
 from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.model_card import ModelCard
@@ -20,12 +21,14 @@ from pvlr.core.model_texts import require_same_vectors, text_sources, with_copie
 from pvlr.core.prompts import PromptBank, encode_knowledge
 from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
 from pvlr.core.towers import Towers, build_towers
+from pvlr.core.weights import trained_state
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
 from pvlr.data.sampling import derive_seed
 from pvlr.data.scan import without_bad_images
 from pvlr.data.transforms import TransformConfig
+from pvlr.train.baseline_files import save_baseline
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
 from pvlr.train.checkpoint import CheckpointError, Checkpoints
 from pvlr.train.config import (
@@ -40,19 +43,20 @@ from pvlr.train.config import (
     config_to_json,
 )
 from pvlr.train.data_config import DataConfig
-from pvlr.train.device import find_device
-from pvlr.train.evaluate import Predictions, evaluate
+from pvlr.train.distributed import join_world
+from pvlr.train.evaluate import evaluate
 from pvlr.train.features import cache_features
 from pvlr.train.feed import Feed, SplitFeed, transform_config
 from pvlr.train.loop import fit
-from pvlr.train.monitor import Monitor, label_table, results_table, say, scan_progress
+from pvlr.train.monitor import Monitor, results_table, say, scan_progress
 from pvlr.train.optim import build_optimizer
 from pvlr.train.record import started, write_config, write_record
 from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import StopRequest
-from pvlr.train.views import Views, shown_inputs
 
 __all__ = ["Results", "train"]
+
+PVLR_ITSELF = BaselineConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,11 +86,13 @@ def train(
     schedule: ScheduleConfig,
     loop: LoopConfig,
     run: RunConfig,
+    baseline: BaselineConfig = PVLR_ITSELF,
 ) -> Results:
-    """Train PVLR on a data set, and report on its test split.
+    """Train PVLR, or a baseline in its place, on a data set, and report on its test split.
 
     The result is the final epoch's, with averaged weights. A run that was stopped goes on where it was, with the same
-    outcome, unless ``loop.epochs`` is another (see :class:`~pvlr.train.config.LoopConfig`).
+    outcome, unless ``loop.epochs`` is another (see :class:`~pvlr.train.config.LoopConfig`). Processes that torchrun
+    started train together, to the same result but for rounding; the first of them writes and prints.
 
     Args:
         data: The pictures and how they are shown.
@@ -97,10 +103,12 @@ def train(
         schedule: The learning rate's way.
         loop: How long, how much at once, on what.
         run: What is written, and where.
+        baseline: A method of others, trained in the place of PVLR; ``model`` is then left at its defaults.
 
     Raises:
         ConfigError: where the folder holds a run of another configuration, or ``run.resume`` does not allow what is
-            there, or the device is not there, or ``model.knowledge`` is a function.
+            there, or the device is not there, or ``model.knowledge`` is a function, or both ``model`` and
+            ``baseline`` are configured.
         DataError: where the data cannot be read.
         TowerError: where the towers cannot be loaded, or are to be an open_clip model without weights.
         SentenceEncoderError: where the sentence encoder cannot be loaded.
@@ -108,27 +116,35 @@ def train(
             first.
         TrainingError: where loss or gradient is not finite.
         Interrupted: where SIGINT or SIGTERM asked to stop, after saving.
+        EndedElsewhere: where another process has refused.
+        ProcessLost: where another process has ended without a word.
     """
+    world = join_world()
     named = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}
     sections = {name: config_to_json(part) for name, part in {**named, "schedule": schedule, "loop": loop}.items()}
-    sections["run"] = config_to_json(run)
-    folder, device = Path(run.folder), find_device(loop.device, field="loop.device")
-    checkpoints = Checkpoints(folder / "checkpoints")
-    saved = _saved(checkpoints, run, sections)
+    sections |= {"run": config_to_json(run), "baseline": config_to_json(baseline)}
+    folder, device = Path(run.folder), world.device(loop.device, field="loop.device")
+    if loop.batch_size < world.size:
+        raise ConfigError(
+            f"loop.batch_size: expected an image for each of {world.size} processes, got {loop.batch_size}"
+        )
+    checkpoints = Checkpoints(folder / "checkpoints", keep=run.keep)
+    world.first(lambda: _remove_leftovers(folder, checkpoints))
+    saved = world.together(lambda: _saved(checkpoints, run, sections))
+    if len(set(world.exchange(-1 if saved is None else saved["step"]))) > 1:
+        raise ConfigError(f"run.folder: expected a folder that all processes see, {folder} holds other files for some")
     sources = text_sources(model)
-    _require_knowledge(model)
+    _require_choice(model, baseline)
     tower.require_weights()
 
-    data.prepare()
-    towers = build_towers(tower)
+    world.first(data.prepare)
+    towers = world.in_turn(lambda: build_towers(tower))
     towers.image.set_gradient_checkpointing(tower.gradient_checkpointing)
-    splits = data.splits(loop.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    train_split, test_split = without_bad_images(
-        splits, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress
-    )
+    train_split, test_split = world.first(lambda: _splits(data, loop, folder))
     transform = transform_config(towers.preprocess, data)
-    feed = SplitFeed(train_split, test_split, data, loop=loop, transform=transform, pin_memory=device.type == "cuda")
+    feed = SplitFeed(
+        train_split, test_split, data, loop=loop, transform=transform, pin_memory=device.type == "cuda", world=world
+    )
     cached: tuple[CachedFeatures, CachedFeatures] | None = None
     texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
     identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
@@ -139,52 +155,52 @@ def train(
 
     if tower.features == "cache":
         towers.image.to(device).eval()
-        with StopRequest() as stop:
-            cached = _features(train_split, test_split, towers, tower, data, loop, transform, folder, device, stop)
-        feed = feed.from_features(*cached)
-    for name, content in sources.items():
-        write_atomically(folder / name, content)
+        with StopRequest(patient=world.size > 1) as stop:
+            cached = world.in_turn(
+                lambda: _features(train_split, test_split, towers, tower, data, loop, transform, folder, device, stop)
+            )
+        regions: Literal["patches", "pooled"] = "pooled" if "pooled" in (model.regions, baseline.sees) else "patches"
+        feed = feed.from_features(*cached, regions=regions)
+    world.first(lambda: [write_atomically(folder / name, content) for name, content in sources.items()])
     torch.manual_seed(derive_seed(loop.seed))
-    built = PVLR.from_towers(with_copies(model, folder), feed.labels, towers).to(device)
+    built: PVLR | BaselineModel
+    if baseline == PVLR_ITSELF:
+        built = PVLR.from_towers(with_copies(model, folder), feed.labels, towers).to(device)
+    else:
+        built = BaselineModel(baseline, feed.labels, towers.text, towers.image).to(device)
     if saved is None:
         _set_prior(built, feed, device)
+    world.equalise(trained_state(built).values())
     # The average starts where the weights do.
     rates = {"tower_lr_factor": tower.lr_factor, "tower_layer_decay": tower.layer_decay}
     state = TrainingState(built, build_optimizer(built, optimizer, **rates), WeightAverage(built, loop.ema))
     if saved is not None:
-        require_same_vectors(folder, built)
+        if isinstance(built, PVLR):
+            require_same_vectors(folder, built)
         state.load(saved)
         say(f"going on from step {state.step} of the run in {folder}")
         _tell_of_other_length(saved["config"]["loop"]["epochs"], loop.epochs)
     if loop.compile:
         built.compile()
 
-    write_texts(folder, built)
-    write_config(folder, sections)
-    process = started(folder, step=state.step)
     told = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, "data": feed.summaries}
+
+    def write_down() -> dict[str, Any]:
+        if isinstance(built, PVLR):
+            write_texts(folder, built)
+        write_config(folder, sections)
+        process = started(folder, step=state.step)
+        write_record(folder, {**told, **process})
+        return process
+
+    process = world.first(write_down)
     record = {**told, **process}
-    write_record(folder, record)
-    monitor = Monitor(folder, step=state.step, tensorboard=run.tensorboard, log_every=run.log_every)
-    views: Views | None = None
-    if monitor.board is not None:
-        views = Views(monitor.board, built, test_split, transform, device=device, precision=loop.precision)
-        views.about({"configuration": sections, "record": {**record, "config": "above"}}, sections)
-        if state.step == 0:
-            view = None if cached is None else min(1, tower.feature_views - 1)
-            monitor.board.picture(
-                "start/inputs", shown_inputs(train_split, transform, seed=loop.seed, view=view), step=0, kind="jpeg"
-            )
 
-    def show(found: Predictions) -> None:
-        if views is not None and not monitor.has_evaluation(state.step):
-            views.evaluation(state.step, found)
+    def snapshot() -> dict[str, Any]:
+        return {**state.to_dict(), "config": sections, "identity": identity}
 
-    def save_state() -> Path:
-        monitor.flush()
-        return checkpoints.save({**state.to_dict(), "config": sections, "identity": identity}, step=state.step)
-
-    with StopRequest() as stop:
+    monitor = Monitor(folder if world.rank == 0 else None, step=state.step, tensorboard=run.tensorboard)
+    with StopRequest(patient=world.size > 1) as stop:
         try:
             report = fit(
                 state,
@@ -194,31 +210,44 @@ def train(
                 schedule=schedule,
                 evaluate=lambda: evaluate(
                     built,
-                    stop.watch(feed.testing(), "evaluation"),
+                    stop.watch(feed.testing(shared=True), "evaluation"),
                     feed.labels,
                     device=device,
                     precision=loop.precision,
-                    seen=show,
+                    world=world,
                 ),
-                save=save_state,
+                save=lambda: world.first(lambda: checkpoints.save(snapshot(), step=state.step)),
+                offer=lambda score: world.first(lambda: checkpoints.offer(snapshot, step=state.step, score=score)),
                 monitor=monitor,
                 clip_norm=optimizer.clip_norm,
                 device=device,
                 stop=stop,
+                world=world,
             )
-            if monitor.board is not None:
-                monitor.board.finished(state.step)
         finally:
             monitor.close()
-        built.card = _card(feed, report, process["versions"])
-        with state.average.applied():
-            built.save_pretrained(folder)
-        baselines = _baselines(built, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
+
+        def finish() -> dict[str, Baseline]:
+            with state.average.applied():
+                if isinstance(built, PVLR):
+                    built.card = _card(feed, report, process["versions"])
+                    built.save_pretrained(folder)
+                else:
+                    save_baseline(folder, built, tower=tower, fingerprint=towers.fingerprint)
+            return _baselines(model, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
+
+        baselines = world.first(finish)
     results = Results(report=report, baselines=baselines, folder=folder, seconds=state.seconds)
-    finished = {"steps": state.step, "seconds": state.seconds, "results": _told(results)}
-    write_record(folder, {**record, "status": "finished", **finished})
-    _show(results, run)
+    name = "PVLR" if baseline.kind == "none" else baseline.kind
+    finished = {"steps": state.step, "seconds": state.seconds, "results": _told(name, results)}
+    world.first(lambda: write_record(folder, {**record, "status": "finished", **finished}))
+    _show(name, results, run)
     return results
+
+
+def _remove_leftovers(folder: Path, checkpoints: Checkpoints) -> None:
+    remove_leftovers(folder)
+    checkpoints.remove_leftovers()
 
 
 def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -244,8 +273,19 @@ def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]
     return saved
 
 
-def _require_knowledge(model: PVLRConfig) -> None:
+def _splits(data: DataConfig, loop: LoopConfig, folder: Path) -> list[LabelledImages]:
+    """The training and the test split, after a look at every picture."""
+    splits = data.splits(loop.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    return without_bad_images(splits, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress)
+
+
+def _require_choice(model: PVLRConfig, baseline: BaselineConfig) -> None:
     """Refuse what cannot be had before anything is fetched."""
+    if baseline.kind == "none" and baseline != PVLR_ITSELF:
+        raise ConfigError("baseline.kind: expected a method where the section is set, got 'none'")
+    if baseline.kind != "none" and model != PVLRConfig():
+        raise ConfigError(f"model: expected its defaults with baseline.kind '{baseline.kind}', which does not read it")
     if model.knowledge == "encoder":
         raise ConfigError(
             "model.knowledge: 'encoder' is a function, which a configuration cannot hold; name a model "
@@ -309,16 +349,16 @@ def _features(
 
 
 @torch.no_grad()
-def _set_prior(built: PVLR, feed: Feed, device: torch.device) -> None:
+def _set_prior(built: PVLR | BaselineModel, feed: Feed, device: torch.device) -> None:
     """Start from the configured mean probability, on a batch of training pictures."""
     built.eval()
     batch = next(iter(feed.plain_training(shuffle=True)))
     inputs = batch.image.to(device)
-    built.fit_prior(inputs if inputs.dim() == 3 else built.image(inputs).patches)
+    built.fit_prior(inputs if inputs.dim() == 3 else built.regions(inputs))
 
 
 def _baselines(
-    model: PVLR,
+    model: PVLRConfig,
     tower: TowerConfig,
     towers: Towers,
     feed: SplitFeed,
@@ -342,9 +382,7 @@ def _baselines(
         train, test = (
             PooledFeatures(F.normalize(part.pooled(), dim=-1), part.data.target, part.data.known) for part in cached
         )
-    text = model.knowledge_vectors
-    if model.config.knowledge != "text_tower":
-        text = encode_knowledge(PromptBank(feed.labels, templates=model.config.templates), towers.text.encode)
+    text = encode_knowledge(PromptBank(feed.labels, templates=model.templates), towers.text.encode)
     return {
         "linear probe": linear_probe(train, test, feed.labels, seed=loop.seed),
         "zero-shot CLIP": zero_shot(train, test, text, feed.labels, scale=towers.logit_scale),
@@ -361,17 +399,16 @@ def _card(feed: SplitFeed, report: MultiLabelReport, versions: Mapping[str, str]
     )
 
 
-def _told(results: Results) -> dict[str, Any]:
-    told: dict[str, Any] = {"PVLR": {"seconds": results.seconds, **results.report.to_json()}}
+def _told(name: str, results: Results) -> dict[str, Any]:
+    told: dict[str, Any] = {name: {"seconds": results.seconds, **results.report.to_json()}}
     for name, found in results.baselines.items():
         told[name] = {"seconds": found.seconds, "detail": found.detail, **found.report.to_json()}
     return told
 
 
-def _show(results: Results, run: RunConfig) -> None:
-    rows = {"PVLR (final epoch, averaged)": (results.report, results.seconds)}
+def _show(name: str, results: Results, run: RunConfig) -> None:
+    rows = {f"{name} (final epoch, averaged)": (results.report, results.seconds)}
     rows |= {name: (found.report, found.seconds) for name, found in results.baselines.items()}
-    say(f"\n{label_table(results.report.ap)}")
     say(f"\n{results_table(rows)}")
     for name, found in results.baselines.items():
         say(f"{name}: {found.detail}")
@@ -380,5 +417,5 @@ def _show(results: Results, run: RunConfig) -> None:
     folder = shlex.quote(str(results.folder))
     say(f"\nrun folder: {results.folder}")
     if run.tensorboard:
-        say(f"look:       tensorboard --logdir {folder}")
+        say(f"curves:     tensorboard --logdir {folder}")
     say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")

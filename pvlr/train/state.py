@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from pvlr.core.weights import StateError, load_trained_state, trained_state
 from pvlr.train.optim import trained_parameters
 
-__all__ = ["TrainingState", "WeightAverage"]
+__all__ = ["TrainingState", "WeightAverage", "running_statistics"]
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """What the trained parts of the image tower note about the batches that go through (BatchNorm)."""
+    trained = trained_state(model)
+    return [value for name, value in model.named_buffers() if name.startswith("image.") and name in trained]
 
 
 class WeightAverage:

@@ -29,14 +29,19 @@ class StopRequest:
 
     Outside of the main thread, where Python has no signals, it never fires.
 
+    Args:
+        patient: A second one is remembered as well. For processes started by torchrun, which passes on to each of them
+            a signal that may have reached them before.
+
     Example:
         >>> with StopRequest() as stop:
         ...     stop.requested is None
         True
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, patient: bool = False) -> None:
         self.requested: int | None = None
+        self._patient = patient
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -67,7 +72,8 @@ class StopRequest:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.requested = number
-        self._restore()
+        if not self._patient:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

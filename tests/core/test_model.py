@@ -255,6 +255,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("context_words", " ", f"{TEXT} ' '"),
     ("class_specific_context", "yes", "expected True or False, got 'yes'"),
     ("image_conditioned_context", 1, "expected True or False, got 1"),
+    ("regions", "all", "expected one of 'patches', 'pooled', got 'all'"),
     ("fusion", "product", "expected one of 'gate', 'sum', 'knowledge', 'context', got 'product'"),
     ("dma", None, "expected one of 'both', 'labels', 'patches', 'none', got None"),
     ("dma_layers", 0, f"{WHOLE} 1, got 0"),

@@ -134,6 +134,7 @@ def run_loop(
                 schedule=ScheduleConfig(),
                 evaluate=evaluate,
                 save=save,
+                offer=lambda score: None,
                 monitor=monitor,
                 clip_norm=1.0,
                 stop=stop,

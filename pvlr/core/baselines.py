@@ -1,0 +1,317 @@
+"""Methods of others on the same towers, to be trained in PVLR's place.
+
+Zero-shot CLIP and CoOp are not here: they are PVLR with parts switched off (see :class:`~pvlr.core.model.PVLRConfig`).
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.core.block import Block
+from pvlr.core.decoders import GroupDecoder, LabelDecoder
+from pvlr.core.functional import cosine_scores, prior_bias, standardise
+from pvlr.core.labels import LabelSet
+from pvlr.core.prompts import ContextPrompter, PromptBank
+from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
+from pvlr.core.shapes import expect
+
+__all__ = ["BaselineConfig", "BaselineModel", "BaselineOutput", "DualPrompter", "LinearProbe", "paired_scores"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig:
+    """A method of others, trained in PVLR's place.
+
+    Args:
+        kind: `none`: PVLR, as the section `model` has it. `linear_probe`: a linear classifier on the pooled vector.
+            `dualcoop`: positive and negative prompts, compared with the patches. `query2label`: a decoder with a query
+            per label. `ml_decoder`: a decoder with a query per group of labels.
+        context_tokens: Learnable tokens of each prompt (`dualcoop`).
+        width: Of the decoder.
+        heads: Heads of its attentions; must divide the width.
+        hidden: Width of its feed-forwards.
+        encoder_layers: Layers in which patches look at each other first (`query2label`).
+        decoder_layers: Layers in which queries look at the patches (`query2label`).
+        groups: Number of queries (`ml_decoder`), at most one per label.
+        prior: Mean probability before the first step, by choice of the biases; `dualcoop` has none.
+
+    Raises:
+        ValueError: naming the field, what it may be and what was given.
+
+    Example:
+        >>> BaselineConfig(kind="query2label", width=100, heads=3)
+        Traceback (most recent call last):
+            ...
+        ValueError: width: expected a multiple of heads=3, got 100
+    """
+
+    kind: Literal["none", "linear_probe", "dualcoop", "query2label", "ml_decoder"] = "none"
+    context_tokens: int = 16
+    width: int = 256
+    heads: int = 4
+    hidden: int = 1024
+    encoder_layers: int = 1
+    decoder_layers: int = 2
+    groups: int = 100
+    prior: float = 0.05
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if get_origin(field.type) is Literal:
+                require_choice(field.name, value, get_args(field.type))
+            elif field.type is int:
+                require_int(field.name, value, least=0 if field.name == "encoder_layers" else 1)
+        for name, factor in (("heads", self.heads), ("4", 4)):
+            if self.width % factor:
+                said = f"{name}={factor}" if name == "heads" else name
+                raise ValueError(f"width: expected a multiple of {said}, got {self.width}")
+        require_number("prior", self.prior, above=0.0, below=1.0)
+
+    @property
+    def sees(self) -> Literal["patches", "pooled"]:
+        """What of an image it reads: its patches, or its pooled vector as if that were the only one."""
+        return "pooled" if self.kind == "linear_probe" else "patches"
+
+
+def paired_scores(
+    patches: Float[Tensor, "b n d"],
+    positive: Float[Tensor, "c d"],
+    negative: Float[Tensor, "c d"],
+    *,
+    scale: float = 20.0,
+    factor: float = 5.0,
+) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
+    """Scores of positive and negative prompts, both gathered from the patches that the positive one is most like.
+
+    Sun, Hu, Saenko, "DualCoOp: Fast Adaptation to Multi-Label Recognition with Limited Annotations",
+    arXiv 2206.09541: ``s± = scale · cos(patch, text±)``, ``w = softmax_n(s+)``, ``factor · Σ_n w s±``. Their
+    probability is the softmax over the pair, so its logit is the difference.
+
+    Args:
+        patches: ``b n d``.
+        positive: Text vectors of "there is one", ``c d``.
+        negative: Text vectors of "there is none", ``c d``.
+        scale: Factor of the cosines.
+        factor: Of the gathered scores.
+
+    Returns:
+        The positive and the negative scores, ``b c`` each, float32.
+
+    Raises:
+        ShapeError: where the axes do not fit.
+
+    Example:
+        >>> patches, label = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[1.0, 0.0]])
+        >>> positive, negative = paired_scores(patches, label, label)
+        >>> round(positive.item(), 4), round(negative.item(), 4)
+        (60.0, 60.0)
+    """
+    like, unlike = (cosine_scores(patches, text, scale=scale) for text in (positive, negative))
+    weights = like.softmax(dim=1)
+    return factor * (weights * like).sum(dim=1), factor * (weights * unlike).sum(dim=1)
+
+
+class LinearProbe(Block):
+    """``logit_c = w_c · LN(x) + b_c`` on one vector per image; the norm has no parameters.
+
+    Args:
+        classes: Number of labels ``c``; it is fixed.
+        dim: Width of the vector.
+
+    Example:
+        >>> LinearProbe(classes=3, dim=8)(torch.ones(2, 1, 8))
+        tensor([[0., 0., 0.],
+                [0., 0., 0.]], grad_fn=<AddmmBackward0>)
+    """
+
+    def __init__(self, *, classes: int, dim: int) -> None:
+        super().__init__(classes=classes, dim=dim)
+        require_int("classes", classes, least=1)
+        require_int("dim", dim, least=1)
+        self.dim = dim
+        self.weight, self.bias = nn.Parameter(torch.zeros(classes, dim)), nn.Parameter(torch.zeros(classes))
+
+    def forward(self, pooled: Float[Tensor, "b 1 d"]) -> Float[Tensor, "b c"]:
+        """Logits from the pooled vectors.
+
+        Raises:
+            ShapeError: where there are several vectors per image, or they are of another width.
+        """
+        expect("pooled", pooled, "b n d", dtype="float", like=self.bias, n=1, d=self.dim)
+        return F.linear(standardise(pooled[:, 0]), self.weight, self.bias)
+
+
+class DualPrompter(Block):
+    """A learnable positive and a learnable negative prompt, both shared by all labels.
+
+    Args:
+        width: Width ``w`` of the text tower's token embeddings.
+        dim: Joint width ``d``.
+        tokens: Number of context tokens ``m`` of each.
+
+    Example:
+        >>> DualPrompter(width=6, dim=8, tokens=2).positive.context.shape
+        torch.Size([2, 6])
+    """
+
+    def __init__(self, *, width: int, dim: int, tokens: int = 16) -> None:
+        super().__init__(width=width, dim=dim, tokens=tokens)
+        self.positive, self.negative = (
+            ContextPrompter(width=width, dim=dim, tokens=tokens, heads=1, relation="none") for _ in range(2)
+        )
+
+    def forward(self, text: TextTower, prompts: PromptTokens) -> tuple[Float[Tensor, "c d"], Float[Tensor, "c d"]]:
+        """Positive and negative text vectors.
+
+        Raises:
+            ShapeError: as :meth:`~pvlr.core.prompts.ContextPrompter.encode`.
+            ValueError: as there.
+        """
+        return self.positive.encode(text, prompts), self.negative.encode(text, prompts)
+
+
+class BaselineOutput(NamedTuple):
+    """What a forward pass yields.
+
+    Attributes:
+        logits: ``b c``; their sigmoid are the probabilities.
+    """
+
+    logits: Float[Tensor, "b c"]
+
+
+class BaselineModel(nn.Module):
+    """A baseline on the towers of a vision-language model, used as :class:`~pvlr.core.model.PVLR` is.
+
+    Args:
+        config: Which, and its sizes.
+        labels: What to recognise. All but `dualcoop` are made for as many.
+        text: Text tower, kept frozen; read by `dualcoop` alone.
+        image: Image tower.
+
+    Raises:
+        ValueError: where the configuration is PVLR's, or more groups than labels are asked for.
+
+    Example:
+        >>> from pvlr.core.towers import load_towers
+        >>> towers, labels = load_towers("pvlr:scenes-clip"), LabelSet(("red_circle", "blue_square"))
+        >>> model = BaselineModel(BaselineConfig(kind="dualcoop"), labels, towers.text, towers.image)
+        >>> model(torch.zeros(3, 3, 128, 128)).logits.shape
+        torch.Size([3, 2])
+    """
+
+    prompt_ids: Tensor
+    prompt_ends: Tensor
+
+    def __init__(self, config: BaselineConfig, labels: LabelSet, text: TextTower, image: ImageTower) -> None:
+        super().__init__()
+        self.config, self.labels = config, labels
+        self.text, self.image = text, image
+        if isinstance(text, nn.Module):
+            text.requires_grad_(False).eval()
+        self.head: Any = _make_head(config, labels, text, image)
+        self._kept: tuple[list[int], tuple[Tensor, Tensor]] | None = None
+        if config.kind == "dualcoop":
+            self._set_labels(labels)
+
+    def _set_labels(self, labels: LabelSet) -> None:
+        bank = PromptBank(labels, context_words=None, context_tokens=self.config.context_tokens)
+        prompts = self.text.tokenize_prompts(bank.context_sentences(), None, self.config.context_tokens)
+        device = self.head.positive.context.device
+        self.register_buffer("prompt_ids", prompts.ids.to(device), persistent=False)
+        self.register_buffer("prompt_ends", prompts.end.to(device), persistent=False)
+        self._prompt_start, self._prompt_used = prompts.start, prompts.used
+
+    def with_labels(self, labels: LabelSet) -> "BaselineModel":
+        """The same model for other labels, which shares all modules.
+
+        Raises:
+            ValueError: where the method has no texts to tell labels by.
+        """
+        if self.config.kind != "dualcoop":
+            raise ValueError(f"labels: cannot be exchanged in a model of kind '{self.config.kind}', which fixes them")
+        other = BaselineModel(self.config, labels, self.text, self.image)
+        other.head = self.head
+        other._set_labels(labels)
+        return other.train(self.training)
+
+    def forward(self, images: Float[Tensor, "b 3 s s"]) -> BaselineOutput:
+        """Recognise labels in images of the image tower's size, normalised as it asks for.
+
+        Raises:
+            ShapeError: where the images are of another size.
+        """
+        size = self.image.image_size
+        expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
+        return self.forward_features(self.regions(images))
+
+    def regions(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
+        """What the image tower tells of images, as :meth:`forward_features` takes it."""
+        seen = self.image(images)
+        return seen.patches if self.config.sees == "patches" else seen.pooled.unsqueeze(1)
+
+    def forward_features(self, patches: Float[Tensor, "b n d"]) -> BaselineOutput:
+        """Recognise labels from what the image tower saw, computed before: patch vectors, or one pooled vector.
+
+        Raises:
+            ShapeError: where the axes do not fit.
+        """
+        if self.config.kind != "dualcoop":
+            return BaselineOutput(self.head(patches))
+        positive, negative = paired_scores(patches, *self._texts())
+        return BaselineOutput(positive - negative)
+
+    def _texts(self) -> tuple[Tensor, Tensor]:
+        if self.training or torch.is_grad_enabled():
+            return self._encode()
+        versions = [parameter._version for parameter in self.head.parameters()]
+        if self._kept is None or self._kept[0] != versions:
+            self._kept = versions, self._encode()
+        return self._kept[1]
+
+    def _encode(self) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.head(self.text, self._prompts())
+        return found
+
+    def _prompts(self) -> PromptTokens:
+        length = self.config.context_tokens
+        return PromptTokens(self.prompt_ids, self._prompt_start, length, self.prompt_ends, self._prompt_used)
+
+    def train(self, mode: bool = True) -> "BaselineModel":
+        """Switch the mode, but not the text tower's, and forget the text vectors kept for evaluation."""
+        self._kept = None
+        super().train(mode)
+        if isinstance(self.text, nn.Module):
+            self.text.eval()
+        return self
+
+    @torch.no_grad()
+    def fit_prior(self, patches: Float[Tensor, "b n d"]) -> None:
+        """Set the biases so that the mean probability on these images is the configuration's `prior`."""
+        if self.config.kind == "dualcoop":
+            return
+        self.head.bias.zero_()
+        self.head.bias.fill_(prior_bias(self.forward_features(patches).logits, self.config.prior))
+
+
+def _make_head(config: BaselineConfig, labels: LabelSet, text: TextTower, image: ImageTower) -> nn.Module:
+    sizes = {"dim": config.width, "heads": config.heads, "hidden": config.hidden}
+    shared: Any = {"classes": len(labels), "source_dim": image.dim, **sizes}
+    match config.kind:
+        case "linear_probe":
+            return LinearProbe(classes=len(labels), dim=image.dim)
+        case "dualcoop":
+            return DualPrompter(width=text.width, dim=text.dim, tokens=config.context_tokens)
+        case "query2label":
+            layers: Any = {"encoder_layers": config.encoder_layers, "decoder_layers": config.decoder_layers}
+            return LabelDecoder(grid=image.grid, **shared, **layers)
+        case "ml_decoder":
+            return GroupDecoder(groups=min(config.groups, len(labels)), **shared)
+        case _:
+            raise ValueError("kind: expected a baseline, got 'none', which is PVLR")

@@ -1,0 +1,191 @@
+"""Baselines against slow references, and what every model that trains in PVLR's place has to do."""
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from model_toys import DIM, LABELS, ToyImage, ToyText
+from reference import dot, normalise, softmax, standardise
+from strategies import Draw, perturb
+from torch import nn
+from torch.nn.functional import relu
+from torch.testing import assert_close
+
+from pvlr.core.baselines import BaselineConfig, BaselineModel, LinearProbe, paired_scores
+from pvlr.core.decoders import GroupDecoder, LabelDecoder, sine_places
+from pvlr.core.labels import LabelSet
+from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.shapes import ShapeError
+
+KINDS = ("linear_probe", "dualcoop", "query2label", "ml_decoder")
+SMALL: dict[str, Any] = {"context_tokens": 2, "width": 8, "heads": 2, "hidden": 5, "groups": 3}
+
+
+def build(kind: str, labels: LabelSet = LABELS) -> BaselineModel:
+    model = BaselineModel(BaselineConfig(kind=kind, **SMALL), labels, ToyText().float(), ToyImage())
+    perturb(model.head, Draw(1), 0.3)
+    return model.eval()
+
+
+def test_paired_scores_are_their_formula() -> None:
+    draw = Draw(0, torch.float64)
+    patches, positive, negative = draw.normal(2, 3, 4), draw.normal(5, 4), draw.normal(5, 4)
+    found = paired_scores(patches, positive, negative, scale=2.0, factor=3.0)
+    for image in range(2):
+        for label in range(5):
+            cosines = [
+                [2.0 * dot(normalise(patch), normalise(text[label].tolist())) for patch in patches[image].tolist()]
+                for text in (positive, negative)
+            ]
+            weights = softmax(cosines[0])
+            for sign in range(2):
+                wanted = 3.0 * math.fsum(w * s for w, s in zip(weights, cosines[sign], strict=True))
+                assert found[sign][image, label].item() == pytest.approx(wanted, abs=1e-9)
+
+
+def test_the_linear_probe_is_its_formula() -> None:
+    probe = perturb(LinearProbe(classes=3, dim=4).double(), Draw(0), 0.5)
+    x = Draw(1, torch.float64).normal(2, 1, 4)
+    wanted = [
+        [dot(w, standardise(row)) + b for w, b in zip(probe.weight.tolist(), probe.bias.tolist(), strict=True)]
+        for row in x[:, 0].tolist()
+    ]
+    assert_close(probe(x), torch.tensor(wanted, dtype=torch.float64))
+
+
+def test_a_group_serves_its_labels_in_order() -> None:
+    """By torch's own attention and one label at a time; five labels in two groups of three."""
+    head = perturb(GroupDecoder(classes=5, groups=2, source_dim=6, dim=8, heads=2, hidden=7).double(), Draw(0), 0.3)
+    patches = Draw(1, torch.float64).normal(3, 4, 6)
+    inner, theirs = head.layer.attention, nn.MultiheadAttention(8, 2, batch_first=True).double()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([x.weight for x in (inner.q_proj, inner.k_proj, inner.v_proj)]))
+        theirs.in_proj_bias.copy_(torch.cat([inner.q_proj.bias, torch.zeros(8), inner.v_proj.bias]))
+        theirs.out_proj.load_state_dict(inner.out_proj.state_dict())
+    memory = relu(head.projection(patches))
+    x = head.norm(head.queries).expand(3, -1, -1)
+    x = head.layer.norm_attended(x + theirs(x, memory, memory, need_weights=False)[0])
+    x = head.layer.norm(x + head.layer.down(relu(head.layer.up(x))))
+    for label in range(5):
+        group, place = divmod(label, 3)
+        assert_close(head(patches)[:, label], x[:, group] @ head.weight[group, :, place] + head.bias[label])
+
+
+def test_places_tell_the_row_by_the_first_half_and_the_column_by_the_second() -> None:
+    places = sine_places(3, 8).view(3, 3, 8)
+    for row in range(3):
+        for column in range(3):
+            for half, position in enumerate((row, column)):
+                angle = 2 * math.pi * (position + 1) / 3
+                for i, slower in enumerate((1.0, 10000.0**0.5)):
+                    found = places[row, column, 4 * half + 2 * i : 4 * half + 2 * i + 2]
+                    wanted = torch.tensor([math.sin(angle / slower), math.cos(angle / slower)])
+                    assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_zero_shot_is_pvlr_with_parts_switched_off() -> None:
+    switched: dict[str, Any] = {"heads": 2, "relation": "none", "fusion": "knowledge", "dma": "none"}
+    text, image = ToyText().float().eval(), ToyImage()
+    images = Draw(0).normal(2, 3, 12, 12).float()
+    texts = [normalise(row) for row in text.encode([f"a photo of a {name}." for name in LABELS.texts]).tolist()]
+    for regions in ("pooled", "patches"):
+        labels = LabelSet(LABELS.names)  # Without descriptions.
+        model = PVLR(PVLRConfig(regions=regions, **switched), labels, text, image).eval()
+        assert {name for name, x in model.named_parameters() if x.requires_grad} == {"head.log_scale", "head.bias"}
+        seen = image(images)
+        shown = seen.pooled[:, None] if regions == "pooled" else seen.patches
+        bias = model.head.bias.item()
+        for row, vectors in enumerate(shown.tolist()):
+            for label, vector in enumerate(texts):
+                wanted = 10.0 * max(dot(normalise(patch), vector) for patch in vectors) + bias
+                assert model(images).logits[row, label].item() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_baseline_is_used_as_pvlr_is(kind: str) -> None:
+    model = build(kind)
+    images = Draw(0).normal(3, 3, 12, 12).float()
+    logits = model(images).logits
+    assert logits.shape == (3, len(LABELS))
+    assert_close(model.forward_features(model.regions(images)).logits, logits)
+    assert_close(model(images[1:2]).logits, logits[1:2])
+    model.train()(images).logits.sum().backward()
+    parameters = dict(model.named_parameters())
+    learning = {name for name, x in parameters.items() if x.requires_grad}
+    assert learning == {name for name in parameters if name.startswith("head.")}
+    assert all(parameters[name].grad is not None and parameters[name].grad.abs().sum() > 0 for name in learning)
+    before = {name: x.clone() for name, x in parameters.items()}
+    model.fit_prior(model.regions(images))
+    if kind == "dualcoop":
+        assert all(torch.equal(x, before[name]) for name, x in model.named_parameters())
+    else:
+        assert model(images).logits.sigmoid().mean().item() == pytest.approx(0.05, abs=1e-5)
+
+
+@torch.no_grad()
+def test_text_vectors_are_made_once_and_again_when_the_prompts_changed() -> None:
+    model, patches = build("dualcoop"), Draw(0).normal(2, 4, DIM).float()
+    before = model.forward_features(patches).logits
+    model.forward_features(patches)
+    assert model.text.contexts == 2  # One of each sign.
+    model.head.positive.context.add_(1.0)
+    assert not torch.equal(model.forward_features(patches).logits, before)
+
+
+def test_other_labels_by_their_texts_alone() -> None:
+    model = build("dualcoop")
+    other = model.with_labels(LabelSet(("cow", "boat")))
+    patches = Draw(0).normal(2, 4, DIM).float()
+    assert_close(other.forward_features(patches).logits[:, 0], model.forward_features(patches).logits[:, 2])
+    with pytest.raises(
+        ValueError, match=r"^labels: cannot be exchanged in a model of kind 'query2label', which fixes them$"
+    ):
+        build("query2label").with_labels(LABELS)
+
+
+def decoder(**options: Any) -> LabelDecoder:
+    return LabelDecoder(**({"classes": 3, "grid": 2, "source_dim": 6, "dim": 8, "hidden": 4} | options))
+
+
+def groups(**options: Any) -> GroupDecoder:
+    return GroupDecoder(**({"classes": 3, "groups": 2, "source_dim": 6, "dim": 8, "hidden": 4} | options))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: BaselineConfig(kind="coop"), "kind: expected one of 'none', 'linear_probe', 'dualcoop', "),
+        (lambda: BaselineConfig(width=10, heads=2), "width: expected a multiple of 4, got 10"),
+        (lambda: BaselineConfig(width=12, heads=5), "width: expected a multiple of heads=5, got 12"),
+        (lambda: BaselineConfig(encoder_layers=-1), "encoder_layers: expected a whole number of at least 0, got -1"),
+        (lambda: BaselineConfig(groups=0), "groups: expected a whole number of at least 1, got 0"),
+        (lambda: BaselineConfig(prior=1.0), "prior: expected a finite number > 0 and < 1, got 1.0"),
+        (lambda: build("none"), "kind: expected a baseline, got 'none', which is PVLR"),
+        (lambda: sine_places(2, 6), "dim: expected a multiple of 4, got 6"),
+        (lambda: decoder(dim=12, heads=5), "dim: expected a multiple of heads=5, got 12"),
+        (lambda: decoder(decoder_layers=0), "decoder_layers: expected a whole number of at least 1, got 0"),
+        (lambda: groups(groups=4), "groups: expected at most one for each of the 3 labels, got 4"),
+        (lambda: groups(hidden=0), "hidden: expected a whole number of at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        call()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("head", "shape", "message"),
+    [
+        (decoder(), (1, 5, 6), "patches: expected axes 'b n k' with n=4, got shape (1, 5, 6)"),
+        (decoder(), (1, 4, 5), "patches: expected axes 'b n k' with k=6, got shape (1, 4, 5)"),
+        (groups(), (1, 4, 5), "patches: expected axes 'b n k' with k=6, got shape (1, 4, 5)"),
+        (LinearProbe(classes=3, dim=6), (1, 2, 6), "pooled: expected axes 'b n d' with n=1, got shape (1, 2, 6)"),
+    ],
+)
+def test_wrong_shapes_are_refused(head: nn.Module, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ShapeError, match=f"^{re.escape(message)}$"):
+        head(torch.zeros(shape))

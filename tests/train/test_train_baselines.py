@@ -1,0 +1,103 @@
+"""Other methods in PVLR's place: the same trainer, the same files, the same predictions from them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from strategies import Draw, perturb
+from tower_models import write_folder
+from training_toys import tiny_options, write_voc
+
+from pvlr.core.baselines import BaselineConfig, BaselineModel, DualPrompter
+from pvlr.core.hub import PretrainedError
+from pvlr.core.labels import LabelSet
+from pvlr.core.model import PVLR
+from pvlr.core.towers import load_towers
+from pvlr.train import train
+from pvlr.train.baseline_files import load_baseline, save_baseline
+from pvlr.train.cli import command
+from pvlr.train.config import OptimizerConfig, TowerConfig
+from pvlr.train.data_config import VOCData
+from pvlr.train.optim import parameter_groups
+
+SMALL = {"baseline__width": 8, "baseline__heads": 2, "baseline__hidden": 8, "baseline__context_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tower")
+    write_folder(folder, "vit")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("voc")
+    write_voc(folder, train=8, test=4)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        *({"baseline__kind": kind, **SMALL} for kind in ("dualcoop", "query2label", "ml_decoder", "linear_probe")),
+        {"model__regions": "pooled", "model__relation": "none", "model__fusion": "context", "model__dma": "none"},
+    ],
+    ids=lambda method: method.get("baseline__kind", "coop"),
+)
+def test_trained_saved_loaded_and_the_same_from_cached_features(
+    method: dict[str, object], voc: Path, tower: Path, tmp_path: Path
+) -> None:
+    plain = {"data__flip": "false", "data__rand_augment": "false", "data__cutout": 0.0, "loop__epochs": 1}
+    cache = {"tower__features": "cache", "tower__feature_dtype": "float32"}
+    if "baseline__kind" in method:
+        plain |= {"model__heads": 8}  # The section's default.
+    for name, options in (("pictures", {}), ("features", cache)):
+        args = tiny_options(voc, tower, tmp_path / name, **plain, **options, **method)
+        assert command(train, args, data=VOCData) == 0
+    load = load_baseline if "baseline__kind" in method else PVLR.from_pretrained
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = [load(tmp_path / name)(images).logits for name in ("pictures", "features")]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+    assert logits[0].std() > 0
+
+
+def test_files_of_a_baseline_are_checked(voc: Path, tower: Path, tmp_path: Path) -> None:
+    with pytest.raises(PretrainedError, match="expected a trained baseline, but No such file"):
+        load_baseline(tmp_path)
+    towers = load_towers(f"local-dir:{tower}")
+    config, labels = BaselineConfig(kind="linear_probe"), LabelSet(("cat", "dog"))
+    model = BaselineModel(config, labels, towers.text, towers.image)
+    perturb(model.head, Draw(0, torch.float32))
+    spec = TowerConfig(name=f"local-dir:{tower}")
+    save_baseline(tmp_path, model, tower=spec, fingerprint=towers.fingerprint)
+    torch.testing.assert_close(load_baseline(tmp_path).head.state_dict(), model.head.state_dict())
+    weights = tmp_path / "baseline.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(PretrainedError, match=r"baseline\.safetensors: expected the weights that baseline\.json was"):
+        load_baseline(tmp_path)
+    save_baseline(tmp_path, model, tower=spec, fingerprint="another")
+    with pytest.raises(PretrainedError, match="trained on other weights of the tower"):
+        load_baseline(tmp_path)
+    (tmp_path / "baseline.json").write_text("{}")
+    with pytest.raises(PretrainedError, match=r"baseline\.json: expected the description of a baseline"):
+        load_baseline(tmp_path)
+
+
+def test_both_sections_at_once_are_refused(
+    voc: Path, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options, message in (
+        ({"baseline__kind": "dualcoop"}, "error: model: expected its defaults with baseline.kind 'dualcoop'"),
+        ({"baseline__groups": 3}, "error: baseline.kind: expected a method where the section is set, got 'none'"),
+    ):
+        args = tiny_options(voc, tower, tmp_path / "run", **options)  # Which sets model.heads.
+        assert command(train, args, data=VOCData) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_prompts_of_both_signs_have_the_learning_rate_of_prompts() -> None:
+    groups = parameter_groups(DualPrompter(width=6, dim=8), OptimizerConfig(lr=1.0, prompt_lr_factor=0.5))
+    assert [(group["name"], len(group["params"]), group["base_lr"]) for group in groups] == [("prompts", 2, 0.5)]
+    assert torch.is_tensor(groups[0]["params"][0])
