@@ -135,3 +135,12 @@ def tiny_options(data: Path, tower: Path, run: Path, **more: object) -> list[str
         **{name.replace("__", "."): value for name, value in more.items()},
     }
     return [f"--{name}={value}" for name, value in options.items()]
+
+
+def events_of(folder: Path) -> list[tuple[str, int]]:
+    """Tag and step of everything in TensorBoard's files, in their order, nothing purged."""
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    records = [record for path in sorted(folder.glob("events.*")) for record in RawEventFileLoader(str(path)).Load()]
+    return [(value.tag, event.step) for event in map(Event.FromString, records) for value in event.summary.value]

@@ -81,6 +81,31 @@ class FusionBlock(Block):
             raise ValueError(f"mix: only a FusionBlock with mode 'gate' and maps mixes maps, this is {self!r}")
         return torch.sigmoid(self.mix_logit)
 
+    def opening(
+        self, knowledge: Float[Tensor, "*#b c d"], context: Float[Tensor, "*#b c d"]
+    ) -> Float[Tensor, "... c d"]:
+        """``g``: the share of the knowledge in each channel of each label vector, in (0, 1).
+
+        Raises:
+            ShapeError: where the axes do not fit.
+            ValueError: where the block has no gate.
+
+        Example:
+            >>> FusionBlock(dim=2, heads=1).opening(torch.ones(1, 2), torch.ones(1, 2))
+            tensor([[0.5000, 0.5000]], grad_fn=...)
+        """
+        if self.mode != "gate":
+            raise ValueError(f"opening: only a FusionBlock with mode 'gate' has a gate, this is {self!r}")
+        knowledge = self._given("knowledge", knowledge)
+        context = self._given("context", context, c=knowledge.shape[-2])
+        _require_broadcast("context", context, 2, "knowledge's", knowledge)
+        return torch.sigmoid(self._opening(knowledge, context))
+
+    def _opening(self, knowledge: Tensor, context: Tensor) -> Tensor:
+        # W [a ; b] = W_a a + W_b b, so that vectors without a batch axis are multiplied once, not for every image.
+        of_knowledge, of_context = self.gate.weight.chunk(2, dim=1)
+        return F.linear(knowledge, of_knowledge) + F.linear(context, of_context, self.gate.bias)
+
     def forward(
         self,
         knowledge: Float[Tensor, "*#b c d"] | None,
@@ -111,10 +136,7 @@ class FusionBlock(Block):
             raise ShapeError(f"context: expected a tensor on {knowledge.device}, got one on {context.device}")
         if self.mode == "sum":
             return knowledge + context
-        # W [a ; b] = W_a a + W_b b, so that vectors without a batch axis are multiplied once, not for every image.
-        of_knowledge, of_context = self.gate.weight.chunk(2, dim=1)
-        opening = F.linear(knowledge, of_knowledge) + F.linear(context, of_context, self.gate.bias)
-        labels = gate(opening, knowledge, context)
+        labels = gate(self._opening(knowledge, context), knowledge, context)
         if (knowledge_map is None) != (context_map is None):
             missing = "knowledge_map" if knowledge_map is None else "context_map"
             raise ValueError(f"{missing}: expected both maps or neither, got only the other one")

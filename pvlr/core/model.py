@@ -21,7 +21,7 @@ from pvlr.core.head import SimilarityHead
 from pvlr.core.labels import LabelSet
 from pvlr.core.model_card import ModelCard
 from pvlr.core.model_config import PVLRConfig, read_descriptions
-from pvlr.core.model_output import Kept, LabelSide, PVLROutput
+from pvlr.core.model_output import Kept, LabelParts, LabelSide, PVLROutput
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
 from pvlr.core.sentence_encoders import HeldEncoder, SentenceEncoder, find_encoder
@@ -357,6 +357,20 @@ class PVLR(nn.Module):
             return cast(Tensor, side.fused)
         context, context_map = self.context.relate(side.soft, patches)
         return cast(Tensor, self.fusion(side.knowledge, context, side.knowledge_map, context_map))
+
+    def label_parts(self, patches: Tensor | None = None) -> LabelParts:
+        """Label vectors and relations of both kinds of prompts, before they are fused.
+
+        Raises:
+            ValueError: where the context is conditioned on `patches` and there are none.
+        """
+        side = self._label_side()
+        if self.context is None or side.soft is None:
+            return LabelParts(side.knowledge, side.knowledge_map, None, None)
+        conditioned = self.config.image_conditioned_context
+        return LabelParts(
+            side.knowledge, side.knowledge_map, *self.context.relate(side.soft, patches if conditioned else None)
+        )
 
     def _label_side(self) -> LabelSide:
         if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():

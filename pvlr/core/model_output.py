@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pvlr.core.attention import RelationMap
 
-__all__ = ["Kept", "LabelSide", "PVLROutput"]
+__all__ = ["Kept", "LabelParts", "LabelSide", "PVLROutput"]
 
 
 class PVLROutput(NamedTuple):
@@ -26,6 +26,22 @@ class PVLROutput(NamedTuple):
     patches: Float[Tensor, "b n d"]
     label_maps: tuple[Tensor, ...]
     patch_maps: tuple[Tensor, ...]
+
+
+class LabelParts(NamedTuple):
+    """What the label vectors are fused from; None where the fusion does not read it.
+
+    Attributes:
+        knowledge: vectors of the fixed prompts, `c d`.
+        knowledge_map: how they relate, `h c c`.
+        context: vectors of the learnable prompts, `c d`, or `b c d` where they are conditioned on patches.
+        context_map: how they relate, `h c c` or `b h c c`.
+    """
+
+    knowledge: Tensor | None
+    knowledge_map: RelationMap | None
+    context: Tensor | None
+    context_map: RelationMap | None
 
 
 class LabelSide(NamedTuple):

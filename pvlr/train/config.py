@@ -234,6 +234,8 @@ class RunConfig:
         baselines: Also measure zero-shot CLIP and a linear probe on the same towers and data.
         tensorboard: Write TensorBoard's files.
         keep: How many of the newest checkpoints stay, at least 1; the one of the best evaluation stays besides.
+        log_every: Steps between those whose numbers TensorBoard is told, at least 1; pictures and whatever else is of
+            the test split come with every evaluation.
     """
 
     folder: str = "runs/voc"
@@ -241,10 +243,12 @@ class RunConfig:
     baselines: bool = False
     tensorboard: bool = True
     keep: int = 2
+    log_every: int = 10
 
     def __post_init__(self) -> None:
         with section("run"):
             require_int("keep", self.keep, least=1)
+            require_int("log_every", self.log_every, least=1)
             require_choice("resume", self.resume, ("auto", "never", "require"))
         if not self.folder:
             raise ConfigError("run.folder: expected a non-empty path, got ''")

@@ -1,6 +1,6 @@
 """Predictions over a whole split, each image once, and what they are worth."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +98,7 @@ def evaluate(
     precision: str = "float32",
     threshold: float = 0.5,
     world: World | None = None,
+    seen: Callable[[Predictions], object] = lambda found: None,
 ) -> MultiLabelReport:
     """Report a model's mAP, F1 family and AP per label on a split.
 
@@ -109,12 +110,15 @@ def evaluate(
         precision: As there.
         threshold: Probability from which on a label counts as predicted, in [0, 1].
         world: As there.
+        seen: Is shown the predictions.
 
     Raises:
         ValueError: where a logit is not finite, or there is no batch.
     """
     found = predict_logits(model, batches, device=device, precision=precision, world=world)
     # Ranked by the logits: many of them share one probability once a sigmoid has rounded them.
-    return multilabel_report(
+    report = multilabel_report(
         found.logits.sigmoid(), found.target, found.known, labels, threshold=threshold, scores=found.logits
     )
+    seen(found)
+    return report

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pvlr.core.losses import asymmetric_loss
 from pvlr.core.metrics import MultiLabelReport
@@ -46,11 +46,13 @@ class StepResult(NamedTuple):
 
     Attributes:
         loss: Mean over all known labels of the step, of all processes.
+        positive: The part of it that labels which are present have.
         gradient_norm: Length of the gradient before clipping.
         images: Number of images, of all processes.
     """
 
     loss: float
+    positive: float
     gradient_norm: float
     images: int
 
@@ -93,7 +95,7 @@ def train_step(
     images, known = map(int, everyone.sum(len(mine), sum(int(batch.known.sum()) for batch in batches)))
     if not images:
         raise TrainingError(f"{where}: expected images to train on, the data ended before")
-    total = 0.0
+    total, positive = 0.0, 0.0
     refused: tuple[float, list[int]] | None = None
     optimizer.zero_grad(set_to_none=True)
     for batch in batches:
@@ -113,9 +115,10 @@ def train_step(
             bad = ~logits.detach().isfinite().all(dim=1).cpu()
             refused = value, (batch.index[bad] if bool(bad.any()) else batch.index).tolist()
             break
+        positive += _of_present(logits, batch, loss) / max(1, known)
         part.backward()  # type: ignore[no-untyped-call]
         total += value
-    loss_of_all, refusals = everyone.sum(total, float(refused is not None))
+    loss_of_all, positive_of_all, refusals = everyone.sum(total, positive, float(refused is not None))
     if refusals:
         optimizer.zero_grad(set_to_none=True)
         found = [one for one in everyone.gather(refused) if one is not None]
@@ -129,7 +132,17 @@ def train_step(
         indices = [index for share in everyone.gather(mine) for index in share]
         raise TrainingError(f"{where}: expected a finite gradient, its length is {norm} for the images {indices}")
     optimizer.step()
-    return StepResult(loss_of_all, norm, images)
+    return StepResult(loss_of_all, positive_of_all, norm, images)
+
+
+@torch.no_grad()
+def _of_present(logits: Tensor, batch: Batch, loss: LossConfig) -> float:
+    """The part of the summed loss that known labels which are present have."""
+    present = batch.known & (batch.target > 0)
+    return asymmetric_loss(
+        logits.detach().cpu(), batch.target, present, gamma_pos=loss.gamma_pos, gamma_neg=loss.gamma_neg,
+        clip=loss.clip, reduction="sum",
+    ).item()  # fmt: skip
 
 
 def fit(
@@ -230,6 +243,7 @@ def _train_epoch(
         batches = world.together(lambda: next(steps, None), stop=stop)
         if batches is None or stop.requested is not None:
             return
+        waiting = time.perf_counter() - before
         # Randomness inside the model, if any, is a function of the step (and the process, which has images of its own):
         # there is no generator's state to save.
         torch.manual_seed(derive_seed(loop.seed, state.step, world.rank))
@@ -253,10 +267,13 @@ def _train_epoch(
         monitor.step(
             step=state.step,
             loss=result.loss,
+            positive=result.positive,
             gradient_norm=result.gradient_norm,
             rates=rates,
             images=result.images,
             seconds=now - before,
+            waiting=waiting,
+            model=state.model,
         )
         before = now
 

@@ -3,17 +3,25 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from torch import nn
 
 from pvlr.core.files import write_atomically
 from pvlr.core.metrics import MultiLabelReport
 from pvlr.data.scan import Refused
 from pvlr.train.distributed import is_first
+from pvlr.train.gauges import gauges
 
-__all__ = ["METRICS_NAME", "Monitor", "results_table", "say", "scan_progress"]
+if TYPE_CHECKING:
+    from pvlr.train.board import Board
+
+__all__ = ["METRICS_NAME", "Monitor", "label_table", "results_table", "say", "scan_progress"]
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -35,24 +43,40 @@ class Monitor:
         folder: The run's folder, which exists; None: nothing is told to anybody (by a process that is not the first).
         step: Number of steps done; what is told of later ones is taken out.
         tensorboard: Write TensorBoard's files too.
+        log_every: Steps between those that TensorBoard is told of, beside the first.
         quiet: Print nothing.
+
+    Attributes:
+        board: TensorBoard's files; None if there are none.
     """
 
-    def __init__(self, folder: Path | None, *, step: int = 0, tensorboard: bool = False, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        step: int = 0,
+        tensorboard: bool = False,
+        log_every: int = 1,
+        quiet: bool = False,
+    ) -> None:
         self._quiet = quiet or folder is None
         self._file: IO[str] | None = None
-        self._writer: Any = None
+        self.board: Board | None = None
+        self._log_every = log_every
         self._bar: Any = None
+        self._line = ""
         rows: list[dict[str, Any]] = []
         if folder is not None:
             path = folder / METRICS_NAME
             rows = _rows_until(path, step)
             write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
             self._file = path.open("a", encoding="utf-8")
-            self._writer = _summary_writer(folder / "tensorboard", step) if tensorboard else None
         self._evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
+        if folder is not None and tensorboard:
+            self.board = _open_board(folder / "tensorboard", step, self._evaluated)
         self._losses: list[float] = []
-        self._images, self._seconds, self._rate = 0, 0.0, 0.0
+        self._images, self._seconds = 0, 0.0
+        self._began, self._steps = time.perf_counter(), 0
 
     def has_evaluation(self, step: int) -> bool:
         """Whether an evaluation after this step has been told."""
@@ -60,7 +84,7 @@ class Monitor:
 
     @contextmanager
     def epoch(self, epoch: int, epochs: int, within: int, steps: int) -> Iterator[None]:
-        """Show an epoch's progress: a bar in a terminal, else one line at its end.
+        """Show an epoch's progress: a bar in a terminal, and one line on it once it is over and evaluated.
 
         Args:
             epoch: Number of epochs done.
@@ -68,8 +92,9 @@ class Monitor:
             within: Steps of this one that are done.
             steps: Of an epoch.
         """
+        self._say_line()
         self._losses, self._images, self._seconds = [], 0, 0.0
-        title = f"epoch {epoch + 1}/{epochs}"
+        title = f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}"
         if not self._quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -80,68 +105,95 @@ class Monitor:
             if self._bar is not None:
                 self._bar.close()
                 self._bar = None
-        if self._losses and not self._quiet:
+        if self._losses:
             mean = sum(self._losses) / len(self._losses)
             speed = self._images / max(self._seconds, 1e-9)
-            say(f"{title}  loss {mean:.4f}  lr {self._rate:.1e}  {speed:.0f} images/s")
+            # Of this process alone, and with the time for evaluations: what a step has cost is what it will.
+            left = (time.perf_counter() - self._began) / self._steps * steps * (epochs - epoch - 1)
+            eta = f"  ETA {timedelta(seconds=round(left))}" if epoch + 1 < epochs else ""
+            self._line = f"{title}  loss {mean:.4f}{{}}  {speed:.0f} images/s{eta}"
 
     def step(
-        self, *, step: int, loss: float, gradient_norm: float, rates: Mapping[str, float], images: int, seconds: float
+        self,
+        *,
+        step: int,
+        loss: float,
+        positive: float,
+        gradient_norm: float,
+        rates: Mapping[str, float],
+        images: int,
+        seconds: float,
+        waiting: float,
+        model: nn.Module,
     ) -> None:
         """Tell a step.
 
         Args:
             step: Number of steps done, this one included.
             loss: Its loss.
+            positive: The part of it that labels which are present have.
             gradient_norm: Length of its gradient before clipping.
             rates: Learning rate by parameter group.
             images: Number of its images.
             seconds: Time it took, reading the images included.
+            waiting: Time of that in which the images were waited for.
+            model: After the step, its gradients still there.
         """
         values = {
             "loss": loss,
+            "loss_positive": positive,
+            "loss_negative": loss - positive,
             "gradient_norm": gradient_norm,
-            "images_per_second": round(images / max(seconds, 1e-9), 2),
         }
-        self._write({"kind": "train", "step": step, **values, "lr": dict(rates)})
+        speed = round(images / max(seconds, 1e-9), 2)
+        self._write({"kind": "train", "step": step, **values, "images_per_second": speed, "lr": dict(rates)})
         self._losses.append(loss)
-        self._images, self._seconds, self._rate = self._images + images, self._seconds + seconds, max(rates.values())
+        self._steps += 1
+        self._images, self._seconds = self._images + images, self._seconds + seconds
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             self._bar.update()
-        for name, value in values.items():
-            self._scalar(f"train/{name}", value, step)
-        for name, rate in rates.items():
-            self._scalar(f"lr/{name}", rate, step)
+        if self.board is not None and (step == 1 or step % self._log_every == 0):
+            told = {f"train/{name}": value for name, value in values.items()}
+            told |= {f"lr/{name}": rate for name, rate in rates.items()}
+            told |= {"speed/images_per_second": speed, "speed/waiting_percent": 100 * waiting / max(seconds, 1e-9)}
+            self.board.scalars(told | gauges(model, gradient_norm), step=step)
 
     def evaluation(self, *, step: int, epoch: int, report: MultiLabelReport) -> None:
         """Tell an evaluation, unless one after the same step has been told."""
-        if not self._quiet:
-            say(f"epoch {epoch}  mAP {_percent(report.mAP)}  CF1 {_percent(report.CF1)}  OF1 {_percent(report.OF1)}")
+        self._line = self._line or f"epoch {epoch}{{}}"
+        self._say_line(f"  mAP {_percent(report.mAP)}")
         if step in self._evaluated:
             return
+        if self.board is not None:
+            told = {f"test/{name}": getattr(report, name) for name in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")}
+            self.board.scalars(told | {f"ap/{label}": value for label, value in report.ap.items()}, step=step)
+            self.board.flush()  # Before the row, by which a run that goes on knows that all of it was told.
         self._evaluated.add(step)
         self._write({"kind": "evaluation", "step": step, "epoch": epoch, **report.to_json()})
-        for name in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1"):
-            self._scalar(f"test/{name}", getattr(report, name), step)
-        for label, value in report.ap.items():
-            self._scalar(f"ap/{label}", value, step)
+
+    def flush(self) -> None:
+        """Bring what was told to the files: before a checkpoint, so that none is ahead of them."""
+        if self.board is not None:
+            self.board.flush()
 
     def close(self) -> None:
         """Write out what is pending."""
+        self._say_line()
         if self._file is not None:
             self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self.board is not None:
+            self.board.close()
+
+    def _say_line(self, result: str = "") -> None:
+        if self._line and not self._quiet:
+            say(self._line.format(result))
+        self._line = ""
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._file is not None:
             self._file.write(f"{json.dumps(row)}\n")
             self._file.flush()
-
-    def _scalar(self, name: str, value: float, step: int) -> None:
-        if self._writer is not None and not math.isnan(value):
-            self._writer.add_scalar(name, value, step)
 
 
 def results_table(rows: Mapping[str, tuple[MultiLabelReport, float]]) -> str:
@@ -166,6 +218,24 @@ def results_table(rows: Mapping[str, tuple[MultiLabelReport, float]]) -> str:
     return "\n".join(lines)
 
 
+def label_table(ap: Mapping[str, float], *, most: int = 40) -> str:
+    """A table of labels by average precision in percent, best first; of more than ``most``, both ends.
+
+    Example:
+        >>> print(label_table({"cat": 0.25, "dog": 1.0, "cow": math.nan}))
+        label     AP
+        dog   100.00
+        cat    25.00
+        cow        –
+    """
+    ranked = sorted(ap.items(), key=lambda pair: (math.isnan(pair[1]), -pair[1]))
+    width = max(len("label"), *(len(name) for name in ap))
+    lines = [f"{name:<{width}} {_percent(value):>6}" for name, value in ranked]
+    if len(lines) > most:
+        lines[most // 2 : -(most // 2)] = [f"… {len(lines) - most // 2 * 2} more in run.json"]
+    return "\n".join([f"{'label':<{width}} {'AP':>6}", *lines])
+
+
 def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{100 * value:.2f}"
 
@@ -183,10 +253,10 @@ def _rows_until(path: Path, step: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _summary_writer(folder: Path, step: int) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
+def _open_board(folder: Path, step: int, evaluated: set[int]) -> "Board":
+    from pvlr.train.board import Board  # TensorBoard takes a second to load.
 
-    return SummaryWriter(str(folder), purge_step=step + 1)
+    return Board(folder, step=step, evaluated=evaluated)
 
 
 def scan_progress(name: str, total: int, outcomes: Iterator[Refused | None]) -> Iterator[Refused | None]:

@@ -44,15 +44,16 @@ from pvlr.train.config import (
 )
 from pvlr.train.data_config import DataConfig
 from pvlr.train.distributed import join_world
-from pvlr.train.evaluate import evaluate
+from pvlr.train.evaluate import Predictions, evaluate
 from pvlr.train.features import cache_features
 from pvlr.train.feed import Feed, SplitFeed, transform_config
 from pvlr.train.loop import fit
-from pvlr.train.monitor import Monitor, results_table, say, scan_progress
+from pvlr.train.monitor import Monitor, label_table, results_table, say, scan_progress
 from pvlr.train.optim import build_optimizer
 from pvlr.train.record import started, write_config, write_record
 from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import StopRequest
+from pvlr.train.views import Views, shown_inputs
 
 __all__ = ["Results", "train"]
 
@@ -196,10 +197,25 @@ def train(
     process = world.first(write_down)
     record = {**told, **process}
 
+    monitor = Monitor(
+        folder if world.rank == 0 else None, step=state.step, tensorboard=run.tensorboard, log_every=run.log_every
+    )
+    views: Views | None = None
+    if monitor.board is not None:
+        views = Views(monitor.board, built, test_split, transform, device=device, precision=loop.precision)
+        views.about({"configuration": sections, "record": {**record, "config": "above"}}, sections)
+        if state.step == 0:
+            view = None if cached is None else min(1, tower.feature_views - 1)
+            views.inputs(shown_inputs(train_split, transform, seed=loop.seed, view=view))
+
+    def show(found: Predictions) -> None:
+        if views is not None and not monitor.has_evaluation(state.step):
+            views.evaluation(state.step, found)
+
     def snapshot() -> dict[str, Any]:
+        monitor.flush()
         return {**state.to_dict(), "config": sections, "identity": identity}
 
-    monitor = Monitor(folder if world.rank == 0 else None, step=state.step, tensorboard=run.tensorboard)
     with StopRequest(patient=world.size > 1) as stop:
         try:
             report = fit(
@@ -215,6 +231,7 @@ def train(
                     device=device,
                     precision=loop.precision,
                     world=world,
+                    seen=show,
                 ),
                 save=lambda: world.first(lambda: checkpoints.save(snapshot(), step=state.step)),
                 offer=lambda score: world.first(lambda: checkpoints.offer(snapshot, step=state.step, score=score)),
@@ -224,6 +241,8 @@ def train(
                 stop=stop,
                 world=world,
             )
+            if monitor.board is not None:
+                monitor.board.finished(state.step)
         finally:
             monitor.close()
 
@@ -409,6 +428,7 @@ def _told(name: str, results: Results) -> dict[str, Any]:
 def _show(name: str, results: Results, run: RunConfig) -> None:
     rows = {f"{name} (final epoch, averaged)": (results.report, results.seconds)}
     rows |= {name: (found.report, found.seconds) for name, found in results.baselines.items()}
+    say(f"\n{label_table(results.report.ap)}")
     say(f"\n{results_table(rows)}")
     for name, found in results.baselines.items():
         say(f"{name}: {found.detail}")
@@ -417,5 +437,5 @@ def _show(name: str, results: Results, run: RunConfig) -> None:
     folder = shlex.quote(str(results.folder))
     say(f"\nrun folder: {results.folder}")
     if run.tensorboard:
-        say(f"curves:     tensorboard --logdir {folder}")
+        say(f"look:       tensorboard --logdir {folder}")
     say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")

@@ -53,6 +53,16 @@ def test_the_factors_give_what_the_fused_dense_map_gives(s: Sizes, draw: Draw) -
     assert_close(block(knowledge, context, *maps), wanted, **EXACT)
 
 
+@given(sizes(), draws())
+def test_the_opening_is_the_share_of_the_knowledge(s: Sizes, draw: Draw) -> None:
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, maps=False).double(), draw)
+    knowledge, context = draw.normal(s.c, s.d), draw.normal(s.b, s.c, s.d)
+    share = block.opening(knowledge, context)
+    assert share.min() > 0
+    assert share.max() < 1
+    assert_close(share * knowledge + (1 - share) * context, block(knowledge, context), **EXACT)
+
+
 # --- law
 
 
@@ -246,6 +256,17 @@ REFUSED = [
 def test_refusals_name_the_argument(options: dict, inputs: tuple, kind: type, message: str) -> None:
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         FusionBlock(**{"dim": 8, "heads": 2, **options})(*inputs)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_the_opening_refuses() -> None:
+    with pytest.raises(ValueError, match=r"^opening: only a FusionBlock with mode 'gate' has a gate, this is Fusion"):
+        FusionBlock(dim=8, mode="sum").opening(torch.ones(2, 8), torch.ones(2, 8))
+    block = FusionBlock(dim=8)
+    with pytest.raises(ShapeError, match=r"^context: expected axes '... c d' with c=2, got shape \(3, 8\)$"):
+        block.opening(torch.ones(2, 8), torch.ones(3, 8))
+    with pytest.raises(ShapeError, match=r"^context: expected leading axes that broadcast against knowledge's, got "):
+        block.opening(torch.ones(2, 1, 8), torch.ones(3, 1, 8))
 
 
 def test_only_a_block_that_mixes_maps_has_a_mix() -> None:

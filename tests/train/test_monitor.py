@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from training_toys import events_of
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.metrics import multilabel_report
-from pvlr.train.monitor import Monitor, results_table
+from pvlr.train import monitor as monitor_module
+from pvlr.train.monitor import Monitor, label_table, results_table
 
 REPORT = multilabel_report(
     torch.tensor([[0.9, 0.2], [0.1, 0.2]]), torch.tensor([[1, 0], [0, 0]]), labels=LabelSet(("cat", "dog"))
@@ -17,7 +20,17 @@ REPORT = multilabel_report(
 
 def tell(monitor: Monitor, steps: range) -> None:
     for step in steps:
-        monitor.step(step=step, loss=1.0 / step, gradient_norm=1.0, rates={"layers": 0.1}, images=4, seconds=0.5)
+        monitor.step(
+            step=step,
+            loss=1.0 / step,
+            positive=0.25 / step,
+            gradient_norm=1.0,
+            rates={"layers": 0.1},
+            images=4,
+            seconds=0.5,
+            waiting=0.1,
+            model=nn.Linear(1, 1),
+        )
 
 
 def rows_of(folder: Path) -> list[dict[str, object]]:
@@ -34,6 +47,8 @@ def test_rows_are_on_disk_at_once_and_hold_what_was_told(tmp_path: Path) -> None
         "kind": "train",
         "step": 1,
         "loss": 1.0,
+        "loss_positive": 0.25,
+        "loss_negative": 0.75,
         "gradient_norm": 1.0,
         "images_per_second": 8.0,
         "lr": {"layers": 0.1},
@@ -75,33 +90,89 @@ def test_a_new_run_forgets_one_that_never_saved(tmp_path: Path) -> None:
     assert rows_of(tmp_path) == []
 
 
-def test_lines_for_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_for_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((0.0, 60.0, 100.0, 150.0))
+    monkeypatch.setattr(monitor_module.time, "perf_counter", lambda: next(now))
     monitor = Monitor(tmp_path)
+    for epoch in range(3):
+        with monitor.epoch(epoch, 3, 0, 2):
+            tell(monitor, range(2 * epoch + 1, 2 * epoch + 3))
+        if epoch != 1:
+            monitor.evaluation(step=2 * epoch + 2, epoch=epoch + 1, report=REPORT)
+    monitor.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/3  loss 0.7500  mAP 100.00  8 images/s  ETA 0:02:00",
+        "epoch 2/3  loss 0.2917  8 images/s  ETA 0:00:50",
+        "epoch 3/3  loss 0.1833  mAP 100.00  8 images/s",
+    ]
+
+
+def test_what_is_left_is_foretold_from_this_process_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter((0.0, 10.0))
+    monkeypatch.setattr(monitor_module.time, "perf_counter", lambda: next(now))
+    monitor = Monitor(tmp_path, step=3)
+    monitor.evaluation(step=3, epoch=1, report=REPORT)  # Which the process before did not come to.
+    with monitor.epoch(1, 10, 3, 4):  # One step of 10 seconds; 8 epochs of 4 steps are left.
+        tell(monitor, range(8, 9))
+    monitor.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "epoch 1  mAP 100.00"
+    assert second == "epoch  2/10  loss 0.1250  8 images/s  ETA 0:05:20"
+
+
+def test_a_quiet_monitor_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monitor = Monitor(tmp_path, quiet=True)
     with monitor.epoch(0, 3, 0, 2):
         tell(monitor, range(1, 3))
     monitor.evaluation(step=2, epoch=1, report=REPORT)
     monitor.close()
-    assert capsys.readouterr().out.splitlines() == [
-        "epoch 1/3  loss 0.7500  lr 1.0e-01  8 images/s",
-        "epoch 1  mAP 100.00  CF1 100.00  OF1 100.00",
-    ]
+    assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_holds_curves_and_ap_of_present_labels(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    monitor = Monitor(tmp_path, tensorboard=True, quiet=True)
-    tell(monitor, range(1, 4))
-    monitor.evaluation(step=3, epoch=1, report=REPORT)
+def test_tensorboard_is_told_of_some_steps_and_of_present_labels(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, tensorboard=True, log_every=3, quiet=True)
+    tell(monitor, range(1, 8))
+    monitor.evaluation(step=7, epoch=1, report=REPORT)
+    monitor.evaluation(step=7, epoch=1, report=REPORT)
     monitor.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    names = set(events.Tags()["scalars"])
-    assert {"train/loss", "train/gradient_norm", "train/images_per_second", "lr/layers"} <= names
+    told = events_of(tmp_path / "tensorboard")
+    assert [step for tag, step in told if tag == "train/loss"] == [1, 3, 6]
+    names = {tag for tag, _ in told}
+    assert {"train/loss_positive", "train/loss_negative", "train/gradient_norm", "lr/layers"} <= names
+    assert {"speed/images_per_second", "speed/waiting_percent", "memory/process_MiB"} <= names
     assert {"test/mAP", "test/CF1", "test/OF1", "ap/cat"} <= names
     assert "ap/dog" not in names
-    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+    assert told.count(("test/mAP", 7)) == 1
+
+
+def test_an_evaluation_is_in_the_files_before_it_counts_as_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two, it is told anew; the other way round it would be missing."""
+    monitor = Monitor(tmp_path, tensorboard=True, quiet=True)
+    monkeypatch.setattr(monitor, "_write", lambda row: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        monitor.evaluation(step=2, epoch=1, report=REPORT)
+    assert ("test/mAP", 2) in events_of(tmp_path / "tensorboard")
+    again = Monitor(tmp_path, step=2, tensorboard=True, quiet=True)
+    assert not again.has_evaluation(2)
+    again.evaluation(step=2, epoch=1, report=REPORT)
+    again.close()
+    monitor.close()
+    assert events_of(tmp_path / "tensorboard").count(("test/mAP", 2)) == 1
+
+
+def test_labels_are_ranked_and_long_lists_cut_in_the_middle() -> None:
+    lines = label_table({f"label {number}": number / 100 for number in range(100)}, most=4).splitlines()
+    assert lines[1:] == [
+        "label 99  99.00",
+        "label 98  98.00",
+        "… 96 more in run.json",
+        "label 1    1.00",
+        "label 0    0.00",
+    ]
 
 
 def test_table_says_what_is_not_defined() -> None:
