@@ -1,0 +1,86 @@
+"""Turn a trained model into a program for other engines, torch.export or ONNX, and compare its logits with the model's.
+
+    python examples/export.py --run runs/quickstart --out exported
+    python examples/export.py --run runs/quickstart --out exported --labels input --benchmark true
+    python examples/export.py --run runs/quickstart --out exported --labels input --names "zebra, fire truck"
+
+With ``--labels input`` label vectors are a second input of the program: the third line writes those of other names, for
+the program that is there already.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from pvlr.train.cli import command
+from pvlr.train.predict import Tagger
+from pvlr.train.programs import FORMATS, ProgramError, seconds_per_call, write_label_vectors, write_program
+
+
+def export(
+    *,
+    run: str,
+    out: str,
+    kind: Literal["onnx", "torch"] = "onnx",
+    labels: Literal["baked", "input"] = "baked",
+    names: str | None = None,
+    benchmark: bool = False,
+) -> None:
+    """Write a trained model as a program, with a description beside it.
+
+    Args:
+        run: Folder of a finished run or a saved model, or hf-hub:ORGANISATION/REPOSITORY.
+        out: Folder to write to.
+        kind: onnx (program.onnx) or torch (program.pt2, read by torch.export.load).
+        labels: Whether label vectors are constants of the program (baked) or its second input (labels.npz holds them).
+        names: Other labels than the model's own, with commas between. With labels=input and a program in the folder,
+            only their vectors are written.
+        benchmark: Time the program beside the model.
+    """
+    tagger = Tagger.from_pretrained(run)
+    folder = Path(out)
+    if names is not None:
+        tagger = tagger.with_labels([name.strip() for name in names.split(",") if name.strip()])
+    if names is not None and labels == "input" and (folder / FORMATS[kind]).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"{write_label_vectors(folder, tagger.model)}: vectors of {len(tagger.labels)} labels")
+        return
+    origin = tagger.model.origin
+    if origin is None:
+        raise ProgramError("run: expected a model that knows its towers")
+    program = write_program(
+        folder,
+        tagger.model,
+        kind=kind,
+        labels=labels,
+        preprocess=dict(origin.preprocess),
+        extra={"decision": tagger.model.decision.to_json()},
+    )
+    tried = " and ".join(map(str, program.batches))
+    print(
+        f"{program.path}: {program.path.stat().st_size / 1e6:.1f} MB, largest difference from the model's logits "
+        f"{program.difference:.1e}, over batches of {tried} images"
+    )
+    if benchmark:
+        print(_timed(tagger, program.run, labels))
+
+
+def _timed(tagger: Tagger, run: object, labels: str) -> str:
+    """Milliseconds per image of program and model, the ratio first."""
+    size, rows = tagger.transform.side, ["batch  program is    program     model"]
+    vectors = () if labels == "baked" else (tagger.model.label_vectors().detach(),)
+    with torch.no_grad():
+        for batch in (1, 8):
+            images = torch.randn(batch, 3, size, size)
+            program = seconds_per_call(partial(run, images, *vectors))  # type: ignore[arg-type]
+            model = seconds_per_call(partial(tagger.model, images))
+            each = f"{1e3 * program / batch:>5.1f} ms  {1e3 * model / batch:>5.1f} ms"
+            rows.append(f"{batch:>5}  {model / program:>5.2f}× faster  {each}")
+    return "\n".join([*rows, f"per image, {torch.get_num_threads()} threads"])
+
+
+if __name__ == "__main__":
+    sys.exit(command(export))

@@ -1,0 +1,271 @@
+"""A trained model as a program for other engines: ``torch.export`` and ONNX, checked against the model itself."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from pvlr.core.arguments import require_choice
+from pvlr.core.files import write_atomically
+from pvlr.core.model import PVLR
+
+__all__ = [
+    "FORMATS",
+    "TOLERANCE",
+    "Program",
+    "ProgramError",
+    "Recogniser",
+    "label_vectors",
+    "seconds_per_call",
+    "write_label_vectors",
+    "write_program",
+]
+
+FORMATS = {"torch": "program.pt2", "onnx": "program.onnx"}
+"""Kind of program to the name of its file."""
+DESCRIPTION_NAME = "program.json"
+VECTORS_NAME = "labels.npz"
+TOLERANCE = 1e-4
+"""Most that a program's logits may differ from the model's, absolutely and as a share of them."""
+BATCHES = (1, 3)
+
+
+class ProgramError(ValueError):
+    """A model that cannot become the program asked for, or a program that computes something else."""
+
+
+class Recogniser(nn.Module):
+    """Images to logits, with the label side computed beforehand: what a program is made of.
+
+    Args:
+        model: A trained model; put into evaluation mode.
+        labels: ``baked``: label vectors are constants of the program; ``input``: they are its second input, so that
+            other labels need no other program.
+
+    Raises:
+        ProgramError: where label vectors are to be an input, and depend on the image.
+
+    Example:
+        >>> from pvlr.core import LabelSet, PVLRConfig, load_towers
+        >>> towers = load_towers("pvlr:scenes-clip")
+        >>> model = PVLR(PVLRConfig(), LabelSet(("red circle",)), towers.text, towers.image)
+        >>> Recogniser(model, labels="input")(torch.zeros(2, 3, 128, 128), torch.ones(5, 128)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(self, model: PVLR, *, labels: Literal["baked", "input"] = "baked") -> None:
+        super().__init__()
+        require_choice("labels", labels, ("baked", "input"))
+        conditioned = model.config.image_conditioned_context
+        if conditioned and labels == "input":
+            raise ProgramError(
+                "labels: expected 'baked' with image_conditioned_context, where label vectors depend on the image"
+            )
+        model = model.eval()
+        self.image_size = model.image.image_size
+        # What a program does not need is not in it: with its vectors there, no text tower.
+        self.whole = model if conditioned else None
+        self.image, self.attention, self.head = (
+            (None, None, None) if conditioned else (model.image, model.attention, model.head)
+        )
+        self.register_buffer("vectors", label_vectors(model) if labels == "baked" and not conditioned else None)
+
+    vectors: Tensor | None
+
+    def forward(self, images: Float[Tensor, "b 3 s s"], labels: Float[Tensor, "c d"] | None = None) -> Tensor:
+        """Logits ``b c``.
+
+        Args:
+            images: Normalised, of the tower's size.
+            labels: Label vectors; None: those of the model's own labels.
+        """
+        if self.whole is not None:
+            return cast(Tensor, self.whole(images).logits)
+        attended = self.attention(self.vectors if labels is None else labels, self.image(images).patches)
+        return cast(Tensor, self.head(attended.patches, attended.labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program that was written and checked.
+
+    Attributes:
+        path: Its file.
+        difference: Largest difference of its logits from the model's, over every batch that was tried.
+        batches: Numbers of images that were tried.
+        run: Images (and label vectors, where they are an input) to logits, by the program as it was read back.
+    """
+
+    path: Path
+    difference: float
+    batches: tuple[int, ...]
+    run: Callable[..., Tensor]
+
+
+@torch.no_grad()
+def label_vectors(model: PVLR) -> Float[Tensor, "c d"]:
+    """The fused vectors of a model's labels, which a program with ``labels="input"`` takes, float32."""
+    return model.eval().label_vectors().float().clone()
+
+
+def write_label_vectors(folder: Path, model: PVLR) -> Path:
+    """Write ``labels.npz`` (arrays ``names``, ``vectors``) for a program whose label vectors are an input."""
+    import numpy as np
+
+    path = folder / VECTORS_NAME
+    vectors = label_vectors(model).cpu().numpy()
+    write_atomically(path, lambda file: np.savez(file, names=np.array(model.labels.names), vectors=vectors))
+    return path
+
+
+@torch.no_grad()
+def write_program(
+    folder: Path,
+    model: PVLR,
+    *,
+    kind: Literal["torch", "onnx"],
+    labels: Literal["baked", "input"] = "baked",
+    preprocess: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> Program:
+    """Write a program that takes any number of images, read it back, and compare its logits with the model's.
+
+    Beside it ``program.json`` tells names and order of the labels, what images must go through, the shapes of inputs
+    and output, and the difference found; ``labels.npz`` holds the label vectors where they are an input.
+
+    Args:
+        folder: Where to; made where it is absent.
+        model: A trained model on the CPU.
+        kind: ``torch`` (``torch.export``, read by ``torch.export.load``) or ``onnx`` (extra ``onnx``).
+        labels: See :class:`Recogniser`.
+        preprocess: What images must go through, for ``program.json``.
+        extra: Further fields of ``program.json``, such as thresholds.
+
+    Raises:
+        ProgramError: where the model cannot become such a program, a package is missing, or the logits differ by more
+            than :data:`TOLERANCE`; then nothing is left at the program's path.
+    """
+    require_choice("kind", kind, tuple(FORMATS))
+    recogniser = Recogniser(model, labels=labels)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FORMATS[kind]
+    partial = path.with_name(f"partial-{path.name}")
+    vectors = label_vectors(model) if labels == "input" else None
+    try:
+        run = (_write_torch if kind == "torch" else _write_onnx)(partial, recogniser, vectors)
+        difference = _largest_difference(recogniser, run, vectors)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if vectors is not None:
+        write_label_vectors(folder, model)
+    size, count = model.image.image_size, len(model.labels)
+    described = {
+        "program": path.name,
+        "labels": list(model.labels.names),
+        "readable": list(model.labels.texts),
+        "inputs": {
+            "images": ["any", 3, size, size],
+            **({} if vectors is None else {"labels": ["any", vectors.shape[1]]}),
+        },
+        "output": {"logits": ["images", count if vectors is None else "labels"]},
+        "preprocess": preprocess,
+        "largest_difference": difference,
+        **(extra or {}),
+    }
+    write_atomically(folder / DESCRIPTION_NAME, f"{json.dumps(described, indent=1)}\n".encode())
+    return Program(path=path, difference=difference, batches=BATCHES, run=run)
+
+
+def seconds_per_call(run: Callable[[], object], *, repeat: int = 5) -> float:
+    """The fastest of several calls, after one that is not timed: what else a machine does only ever adds to it."""
+    run()
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _example(recogniser: Recogniser, batch: int, vectors: Tensor | None, *, seed: int = 0) -> tuple[Tensor, ...]:
+    """Noise as images, and the label vectors where they are an input."""
+    generator, size = torch.Generator().manual_seed(seed), recogniser.image_size
+    images = torch.randn(batch, 3, size, size, generator=generator)
+    return (images,) if vectors is None else (images, vectors)
+
+
+def _write_torch(path: Path, recogniser: Recogniser, vectors: Tensor | None) -> Callable[..., Tensor]:
+    program = _exported(recogniser, vectors)
+    # A file and no name: torch.export.save wants the ending .pt2 of names.
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+    with path.open("rb") as file:
+        loaded: Callable[..., Tensor] = torch.export.load(file).module()
+    return loaded
+
+
+def _write_onnx(path: Path, recogniser: Recogniser, vectors: Tensor | None) -> Callable[..., Tensor]:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  # What torch writes ONNX with.
+    except ImportError as err:
+        raise ProgramError(f"kind: 'onnx' needs the package {err.name}: pip install 'pvlr[onnx]'") from None
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # It tells which constants it did not fold.
+    names = ["images"] if vectors is None else ["images", "labels"]
+    program = torch.onnx.export(
+        _exported(recogniser, vectors), (), input_names=names, output_names=["logits"], dynamo=True, verbose=False
+    )
+    if program is None:  # Only where a file is named, which would be written in two parts.
+        raise ProgramError("kind: expected an ONNX program of this torch, got none")
+    onnx.save_model(program.model_proto, str(path))
+    onnx.checker.check_model(str(path))
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(*inputs: Tensor) -> Tensor:
+        fed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(["logits"], fed)[0])
+
+    return run
+
+
+def _exported(recogniser: Recogniser, vectors: Tensor | None) -> torch.export.ExportedProgram:
+    # Two of each: an axis of 1 would be taken for one that broadcasts.
+    inputs = _example(recogniser, 2, None if vectors is None else torch.cat([vectors, vectors])[: max(2, len(vectors))])
+    dynamic = tuple({0: torch.export.Dim(axis)} for axis in ("b", "c")[: len(inputs)])
+    try:
+        return torch.export.export(recogniser, inputs, dynamic_shapes=dynamic)
+    except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as err:
+        said = (str(err).strip().splitlines() or [type(err).__name__])[0]
+        raise ProgramError(f"model: expected one that torch.export can follow, but {said}") from err
+
+
+def _largest_difference(recogniser: Recogniser, run: Callable[..., Tensor], vectors: Tensor | None) -> float:
+    """Over several numbers of images and of labels; refused where it is too large."""
+    largest = 0.0
+    for inputs in _trials(recogniser, vectors):
+        wanted, found = recogniser(*inputs), run(*inputs)
+        difference = (found - wanted).abs()
+        if found.shape != wanted.shape or not bool((difference <= TOLERANCE * (1 + wanted.abs())).all()):
+            raise ProgramError(
+                f"program: expected the model's logits within {TOLERANCE:g}, found shape {tuple(found.shape)} and a "
+                f"difference of {difference.max().item():.2g}"
+            )
+        largest = max(largest, difference.max().item())
+    return largest
+
+
+def _trials(recogniser: Recogniser, vectors: Tensor | None) -> Iterable[Sequence[Tensor]]:
+    for seed, batch in enumerate(BATCHES):
+        yield _example(recogniser, batch, vectors, seed=seed)
+        if vectors is not None:
+            other = torch.cat([vectors, vectors.flip(-1)[:1]])
+            yield _example(recogniser, batch, other, seed=seed)
