@@ -9,6 +9,7 @@ the program that is there already.
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -68,14 +69,14 @@ def export(
         print(_timed(tagger, program.run, labels))
 
 
-def _timed(tagger: Tagger, run: object, labels: str) -> str:
+def _timed(tagger: Tagger, run: Callable[..., torch.Tensor], labels: str) -> str:
     """Milliseconds per image of program and model, the ratio first."""
     size, rows = tagger.transform.side, ["batch  program is    program     model"]
     vectors = () if labels == "baked" else (tagger.model.label_vectors().detach(),)
     with torch.no_grad():
         for batch in (1, 8):
             images = torch.randn(batch, 3, size, size)
-            program = seconds_per_call(partial(run, images, *vectors))  # type: ignore[arg-type]
+            program = seconds_per_call(partial(run, images, *vectors))
             model = seconds_per_call(partial(tagger.model, images))
             each = f"{1e3 * program / batch:>5.1f} ms  {1e3 * model / batch:>5.1f} ms"
             rows.append(f"{batch:>5}  {model / program:>5.2f}× faster  {each}")

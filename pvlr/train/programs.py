@@ -72,9 +72,8 @@ class Recogniser(nn.Module):
         self.image_size = model.image.image_size
         # What a program does not need is not in it: with its vectors there, no text tower.
         self.whole = model if conditioned else None
-        self.image, self.attention, self.head = (
-            (None, None, None) if conditioned else (model.image, model.attention, model.head)
-        )
+        needed = {} if conditioned else {"image": model.image, "attention": model.attention, "head": model.head}
+        self.parts = nn.ModuleDict(cast(dict[str, nn.Module], needed))
         self.register_buffer("vectors", label_vectors(model) if labels == "baked" and not conditioned else None)
 
     vectors: Tensor | None
@@ -88,8 +87,9 @@ class Recogniser(nn.Module):
         """
         if self.whole is not None:
             return cast(Tensor, self.whole(images).logits)
-        attended = self.attention(self.vectors if labels is None else labels, self.image(images).patches)
-        return cast(Tensor, self.head(attended.patches, attended.labels))
+        patches = self.parts["image"](images).patches
+        attended = self.parts["attention"](self.vectors if labels is None else labels, patches)
+        return cast(Tensor, self.parts["head"](attended.patches, attended.labels))
 
 
 @dataclass(frozen=True, kw_only=True)
