@@ -99,6 +99,19 @@ class LabelledImages(Dataset[Sample]):
             target=self.target.masked_fill(~known, 0.0), known=known, note=self._noted(note), transform=self.transform,
         )  # fmt: skip
 
+    def with_labels(self, names: Sequence[str]) -> "LabelledImages":
+        """The same pictures, of which these labels alone are told.
+
+        Raises:
+            LabelError: naming a label that is unknown or given twice.
+        """
+        columns = [self.labels.index(name) for name in names]
+        return LabelledImages(
+            name=self.name, labels=self.labels.select(names), paths=self.paths, identifiers=self.identifiers,
+            target=self.target[:, columns], known=self.known[:, columns],
+            note=self._noted(f"{len(columns)} of {len(self.labels)} labels"), transform=self.transform,
+        )  # fmt: skip
+
     def select(self, rows: Sequence[int], note: str = "") -> "LabelledImages":
         """These pictures alone, in this order; ``note`` is added to the summary.
 

@@ -30,6 +30,8 @@ class DataConfig:
         cutout: Side of the square that is cut out of training pictures, as a share of theirs, in [0, 1); 0 is off.
         keep_labels: Share of the training labels that stays known, in (0, 1), or ``single_positive``: one present
             label per picture; null for all. A function of ``loop.seed``.
+        unseen: Labels that are left out of training and test, as if nobody had told of them; a trained model can be
+            asked for them by their names. Null for none.
         on_bad_image: What becomes of a picture that cannot be read, which a look at all of them tells before the run:
             ``raise`` (nothing is trained) or ``drop`` (it is left out and listed in ``refused.jsonl``).
         workers: Processes that read pictures; 0 reads them in the training process.
@@ -41,6 +43,7 @@ class DataConfig:
     rand_augment: bool = True
     cutout: float = 0.5
     keep_labels: float | Literal["single_positive"] | None = None
+    unseen: tuple[str, ...] | None = None
     on_bad_image: Literal["raise", "drop"] = "raise"
     workers: int = 2
 
@@ -84,6 +87,11 @@ class DataConfig:
             DataError: naming the file or folder that is missing or broken.
         """
         train, test = self._both(seed)
+        if self.unseen:
+            for name in self.unseen:
+                train.labels.index(name)
+            seen = [name for name in train.labels if name not in self.unseen]
+            train, test = train.with_labels(seen), test.with_labels(seen)
         return train if self.keep_labels is None else hide_labels(train, keep=self.keep_labels, seed=seed), test
 
     def _both(self, seed: int) -> tuple[LabelledImages, LabelledImages]:

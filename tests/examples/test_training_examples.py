@@ -15,7 +15,8 @@ from pvlr.train.cli import command
 from pvlr.train.data_config import COCOData, NUSWideData, TableData, VOCData
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-CONFIGS = sorted((EXAMPLES / "configs").rglob("*.yaml"))
+# Those of studies are tested beside `ablate.py`.
+CONFIGS = [path for path in sorted((EXAMPLES / "configs").rglob("*.yaml")) if not path.name.startswith("ablation_")]
 
 
 # Each script is its kind of data; a configuration names its script in its first line.

@@ -1,0 +1,101 @@
+"""What a study found: a table in Markdown and a figure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from pvlr.core.files import write_atomically
+
+__all__ = ["study_table", "write_report"]
+
+Cells = Sequence[Mapping[str, Any]]
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+
+
+def study_table(cells: Cells) -> str:
+    """A table per group: mean and standard deviation over the seeds, in the order of the cells.
+
+    Example:
+        >>> cell = {"group": "methods", "row": "PVLR", "CF1": 0.5, "OF1": 0.5, "parameters": 1234, "seconds": 2.0,
+        ...     "inference": 1e-5}
+        >>> print(study_table([{**cell, "mAP": 0.5}, {**cell, "mAP": 0.52}]))
+        ### methods
+        <BLANKLINE>
+        | | mAP | CF1 | OF1 | trained parameters | seconds | ms per image | seeds |
+        |---|---|---|---|---|---|---|---|
+        | PVLR | 51.0 ± 1.4 | 50.0 ± 0.0 | 50.0 ± 0.0 | 1,234 | 2.0 | 0.01 | 2 |
+    """
+    parts = []
+    for group, rows in _grouped(cells).items():
+        new = any("harmonic" in cell for found in rows.values() for cell in found)
+        figures = ("mAP", "CF1", "OF1", *(("seen", "unseen", "harmonic") if new else ()))
+        names = ["", *figures, "trained parameters", "seconds", "ms per image", "seeds"]
+        lines = [f"### {group}", "", f"|{'|'.join(f' {name} ' if name else ' ' for name in names)}|"]
+        lines.append("|" + "---|" * len(names))
+        for row, found in rows.items():
+            values = [_spread([cell[name] for cell in found]) for name in figures]
+            cost = [f"{found[0]['parameters']:,}", f"{mean(cell['seconds'] for cell in found):.1f}"]
+            cost.append(f"{1000 * mean(cell['inference'] for cell in found):.2f}")
+            lines.append(f"| {' | '.join([row, *values, *cost, str(len(found))])} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def write_report(folder: Path, cells: Cells) -> Path:
+    """Write ``report.md`` and ``report.png`` into a study's folder.
+
+    Returns:
+        The table's file.
+    """
+    path = folder / "report.md"
+    write_atomically(path, f"{study_table(cells)}\n".encode())
+    if cells:
+        _draw(folder / "report.png", cells)
+    return path
+
+
+def _draw(path: Path, cells: Cells) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    groups = _grouped(cells)
+    rows = [(group, row, found) for group, named in groups.items() for row, found in named.items()]
+    figure, axes = pyplot.subplots(1, 4, figsize=(15, 1.2 + 0.3 * len(rows)), sharey=True, width_ratios=(3, 1, 1, 1))
+    places = [-(number + 0.8 * list(groups).index(group)) for number, (group, _, _) in enumerate(rows)]
+    colours = [COLOURS[list(groups).index(group) % len(COLOURS)] for group, _, _ in rows]
+    values = [[100 * cell["mAP"] for cell in found] for _, _, found in rows]
+    spread = [stdev(value) if len(value) > 1 else 0.0 for value in values]
+    axes[0].barh(places, [mean(value) for value in values], xerr=spread, color=colours, capsize=2)
+    axes[0].set_xlim(max(0.0, min(map(min, values)) - 3), max(map(max, values)) + 2)
+    axes[0].set_yticks(places, [row for _, row, _ in rows])
+    axes[0].set_xlabel("mAP in percent, mean ± sd over the seeds (the axis does not start at 0)")
+    costs = (("trained parameters", "parameters", 1.0), ("seconds of training", "seconds", 1.0))
+    for axis, (title, name, factor) in zip(axes[1:], (*costs, ("ms per image", "inference", 1000.0)), strict=True):
+        axis.scatter([factor * mean(cell[name] for cell in found) for _, _, found in rows], places, color=colours)
+        axis.set_xscale("log")
+        axis.set_xlabel(title)
+    for axis in axes:
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+    handles = [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[n % len(COLOURS)]) for n in range(len(groups))]
+    figure.legend(handles, list(groups), loc="upper center", ncols=len(groups), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.4 / (1.2 + 0.3 * len(rows))))
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _grouped(cells: Cells) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for cell in cells:
+        found.setdefault(cell["group"], {}).setdefault(cell["row"], []).append(cell)
+    return found
+
+
+def _spread(values: Iterable[float]) -> str:
+    percent = [100 * value for value in values]
+    if len(percent) == 1:
+        return f"{percent[0]:.1f}"
+    return f"{mean(percent):.1f} ± {stdev(percent):.1f}"

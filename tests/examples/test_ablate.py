@@ -1,0 +1,66 @@
+"""`examples/ablate.py`: its configurations, and a study in small on generated scenes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pvlr.train.cli import command
+from pvlr.train.data_config import COCOData, VOCData
+from pvlr.train.study import study
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+CONFIGS = sorted((EXAMPLES / "configs").rglob("ablation_*.yaml"))
+
+
+def test_configurations_are_found() -> None:
+    assert {path.name for path in CONFIGS} == {f"ablation_{name}.yaml" for name in ("scenes", "voc", "coco")}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configurations_parse_and_begin_with_their_command(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = path.read_text().splitlines()[0]
+    relative = path.relative_to(EXAMPLES.parent).as_posix()
+    kind: Any = COCOData if " --format coco " in first else VOCData
+    assert first.removesuffix(" --data.root FOLDER").replace(" --format coco", "") == (
+        f"# python examples/ablate.py --config {relative}"
+    )
+    with pytest.raises(SystemExit) as end:
+        command(study, ["--config", str(path), "--print_config"], data=kind)
+    assert end.value.code == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    for section, fields in yaml.safe_load(path.read_text()).items():
+        for name, value in fields.items():
+            assert resolved[section][name] == value, f"{section}.{name}"
+
+
+def test_a_study_in_small_compares_every_kind_of_method(tmp_path: Path) -> None:
+    options = {
+        "data.root": tmp_path / "scenes",
+        "data.scenes.train": 24,
+        "data.scenes.val": 4,
+        "data.scenes.test": 12,
+        "loop.epochs": 1,
+        "study.folder": tmp_path / "study",
+        "study.seeds": "[0]",
+        "study.processes": 1,
+        "study.only": "[methods]",
+    }
+    config = EXAMPLES / "configs" / "ablation_scenes.yaml"
+    call = [sys.executable, str(EXAMPLES / "ablate.py"), "--config", str(config)]
+    done = subprocess.run(
+        [*call, *(f"--{name}={value}" for name, value in options.items())], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = yaml.safe_load(config.read_text())["study"]["rows"]["methods"]
+    table = (tmp_path / "study" / "report.md").read_text()
+    assert all(f"\n| {row} |" in table for row in rows)
+    found = [json.loads(path.read_text()) for path in (tmp_path / "study" / "cells").iterdir()]
+    assert len(found) == len(rows)
+    assert (tmp_path / "study" / "report.png").stat().st_size > 10_000

@@ -1,0 +1,135 @@
+"""A study: each cell trained once, on shared features, with a table and a figure of what was found."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tower_models import write_folder
+from training_toys import write_voc
+
+from pvlr.core.labels import LabelError
+from pvlr.data.voc import read_voc
+from pvlr.train.cli import command
+from pvlr.train.data_config import VOCData
+from pvlr.train.study import StudyConfig, study
+from pvlr.train.study_report import study_table
+
+ROWS: dict[str, dict[str, dict[str, Any]]] = {
+    "methods": {"PVLR": {}, "probe": {"baseline.kind": "linear_probe"}},
+    "unseen": {
+        "two": {"data.unseen": ["blue"], "model.dma": "none"},
+        "dual": {"baseline.kind": "dualcoop", "data.unseen": ["blue"]},
+    },
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "tower", "vit")
+    write_voc(tmp_path / "voc", train=9, test=6)
+    told = {
+        "data": {"root": str(tmp_path / "voc"), "workers": 0},
+        "tower": {"name": f"local-dir:{tmp_path / 'tower'}"},
+        "loss": {},
+        "optimizer": {"lr": 0.01},
+        "schedule": {},
+        "loop": {"epochs": 1, "batch_size": 4, "evaluate_every": 0, "device": "cpu"},
+        "study": {"folder": str(tmp_path / "study"), "rows": ROWS, "seeds": [0, 1], "processes": 1},
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(told))
+    return path
+
+
+def cells(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in (folder / "cells").iterdir()]
+    return {(cell["row"], cell["seed"]): cell for cell in found}
+
+
+def test_each_cell_is_trained_once_and_reported(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "study"
+    call = [f"--config={config}"]
+    assert command(study, [*call, "--study.only=[methods]"], data=VOCData) == 0
+    assert "8 cells, 4 to train" in capsys.readouterr().out
+    assert command(study, [*call, "--study.processes=2"], data=VOCData) == 0
+    assert "8 cells, 4 to train" in capsys.readouterr().out
+    found = cells(folder)
+    assert found.keys() == {(row, seed) for rows in ROWS.values() for row in rows for seed in (0, 1)}
+    assert found["probe", 0]["parameters"] == 3 * 24 + 3
+    assert found["PVLR", 0]["mAP"] != found["PVLR", 1]["mAP"] or found["PVLR", 0]["CF1"] != found["PVLR", 1]["CF1"]
+    for row in ("two", "dual"):
+        cell = found[row, 0]
+        assert cell["seen"] == pytest.approx(cell["mAP"], abs=1e-6) or row == "two"
+        assert cell["harmonic"] == pytest.approx(2 / (1 / cell["seen"] + 1 / cell["unseen"]))
+    assert list((folder / "running").iterdir()) == []
+
+    # What is there stays; what was lost, or is of another configuration, is trained again.
+    next(path for path in (folder / "cells").iterdir() if '"probe"' in path.read_text()).unlink()
+    assert command(study, call, data=VOCData) == 0
+    assert "8 cells, 1 to train" in capsys.readouterr().out
+    assert cells(folder).keys() == found.keys()
+    assert (
+        command(study, [*call, "--optimizer.lr=0.02", "--study.seeds=[0]", "--study.only=[probe]"], data=VOCData) == 0
+    )
+    assert "4 cells, 1 to train" in capsys.readouterr().out
+
+    table = (folder / "report.md").read_text()
+    assert table.count("\n| probe |") == 1
+    with Image.open(folder / "report.png") as figure:
+        assert figure.width > 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.dna": "none"}, "study.rows: bad: expected a field of a section, such as 'model.dma', got 'model.dna'"),
+        ({"fusion": "sum"}, "study.rows: bad: expected a field of a section, such as 'model.dma', got 'fusion'"),
+        ({"model.dma": "all"}, "study.rows: bad: dma: expected one of 'both', 'labels', 'patches', 'none', got 'all'"),
+    ],
+)
+def test_rows_that_change_nothing_there_is_are_refused(
+    changes: dict[str, Any], message: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = yaml.safe_load(config.read_text())
+    told["study"]["rows"] = {"all": {"bad": changes}}
+    config.write_text(yaml.safe_dump(told))
+    assert command(study, [f"--config={config}"], data=VOCData) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"processes": 0}, "study.processes: expected a whole number of at least 1, got 0"),
+        ({"seeds": ()}, "study.seeds: expected one or more, each once, got []"),
+        ({"seeds": (1, 1)}, "study.seeds: expected one or more, each once, got [1, 1]"),
+        ({"rows": ROWS, "only": ("prob",)}, "study.only: expected groups or rows of the study, got 'prob'"),
+    ],
+)
+def test_a_wrong_study_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        StudyConfig(**wrong)
+
+
+def test_labels_left_out_are_in_neither_split(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    whole = read_voc(tmp_path, train=True)
+    train, test = VOCData(root=str(tmp_path), unseen=("green",)).splits(seed=0)
+    assert train.labels.names == test.labels.names == ("red", "blue")
+    assert torch.equal(train.target, whole.target[:, [0, 2]])
+    assert train.identifiers == whole.identifiers
+    with pytest.raises(LabelError, match="unknown label 'gren', the nearest known one is 'green'"):
+        VOCData(root=str(tmp_path), unseen=("gren",)).splits(seed=0)
+
+
+def test_a_table_tells_the_mean_and_the_deviation_of_a_sample() -> None:
+    cell = {"group": "g", "row": "r", "CF1": 0.4, "OF1": 0.3, "parameters": 10, "seconds": 1.0, "inference": 0.001}
+    lines = study_table([{**cell, "mAP": value} for value in (0.1, 0.2, 0.6)]).splitlines()
+    assert lines[4] == "| r | 30.0 ± 26.5 | 40.0 ± 0.0 | 30.0 ± 0.0 | 10 | 1.0 | 1.00 | 3 |"
