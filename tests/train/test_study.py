@@ -86,6 +86,7 @@ def test_each_cell_is_trained_once_and_reported(
         assert figure.width > 1000
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -104,6 +105,7 @@ def test_rows_that_change_nothing_there_is_are_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
