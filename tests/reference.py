@@ -274,6 +274,22 @@ def average_precision(scores: Vector, target: Vector, known: list[bool]) -> floa
     return total
 
 
+def label_ranking(scores: Vector, target: Vector, known: list[bool]) -> float:
+    """One image: of the labels ranked at or above each of its own, the share that is its own; their mean."""
+    labels = [(score, y) for score, y, k in zip(scores, target, known, strict=True) if k]
+    own = [score for score, y in labels if y == 1]
+    if not own:
+        return math.nan
+    return math.fsum(sum(o >= score for o in own) / sum(s >= score for s, _ in labels) for score in own) / len(own)
+
+
+def hamming_loss(predicted: list[list[bool]], target: Matrix, known: list[list[bool]]) -> float:
+    wrong = [
+        p != (y == 1) for row in zip(predicted, target, known, strict=True) for p, y, k in zip(*row, strict=True) if k
+    ]
+    return sum(wrong) / len(wrong) if wrong else math.nan
+
+
 def precision_recall(predicted: list[list[bool]], target: Matrix, known: list[list[bool]]) -> dict[str, float]:
     precisions, recalls, f1s = [], [], []
     all_right = all_said = all_true = 0

@@ -6,6 +6,7 @@ is made of is loaded with the tower.
 
 from pvlr.core.attention import DualModalAttention, DualModalOutput, LabelRelation, RelationMap
 from pvlr.core.baselines import BaselineConfig, BaselineModel
+from pvlr.core.bootstrap import Interval, bootstrap_map, percentile_interval
 from pvlr.core.calibration import (
     Reliability,
     expected_calibration_error,
@@ -32,11 +33,11 @@ from pvlr.core.hub import PretrainedError
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.losses import asymmetric_loss, binary_cross_entropy
 from pvlr.core.metrics import (
-    MultiLabelReport,
     PrecisionRecall,
     average_precision,
+    hamming_loss,
+    label_ranking_average_precision,
     mean_average_precision,
-    multilabel_report,
     precision_recall,
     top_k,
 )
@@ -44,6 +45,7 @@ from pvlr.core.model import PVLR, PVLRConfig, PVLROutput
 from pvlr.core.model_card import ModelCard
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageFeatures, ImageTower, PromptTokens, TextTower
+from pvlr.core.report import MultiLabelReport, ReportAccumulator, multilabel_report
 from pvlr.core.shapes import ShapeError, expect
 from pvlr.core.tags import Tag
 from pvlr.core.towers import TowerError, Towers, TowerSpec, build_towers, load_towers
@@ -59,6 +61,7 @@ __all__ = [
     "FusionBlock",
     "ImageFeatures",
     "ImageTower",
+    "Interval",
     "KnowledgePrompter",
     "LabelError",
     "LabelRelation",
@@ -73,6 +76,7 @@ __all__ = [
     "PromptTokens",
     "RelationMap",
     "Reliability",
+    "ReportAccumulator",
     "ShapeError",
     "SimilarityHead",
     "Tag",
@@ -85,6 +89,7 @@ __all__ = [
     "attention_map",
     "average_precision",
     "binary_cross_entropy",
+    "bootstrap_map",
     "build_towers",
     "cosine_scores",
     "encode_knowledge",
@@ -94,11 +99,14 @@ __all__ = [
     "fit_thresholds",
     "fuse_maps",
     "gate",
+    "hamming_loss",
+    "label_ranking_average_precision",
     "load_label_vectors",
     "load_towers",
     "mean_average_precision",
     "merge_heads",
     "multilabel_report",
+    "percentile_interval",
     "pool_regions",
     "precision_recall",
     "prior_bias",

@@ -24,8 +24,8 @@ __all__ = [
 
 # A temperature outside makes all probabilities 0 and 1, or all of them one half.
 _COLDEST, _WARMEST = 0.01, 100.0
-# Sums of probabilities are taken in steps of this size, as whole numbers: the same sum in every order of the parts.
-_STEP = 2.0**-32
+# Sums of fractions are taken in steps of this size, as whole numbers: the same sum in every order of the parts.
+STEP = 2.0**-32
 
 
 @torch.no_grad()
@@ -196,18 +196,23 @@ def reliability_sums(
 
     Whole numbers: the sums of parts add up to the same, however the parts are cut and in whatever order.
     """
-    values = values.double()
-    place = (values * bins).ceil().long().sub_(1).clamp_(min=0)
-    steps = (values / _STEP).round_().long()
-    count, present = (torch.bincount(part, minlength=bins) for part in (place, place[positive]))
-    return torch.stack([count, present, torch.zeros_like(count).index_add_(0, place, steps)])
+    sums = torch.zeros(3, bins, dtype=torch.int64, device=values.device)
+    # So many at once that a float64 holds the sum of their steps exactly.
+    for part, there in zip(torch.split(values, 2**20), torch.split(positive, 2**20), strict=True):
+        exact = part.double()
+        place = (exact * bins).ceil_().long().sub_(1).clamp_(min=0)
+        steps = torch.bincount(place, (exact / STEP).round_(), minlength=bins).long()
+        sums += torch.stack(
+            [torch.bincount(place, minlength=bins), torch.bincount(place[there], minlength=bins), steps]
+        )
+    return sums
 
 
 def reliability_of(sums: Int64[Tensor, "kinds bins"]) -> Reliability:
     """Means from what :func:`reliability_sums` has counted."""
     count, present, steps = sums
     # 0 / 0 is the NaN of an empty bin.
-    return Reliability(confidence=steps.double() * _STEP / count, frequency=present.double() / count, count=count)
+    return Reliability(confidence=steps.double() * STEP / count, frequency=present.double() / count, count=count)
 
 
 def expected_calibration_error(

@@ -1,31 +1,32 @@
-"""How well scores rank and decide labels: AP per class, mAP, the precision and recall family."""
+"""How well scores rank and decide labels: average precision, the precision and recall family, top-k."""
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from pvlr.core.arguments import require_int, require_number
-from pvlr.core.labels import LabelSet
-from pvlr.core.masked import masked, require_finite, require_probabilities
+from pvlr.core.arguments import require_int
+from pvlr.core.masked import masked, require_finite
 from pvlr.core.shapes import expect
 
 __all__ = [
-    "MultiLabelReport",
+    "DecisionCounts",
     "PrecisionRecall",
     "average_precision",
+    "average_precision_of",
+    "decision_counts",
+    "hamming_loss",
+    "label_ranking_average_precision",
     "mean_average_precision",
-    "multilabel_report",
     "precision_recall",
+    "precision_recall_of",
+    "ranking_keys",
     "top_k",
 ]
 
-# Classes are ranked in slices of about this many scores, so that memory does not grow with the label list.
-_SCORES_AT_ONCE = 2**24
+# Rows are ranked in slices of about this many scores, so that memory does not grow with their number.
+SCORES_AT_ONCE = 2**22
 
 
 @torch.no_grad()
@@ -54,31 +55,96 @@ def average_precision(
         >>> average_precision(scores, torch.tensor([[1, 1], [0, 0], [1, 0]]))
         tensor([0.8333, 0.3333], dtype=torch.float64)
     """
-    scores, positive, counted = masked("scores", scores, target, known)
-    step = max(1, _SCORES_AT_ONCE // max(1, scores.shape[0]))
-    slices = [slice(start, start + step) for start in range(0, scores.shape[1], step)]
-    found = [_average_precision(scores[:, part].T, positive[:, part].T, counted[:, part].T) for part in slices]
+    return average_precision_of(*(part.T for part in masked("scores", scores, target, known)))
+
+
+@torch.no_grad()
+def label_ranking_average_precision(
+    scores: Float[Tensor, "n c"], target: Shaped[Tensor, "n c"], known: Bool[Tensor, "n c"] | None = None
+) -> Float64[Tensor, " n"]:
+    """Average precision of every image: its labels are ranked, over those that are known.
+
+    The same formula as :func:`average_precision`, along the other axis. The mean over the images that have a positive
+    is scikit-learn's ``label_ranking_average_precision_score`` of these images; it counts the others as 1.
+
+    Args:
+        scores: ``n c``, comparable between labels, such as logits; finite wherever known.
+        target: ``n c`` of any dtype, 0 or 1 wherever known.
+        known: ``n c``, True where the target is known; None: everywhere.
+
+    Returns:
+        ``n`` values in [0, 1], float64; NaN for an image without a known positive.
+
+    Raises:
+        ShapeError: where shapes, dtypes or devices differ.
+        ValueError: where a known score is not finite or a known target is neither 0 nor 1.
+
+    Example:
+        >>> scores = torch.tensor([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1]])
+        >>> label_ranking_average_precision(scores, torch.tensor([[1, 0, 1], [0, 0, 0]]))
+        tensor([0.8333,    nan], dtype=torch.float64)
+    """
+    return average_precision_of(*masked("scores", scores, target, known))
+
+
+def average_precision_of(
+    scores: Float[Tensor, "r m"], positive: Bool[Tensor, "r m"], known: Bool[Tensor, "r m"]
+) -> Float64[Tensor, " r"]:
+    """Average precision of every row, of what has been checked; the order within a row changes no bit of it."""
+    step = max(1, SCORES_AT_ONCE // max(1, scores.shape[1]))
+    slices = [slice(start, start + step) for start in range(0, scores.shape[0], step)]
+    found = [_average_precision(scores[part], positive[part], known[part]) for part in slices]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=scores.device)
 
 
 def _average_precision(
-    scores: Float[Tensor, "c n"], positive: Bool[Tensor, "c n"], counted: Bool[Tensor, "c n"]
-) -> Float64[Tensor, " c"]:
+    scores: Float[Tensor, "r m"], positive: Bool[Tensor, "r m"], known: Bool[Tensor, "r m"]
+) -> Float64[Tensor, " r"]:
+    ranked = _sorted(ranking_keys(*(part.contiguous() for part in (scores, positive, known))))
+    row, column = (ranked & 1).nonzero(as_tuple=True)
     total = positive.sum(dim=1)
-    if scores.shape[1] == 0:
-        return torch.full_like(total, math.nan, dtype=torch.float64)
-    scores, order = scores.contiguous().sort(dim=1, descending=True)
-    positive = positive.gather(1, order)
-    hits = positive.cumsum(dim=1)
-    seen = counted.gather(1, order).cumsum(dim=1)
-    # Position of the last row of each row's group of equal scores: precision is only defined there.
-    last = torch.ones_like(positive)
-    last[:, :-1] = scores[:, :-1] != scores[:, 1:]
-    places = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-    ends = places.masked_fill(~last, scores.shape[1] - 1).flip(1).cummin(dim=1).values.flip(1)
-    # A group of unknown rows at the very top has seen nothing; it has no positive either.
-    precision = hits.gather(1, ends).double() / seen.gather(1, ends).clamp(min=1)
-    return (precision * positive).sum(dim=1) / total  # 0 / 0 is the NaN of an absent class.
+    hits = torch.arange(1, len(row) + 1, device=row.device) - (total.cumsum(0) - total)[row]
+    seen = (ranked >> 1 & 1).cumsum(dim=1)[row, column]
+    place = ranked[row, column] >> 2
+    last = torch.ones_like(row, dtype=torch.bool)
+    last[:-1] = (place[1:] != place[:-1]) | (row[1:] != row[:-1])
+    row, hits, seen = row[last], hits[last], seen[last]
+    before = hits.roll(1).masked_fill(row != row.roll(1), 0)
+    before[:1] = 0
+    found = torch.zeros_like(total, dtype=torch.float64)
+    # 0 / 0 is the NaN of a row without a positive.
+    return found.index_add_(0, row, (hits - before) * (hits.double() / seen)) / total
+
+
+def ranking_keys(
+    scores: Float[Tensor, "r m"], positive: Bool[Tensor, "r m"], known: Bool[Tensor, "r m"]
+) -> Int64[Tensor, "r m"]:
+    """A number per score: its place (the best lowest), whether it is known, whether it is a positive (the last bit).
+
+    Sorted, a group of equal scores that has a positive ends with one, and at its end has seen all that its threshold
+    lets in.
+    """
+    return (_places(scores) << 2).add_(known, alpha=2).add_(positive)
+
+
+def _places(scores: Float[Tensor, "r m"]) -> Int64[Tensor, "r m"]:
+    """Whole numbers of at most 32 bits in the opposite order of each row's scores, the same for equal ones."""
+    if scores.dtype == torch.float64:  # They do not fit: the number of distinct scores above does.
+        ordered, order = scores.sort(dim=1, descending=True)
+        steps = torch.zeros_like(order)
+        steps[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        return torch.empty_like(order).scatter_(1, order, steps.cumsum(dim=1))
+    # The bits of a float are ordered as whole numbers are, those of negative ones backwards; -0 + 0 is 0.
+    bits = (scores.float() + 0.0).view(torch.int32)
+    return (bits ^ (bits >> 31 & 0x7FFFFFFF)).bitwise_not_().long()
+
+
+def _sorted(keys: Int64[Tensor, "r m"]) -> Int64[Tensor, "r m"]:
+    """Each row in rising order; the argument is used up."""
+    if keys.device.type != "cpu":
+        return keys.sort(dim=1).values
+    keys.numpy().sort(axis=1)  # Twice as fast as torch, which also tells where each came from.
+    return keys
 
 
 def mean_average_precision(ap: Float[Tensor, " c"]) -> Float64[Tensor, ""]:
@@ -136,10 +202,41 @@ def precision_recall(
         >>> precision_recall(torch.tensor([[True, True], [False, True]]), torch.tensor([[1, 0], [1, 1]]))
         PrecisionRecall(CP=0.75, CR=0.75, CF1=0.75, mean_F1=0.666..., OP=0.666..., OR=0.666..., OF1=0.666...)
     """
+    return precision_recall_of(decision_counts(predicted, target, known))
+
+
+class DecisionCounts(NamedTuple):
+    """What decisions are counted by, for each class over its known images; counts of parts add up.
+
+    Attributes:
+        right: Predicted and there.
+        said: Predicted.
+        true: There.
+    """
+
+    right: Int64[Tensor, " c"]
+    said: Int64[Tensor, " c"]
+    true: Int64[Tensor, " c"]
+
+
+def decision_counts(
+    predicted: Bool[Tensor, "n c"], target: Shaped[Tensor, "n c"], known: Bool[Tensor, "n c"] | None = None
+) -> DecisionCounts:
+    """Count decisions; arguments and errors as for :func:`precision_recall`.
+
+    Example:
+        >>> decision_counts(torch.tensor([[True, True], [False, True]]), torch.tensor([[1, 0], [1, 1]]))
+        DecisionCounts(right=tensor([1, 1]), said=tensor([1, 2]), true=tensor([2, 1]))
+    """
     expect("predicted", predicted, "n c", dtype="bool")
-    _, positive, counted = masked("predicted", predicted.float(), target, known)
-    predicted = predicted & counted
-    right, said, true = ((x.sum(dim=0).double()) for x in (predicted & positive, predicted, positive))
+    _, positive, counted = masked("predicted", predicted.half(), target, known)
+    said = predicted & counted
+    return DecisionCounts(*(part.sum(dim=0) for part in (said & positive, said, positive)))
+
+
+def precision_recall_of(counts: DecisionCounts) -> PrecisionRecall:
+    """Precision, recall and F1 from counts, as :func:`precision_recall` defines them."""
+    right, said, true = (part.double() for part in counts)
     present = true > 0
     precision = (right / said.clamp(min=1))[present]
     recall = (right / true)[present]
@@ -150,6 +247,34 @@ def precision_recall(
     return PrecisionRecall(
         CP=cp, CR=cr, CF1=_harmonic(cp, cr), mean_F1=f1.mean().item(), OP=op, OR=overall, OF1=_harmonic(op, overall)
     )
+
+
+def _harmonic(a: float, b: float) -> float:
+    return 0.0 if a + b == 0 else 2 * a * b / (a + b)
+
+
+@torch.no_grad()
+def hamming_loss(
+    predicted: Bool[Tensor, "n c"], target: Shaped[Tensor, "n c"], known: Bool[Tensor, "n c"] | None = None
+) -> float:
+    """Share of the known labels that are decided wrongly; NaN where none is known.
+
+    Args:
+        predicted: Decisions ``n c``.
+        target: ``n c`` of any dtype, 0 or 1 wherever known.
+        known: ``n c``, True where the target is known; None: everywhere.
+
+    Raises:
+        ShapeError: where shapes, dtypes or devices differ.
+        ValueError: where a known target is neither 0 nor 1.
+
+    Example:
+        >>> hamming_loss(torch.tensor([[True, True], [False, True]]), torch.tensor([[1, 0], [1, 1]]))
+        0.5
+    """
+    right, said, true = (part.sum() for part in decision_counts(predicted, target, known))
+    number = torch.tensor(target.numel(), device=target.device) if known is None else known.sum()
+    return ((said + true - 2 * right).double() / number).item()
 
 
 @torch.no_grad()
@@ -175,106 +300,8 @@ def top_k(probabilities: Float[Tensor, "n c"], k: int, threshold: float | None =
     expect("probabilities", probabilities, "n c", dtype="float")
     require_int("k", k, least=1)
     require_finite("probabilities", probabilities)
-    best = probabilities.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    # Keys that differ, as the column is part of them: no two are equal, and the first of equals is the smallest.
+    keys = (_places(probabilities) << 24) + torch.arange(probabilities.shape[1], device=probabilities.device)
+    best = keys.topk(min(k, probabilities.shape[1]), dim=1, largest=False, sorted=False).indices
     chosen = torch.zeros_like(probabilities, dtype=torch.bool).scatter(1, best, True)
     return chosen if threshold is None else chosen & (probabilities >= threshold)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiLabelReport:
-    """One evaluation, in fractions of 1; NaN where a value is not defined.
-
-    Args:
-        ap: Label name to average precision; NaN for absent labels.
-        mAP: Mean over the labels that are present.
-        CP: See :class:`PrecisionRecall`, as for the next six.
-        CR: Mean recall over classes.
-        CF1: F1 of the two means.
-        mean_F1: Mean of the classes' F1.
-        OP: Overall precision.
-        OR: Overall recall.
-        OF1: Overall F1.
-        threshold: Probability from which on a label counts as predicted.
-        absent: Names of labels without a known positive.
-    """
-
-    ap: Mapping[str, float]
-    mAP: float
-    CP: float
-    CR: float
-    CF1: float
-    mean_F1: float
-    OP: float
-    OR: float
-    OF1: float
-    threshold: float
-    absent: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that any JSON parser reads: values that are not defined become None.
-
-        Example:
-            >>> report = multilabel_report(torch.tensor([[0.9, 0.2]]), torch.tensor([[1, 0]]))
-            >>> report.to_json()["ap"], report.to_json()["absent"]
-            ({'0': 1.0, '1': None}, ['1'])
-        """
-        names = ("mAP", "CP", "CR", "CF1", "mean_F1", "OP", "OR", "OF1", "threshold")
-        values = {name: _plain(getattr(self, name)) for name in names}
-        return {"ap": {name: _plain(value) for name, value in self.ap.items()}, **values, "absent": list(self.absent)}
-
-
-def multilabel_report(
-    probabilities: Float[Tensor, "n c"],
-    target: Shaped[Tensor, "n c"],
-    known: Bool[Tensor, "n c"] | None = None,
-    labels: LabelSet | None = None,
-    threshold: float = 0.5,
-    scores: Float[Tensor, "n c"] | None = None,
-) -> MultiLabelReport:
-    """Everything the field reports about one set of predictions.
-
-    Args:
-        probabilities: ``n c`` in [0, 1]; a label is predicted from ``threshold`` on (``>=``).
-        target: ``n c`` of any dtype, 0 or 1 wherever known.
-        known: ``n c``, True where the target is known; None: everywhere.
-        labels: Names of the columns; None: their positions, as text.
-        threshold: In [0, 1].
-        scores: What AP ranks by, for instance the logits; None: the probabilities. Worth giving: a sigmoid in
-            float32 maps all logits above 17 to the same 1, and ties are not a ranking.
-
-    Raises:
-        ShapeError: where shapes, dtypes or devices differ.
-        ValueError: where a value is out of range, or ``labels`` has another length than the axis ``c``.
-
-    Example:
-        >>> probabilities = torch.tensor([[0.9, 0.6], [0.8, 0.1]])
-        >>> report = multilabel_report(probabilities, torch.tensor([[1, 0], [0, 0]]), labels=LabelSet(("cat", "dog")))
-        >>> report.mAP, report.absent, report.OP
-        (1.0, ('dog',), 0.333...)
-    """
-    axes = expect("probabilities", probabilities, "n c", dtype="float")
-    require_number("threshold", threshold, least=0.0)
-    if threshold > 1:
-        raise ValueError(f"threshold: expected a probability in [0, 1], got {threshold:g}")
-    if labels is not None and len(labels) != axes["c"]:
-        raise ValueError(f"labels: expected {axes['c']} names for the axis c of probabilities, got {len(labels)}")
-    values, positive, _ = masked("probabilities", probabilities, target, known)
-    require_probabilities("probabilities", values)
-    names = tuple(labels) if labels is not None else tuple(str(index) for index in range(axes["c"]))
-    ap = average_precision(probabilities if scores is None else scores, target, known)
-    decided = precision_recall(probabilities >= threshold, target, known)
-    return MultiLabelReport(
-        ap=dict(zip(names, ap.tolist(), strict=True)),
-        mAP=mean_average_precision(ap).item(),
-        **decided._asdict(),
-        threshold=threshold,
-        absent=tuple(name for name, some in zip(names, positive.any(dim=0).tolist(), strict=True) if not some),
-    )
-
-
-def _harmonic(a: float, b: float) -> float:
-    return 0.0 if a + b == 0 else 2 * a * b / (a + b)
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.losses import binary_cross_entropy
-from pvlr.core.metrics import MultiLabelReport, average_precision, mean_average_precision, multilabel_report
+from pvlr.core.metrics import average_precision, mean_average_precision
 from pvlr.core.protocols import ImageFeatures
+from pvlr.core.report import MultiLabelReport, multilabel_report
 from pvlr.data.batch import Batch
 from pvlr.train.evaluate import autocast
 

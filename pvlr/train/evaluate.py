@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from pvlr.core.labels import LabelSet
-from pvlr.core.metrics import MultiLabelReport, multilabel_report
+from pvlr.core.report import MultiLabelReport, multilabel_report
 from pvlr.data.batch import Batch
 from pvlr.train.distributed import World
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pvlr.core.losses import asymmetric_loss
-from pvlr.core.metrics import MultiLabelReport
+from pvlr.core.report import MultiLabelReport
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import derive_seed
 from pvlr.train.config import LoopConfig, LossConfig, ScheduleConfig

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 from torch import nn
 
 from pvlr.core.files import write_atomically
-from pvlr.core.metrics import MultiLabelReport
+from pvlr.core.report import MultiLabelReport
 from pvlr.data.scan import Refused
 from pvlr.train.distributed import is_first
 from pvlr.train.gauges import gauges
@@ -204,7 +204,7 @@ def results_table(rows: Mapping[str, tuple[MultiLabelReport, float]]) -> str:
 
     Example:
         >>> import torch
-        >>> from pvlr.core.metrics import multilabel_report
+        >>> from pvlr.core.report import multilabel_report
         >>> report = multilabel_report(torch.tensor([[0.9], [0.2]]), torch.tensor([[1], [0]]))
         >>> print(results_table({"probe": (report, 1.5)}))
         method    mAP    CF1    OF1   seconds

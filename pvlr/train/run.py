@@ -14,11 +14,11 @@ import torch.nn.functional as F
 
 from pvlr.core.baselines import BaselineConfig, BaselineModel
 from pvlr.core.files import remove_leftovers, write_atomically
-from pvlr.core.metrics import MultiLabelReport
 from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.model_card import ModelCard
 from pvlr.core.model_texts import require_same_vectors, text_sources, with_copies, write_texts
 from pvlr.core.prompts import PromptBank, encode_knowledge
+from pvlr.core.report import MultiLabelReport
 from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
 from pvlr.core.towers import Towers, build_towers
 from pvlr.core.weights import trained_state

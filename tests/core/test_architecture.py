@@ -22,7 +22,7 @@ CORE_ORDER = (
     {"arguments", "block", "labels", "protocols", "shapes"},
     {"functional", "masked"},
     {"attention", "calibration", "losses", "metrics"},
-    {"fusion", "head", "prompts"},
+    {"fusion", "head", "prompts", "report"},
 )
 
 

@@ -1,4 +1,3 @@
-import json
 import math
 import re
 
@@ -8,28 +7,39 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from strategies import Draw, draws
 from torch import Tensor
 from torch.testing import assert_close
 
 from pvlr.core import metrics
-from pvlr.core.labels import LabelSet
 from pvlr.core.metrics import (
     average_precision,
+    decision_counts,
+    hamming_loss,
+    label_ranking_average_precision,
     mean_average_precision,
-    multilabel_report,
     precision_recall,
     top_k,
 )
 
 rows, columns = st.integers(1, 25), st.integers(1, 4)
-kinds = st.sampled_from(["random", "tied", "constant"])
+kinds = st.sampled_from(["random", "tied", "constant", "single", "saturated", "half", "brain", "zeros"])
 rates = st.sampled_from([0.05, 0.3, 0.9])
 
 
 def scores_of(draw: Draw, kind: str, n: int, c: int) -> Tensor:
-    return {"random": draw.normal(n, c), "tied": draw.levels(3, n, c), "constant": torch.zeros(n, c).double()}[kind]
+    return {
+        "random": lambda: draw.normal(n, c),
+        "tied": lambda: draw.levels(3, n, c),
+        "constant": lambda: torch.zeros(n, c).double(),
+        "single": lambda: draw.normal(n, c).float(),
+        "saturated": lambda: (40 * draw.normal(n, c).float()).sigmoid(),
+        "half": lambda: draw.normal(n, c).half(),
+        "brain": lambda: draw.normal(n, c).bfloat16(),
+        "zeros": lambda: 0.0 * draw.normal(n, c).float(),  # Some are -0, and equal to the others.
+    }[kind]()
 
 
 # --- definition
@@ -49,7 +59,44 @@ def test_average_precision_is_its_definition_and_scikit_learns(
             s, t = scores[rows_of[:, i], i], target[rows_of[:, i], i]
             assert t.any() == (not math.isnan(wanted))
             if t.any():
-                assert found[i].item() == pytest.approx(average_precision_score(t.numpy(), s.numpy()), rel=1e-12)
+                theirs = average_precision_score(t.numpy(), s.double().numpy())
+                assert found[i].item() == pytest.approx(theirs, rel=1e-12)
+
+
+@given(draws(), st.integers(1, 6), st.integers(1, 20), kinds, rates)
+def test_ranking_of_labels_is_its_definition_and_scikit_learns(
+    draw: Draw, n: int, c: int, kind: str, rate: float
+) -> None:
+    scores, target, known = scores_of(draw, kind, n, c), draw.chance(rate, n, c), draw.chance(0.7, n, c)
+    for mask in (known, None):
+        found = label_ranking_average_precision(scores, target, mask)
+        counted = torch.ones_like(known) if mask is None else mask
+        for i in range(n):
+            wanted = reference.label_ranking(*(x[i].tolist() for x in (scores, target, counted)))
+            assert found[i].item() == pytest.approx(wanted, rel=1e-12, nan_ok=True)
+            if not math.isnan(wanted):
+                t, s = (x[i][counted[i]].double().numpy()[None] for x in (target, scores))
+                theirs = sklearn_metrics.label_ranking_average_precision_score(t, s)
+                assert found[i].item() == pytest.approx(theirs, rel=1e-12)
+
+
+def test_scikit_learn_counts_images_without_a_label_as_ranked_perfectly() -> None:
+    scores, target = torch.tensor([[0.9, 0.1], [0.9, 0.1]]), torch.tensor([[0, 1], [0, 0]])
+    assert label_ranking_average_precision(scores, target).tolist() == pytest.approx([0.5, math.nan], nan_ok=True)
+    assert sklearn_metrics.label_ranking_average_precision_score(target.numpy(), scores.numpy()) == 0.75
+
+
+@given(draws(), rows, columns, rates, rates)
+def test_hamming_loss_is_scikit_learns_on_what_is_known(
+    draw: Draw, n: int, c: int, rate: float, predicted_rate: float
+) -> None:
+    predicted, target, known = draw.chance(predicted_rate, n, c), draw.chance(rate, n, c), draw.chance(0.7, n, c)
+    theirs = sklearn_metrics.hamming_loss(target.numpy(), predicted.numpy())
+    assert hamming_loss(predicted, target) == pytest.approx(theirs, rel=1e-12)
+    wanted = reference.hamming_loss(predicted.tolist(), target.tolist(), known.tolist())
+    assert hamming_loss(predicted, target, known) == pytest.approx(wanted, rel=1e-12, nan_ok=True)
+    assert hamming_loss(predicted ^ ~known, target, known) == pytest.approx(wanted, rel=1e-12, nan_ok=True)
+    assert math.isnan(hamming_loss(predicted, target, known & ~known))
 
 
 @given(draws(), rows, columns, rates, rates)
@@ -119,7 +166,8 @@ def test_the_order_of_rows_and_classes_does_not_matter(draw: Draw, n: int, c: in
     scores, target, known = scores_of(draw, kind, n, c), draw.chance(rate, n, c), draw.chance(0.7, n, c)
     i, j = draw.order(n), draw.order(c)
     ap = average_precision(scores, target, known)
-    assert_close(average_precision(scores[i][:, j], target[i][:, j], known[i][:, j]), ap[j], equal_nan=True)
+    again = average_precision(scores[i][:, j], target[i][:, j], known[i][:, j])
+    assert_close(again, ap[j], rtol=0, atol=0, equal_nan=True)  # To the last bit.
     decided = precision_recall(scores > 0, target, known)
     assert precision_recall((scores > 0)[i][:, j], target[i][:, j], known[i][:, j]) == pytest.approx(
         decided, nan_ok=True
@@ -129,7 +177,7 @@ def test_the_order_of_rows_and_classes_does_not_matter(draw: Draw, n: int, c: in
 @given(draws(), rows, columns, kinds, rates)
 def test_only_the_order_of_scores_matters(draw: Draw, n: int, c: int, kind: str, rate: float) -> None:
     scores, target = scores_of(draw, kind, n, c), draw.chance(rate, n, c)
-    stretched = torch.exp(scores / 3) * 5 - 100
+    stretched = 5 * scores.double().sign() * scores.double().abs().sqrt()
     assert_close(average_precision(stretched, target), average_precision(scores, target), equal_nan=True)
 
 
@@ -137,7 +185,7 @@ def test_only_the_order_of_scores_matters(draw: Draw, n: int, c: int, kind: str,
 def test_law_7_unknown_entries_change_nothing(draw: Draw, n: int, c: int, kind: str, rate: float) -> None:
     scores, target, known = scores_of(draw, kind, n, c), draw.chance(rate, n, c).double(), draw.chance(0.6, n, c)
     ap, decided = average_precision(scores, target, known), precision_recall(scores > 0, target, known)
-    for junk in (math.nan, math.inf, -math.inf, 1e9):
+    for junk in (math.nan, math.inf, -math.inf, 1e4):
         again = average_precision(scores.masked_fill(~known, junk), target.masked_fill(~known, -1), known)
         assert_close(again, ap, rtol=0, atol=0, equal_nan=True)
     assert precision_recall((scores > 0) ^ ~known, target.masked_fill(~known, -1), known) == pytest.approx(
@@ -149,12 +197,12 @@ def test_law_7_unknown_entries_change_nothing(draw: Draw, n: int, c: int, kind: 
 def test_slices_of_classes_make_the_whole(draw: Draw, n: int, c: int, at_once: int) -> None:
     scores, target, known = draw.levels(4, n, c), draw.chance(0.4, n, c), draw.chance(0.8, n, c)
     whole = average_precision(scores, target, known)
-    before = metrics._SCORES_AT_ONCE
+    before = metrics.SCORES_AT_ONCE
     try:
-        metrics._SCORES_AT_ONCE = at_once
+        metrics.SCORES_AT_ONCE = at_once
         assert_close(average_precision(scores, target, known), whole, rtol=0, atol=0, equal_nan=True)
     finally:
-        metrics._SCORES_AT_ONCE = before
+        metrics.SCORES_AT_ONCE = before
 
 
 @given(draws(), rows, columns, rates)
@@ -169,7 +217,7 @@ def test_constant_scores_give_the_rate_of_positives_and_perfect_ones_give_1(
 
 @given(draws(), rows, st.integers(1, 6), st.integers(1, 8))
 def test_top_k_takes_the_k_best_and_the_first_of_equals(draw: Draw, n: int, c: int, k: int) -> None:
-    probabilities = draw.levels(4, n, c)
+    probabilities = draw.levels(4, n, c).to(torch.float64 if n % 2 else torch.float32)
     chosen = top_k(probabilities, k)
     for row in range(n):
         ranked = sorted(range(c), key=lambda i, r=row: (-probabilities[r, i].item(), i))
@@ -198,52 +246,6 @@ def test_results_stay_where_the_scores_are_whatever_the_default_device() -> None
     with torch.device("meta"):
         assert average_precision(scores, target).tolist() == [1.0]
         assert average_precision(nothing, nothing).device == nothing.device
-
-
-# --- the report
-
-
-def test_the_report_holds_every_number_under_the_names_of_the_labels() -> None:
-    draw = Draw(3)
-    probabilities, target, known = draw.uniform(40, 3), draw.chance(0.4, 40, 3), draw.chance(0.8, 40, 3)
-    target[:, 1] = False
-    report = multilabel_report(probabilities, target, known, LabelSet(("cat", "dog", "cow")), threshold=0.3)
-    ap = average_precision(probabilities, target, known)
-    assert list(report.ap) == ["cat", "dog", "cow"]
-    assert list(report.ap.values()) == pytest.approx(ap.tolist(), nan_ok=True)
-    assert report.mAP == mean_average_precision(ap).item()
-    decided = precision_recall(probabilities >= 0.3, target, known)
-    assert {name: getattr(report, name) for name in decided._fields} == decided._asdict()
-    assert (report.threshold, report.absent) == (0.3, ("dog",))
-    written = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert written["ap"]["dog"] is None
-    assert written["mAP"] == report.mAP
-    assert set(written) == set(report.__dataclass_fields__)
-
-
-def test_a_probability_equal_to_the_threshold_is_a_prediction() -> None:
-    report = multilabel_report(torch.tensor([[0.5]]), torch.tensor([[1]]), threshold=0.5)
-    assert (report.OP, report.OR) == (1.0, 1.0)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_both_ends_are_thresholds(threshold: float) -> None:
-    report = multilabel_report(torch.tensor([[0.0, 1.0]]), torch.tensor([[1, 1]]), threshold=threshold)
-    assert pytest.approx(1.0 if threshold == 0 else 0.5) == report.OR
-
-
-def test_ranking_by_logits_survives_a_sigmoid_that_saturates() -> None:
-    logits, target = torch.tensor([[40.0], [60.0], [30.0]]), torch.tensor([[0], [1], [0]])
-    probabilities = torch.sigmoid(logits)
-    assert (probabilities == 1).all()
-    assert multilabel_report(probabilities, target).mAP == pytest.approx(1 / 3)
-    assert multilabel_report(probabilities, target, scores=logits).mAP == 1.0
-
-
-def test_all_of_coco_takes_seconds() -> None:
-    draw = Draw(0, torch.float32)
-    report = multilabel_report(draw.uniform(40_137, 80), draw.chance(0.03, 40_137, 80))
-    assert report.mAP == pytest.approx(0.03, abs=0.005)
 
 
 # --- refusal
@@ -275,17 +277,11 @@ REFUSED = [
     (lambda: top_k(X.long(), 1), "probabilities: expected a tensor of dtype float, got torch.int64"),
     (lambda: top_k(X, 0), "k: expected a whole number of at least 1, got 0"),
     (lambda: top_k(X + NAN, 1), "probabilities: expected finite values, got nan"),
-    (lambda: multilabel_report(X + 2, X), "probabilities: expected values in [0, 1], got 2: are these logits?"),
-    (lambda: multilabel_report(2 * ONE, X[:1]), "probabilities: expected values in [0, 1], got 2: are these logits?"),
-    (lambda: multilabel_report(X[0], X), "probabilities: expected axes 'n c', got shape (3,)"),
-    (lambda: multilabel_report(X + NAN, X), "probabilities: expected finite values wherever known, got nan"),
-    (lambda: multilabel_report(X, X, threshold=1.5), "threshold: expected a probability in [0, 1], got 1.5"),
-    (lambda: multilabel_report(X, X, threshold=-0.5), "threshold: expected a finite number >= 0, got -0.5"),
-    (lambda: multilabel_report(X, X, scores=X[:1]), "target: expected axes 'n c' with n=1, got shape (2, 3)"),
-    (
-        lambda: multilabel_report(X, X, labels=LabelSet(("a", "b"))),
-        "labels: expected 3 names for the axis c of probabilities, got 2",
-    ),
+    (lambda: decision_counts(X, X), "predicted: expected a tensor of dtype bool, got torch.float32"),
+    (lambda: decision_counts(B, X[:1]), "target: expected axes 'n c' with n=2, got shape (1, 3)"),
+    (lambda: hamming_loss(B, X - 1), "target: expected 0 or 1 wherever known, got -1"),
+    (lambda: label_ranking_average_precision(X[0], X), "scores: expected axes 'n c', got shape (3,)"),
+    (lambda: label_ranking_average_precision(X + NAN, X), "scores: expected finite values wherever known, got nan"),
 ]
 
 

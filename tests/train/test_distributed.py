@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from training_toys import LinearModel, Output, toy_batch
 
 from pvlr.core.labels import LabelSet
-from pvlr.core.metrics import multilabel_report
+from pvlr.core.report import multilabel_report
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import EpochSampler
 from pvlr.train.config import ConfigError, LoopConfig, LossConfig, ScheduleConfig

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from training_toys import LinearModel, Output, ToyModel, toy_batch
 
 from pvlr.core.labels import LabelSet
-from pvlr.core.metrics import multilabel_report
+from pvlr.core.report import multilabel_report
 from pvlr.train.evaluate import evaluate, predict_logits
 
 LABELS = LabelSet(("a", "b", "c"))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from training_toys import LinearModel, Output, ToyBatches, ToyModel, toy_batch
 
-from pvlr.core.metrics import MultiLabelReport, multilabel_report
+from pvlr.core.report import MultiLabelReport, multilabel_report
 from pvlr.core.weights import trained_state
 from pvlr.data.batch import Batch
 from pvlr.train.config import LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig

@@ -9,7 +9,7 @@ from torch import nn
 from training_toys import events_of
 
 from pvlr.core.labels import LabelSet
-from pvlr.core.metrics import multilabel_report
+from pvlr.core.report import multilabel_report
 from pvlr.train import monitor as monitor_module
 from pvlr.train.monitor import Monitor, label_table, results_table
 
