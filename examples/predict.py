@@ -1,50 +1,139 @@
-"""Tag pictures with a trained run.
+"""Tag pictures with a trained model: files, folders, patterns, or paths from standard input.
 
-python examples/predict.py --run runs/quickstart picture.jpg another.png --threshold 0.5
+python examples/predict.py --run runs/quickstart pictures/ --out tags.jsonl --html gallery.html
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
 
-from pvlr.core.pretrained import PretrainedError
-from pvlr.core.towers import TowerError
-from pvlr.data.batch import DataError
-from pvlr.train.config import ConfigError
+from pvlr.core.tags import Tag
+from pvlr.data.sources import STDIN, picture_paths
+from pvlr.train.gallery import THUMBNAIL, Gallery
+from pvlr.train.latency import latency_table
 from pvlr.train.predict import Tagger
+from pvlr.train.tag_file import TagFile, identity_of
+from pvlr.train.tagging import Unreadable, tag_files
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Print each picture's labels; 1 if a picture could not be read, 2 if the run could not."""
-    parser = argparse.ArgumentParser(description="Tag pictures with a trained run.")
-    parser.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files")
-    parser.add_argument("--run", required=True, metavar="FOLDER", help="folder of a finished run")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least probability of a label (default: 0.5)")
-    parser.add_argument("--top", type=int, metavar="K", help="the K most probable labels instead, whatever they have")
-    parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
-    given = parser.parse_args(args)
-    if not 0 <= given.threshold <= 1:
-        parser.error(f"--threshold: expected a probability in [0, 1], got {given.threshold:g}")
-    if given.top is not None and given.top < 1:
-        parser.error(f"--top: expected a number of at least 1, got {given.top}")
-
+    """Tag, and return 0; 1 if a picture could not be read, 2 for a mistake, 130 where Ctrl-C stopped it."""
+    given = _parser().parse_args(args)
     try:
-        tagger = Tagger.from_pretrained(given.run, device=given.device)
-    except (ConfigError, PretrainedError, TowerError) as err:
+        return _run(given)
+    except KeyboardInterrupt:
+        print("interrupted" + ("; the same command goes on" if given.out else ""), file=sys.stderr)
+        return 130
+    except (OSError, ValueError) as err:  # ValueError: what this package refuses, each by one sentence.
         print(f"error: {err}", file=sys.stderr)
         return 2
-    unreadable = 0
-    for picture in given.pictures:
-        try:
-            ranked = tagger.tag(picture, threshold=0.0)
-        except DataError as err:
-            print(f"unreadable: {err}", file=sys.stderr)
-            unreadable += 1
-            continue
-        chosen = ranked[: given.top] if given.top else [tag for tag in ranked if tag.probability >= given.threshold]
-        said = ", ".join(f"{tagger.labels.readable[tag.name]} {tag.probability:.3f}" for tag in chosen)
-        print(f"{picture}: {said or f'no label of at least {given.threshold:g}'}")
-    return 1 if unreadable else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Tag pictures with a trained model.")
+    parser.add_argument(
+        "pictures", nargs="+", metavar="PICTURE", help="file, folder, pattern, or - for paths from standard input"
+    )
+    parser.add_argument("--run", required=True, metavar="MODEL", help="folder of a run or model, or hf-hub:OWNER/NAME")
+    parser.add_argument("--labels", metavar="NAMES", help="look for these instead, separated by commas")
+    parser.add_argument("--threshold", type=float, metavar="P", help="least probability (default: each label's own)")
+    parser.add_argument("--top", type=int, metavar="K", help="the K most probable labels instead")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write .jsonl or .csv, or go on with it")
+    parser.add_argument("--format", choices=("jsonl", "csv"), help="of --out, whatever its ending")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails, tags and where they are")
+    parser.add_argument("--html-limit", type=int, default=1000, metavar="N", help="pictures on it (default: 1000)")
+    parser.add_argument("--benchmark", action="store_true", help="measure the speed on these pictures instead")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures at once (default: 32)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read (default: 2)")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:NUMBER (default: cpu)")
+    return parser
+
+
+def _run(given: argparse.Namespace) -> int:
+    if given.threshold is not None and not 0 <= given.threshold <= 1:
+        raise ValueError(f"--threshold: expected a probability in [0, 1], got {given.threshold:g}")
+    for name in ("top", "html_limit", "batch_size", "workers"):
+        if getattr(given, name) is not None and getattr(given, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {getattr(given, name)}")
+    if given.top and given.threshold is not None:
+        raise ValueError("--top: expected no --threshold with it, for it takes labels whatever they have")
+    tagger = Tagger.from_pretrained(given.run, device=given.device)
+    if given.labels is not None:
+        tagger = tagger.with_labels(tuple(name.strip() for name in given.labels.split(",")))
+    paths = picture_paths(given.pictures, sys.stdin.buffer)
+    if given.benchmark:
+        print(latency_table(tagger, list(islice(paths, 256)), batch_size=given.batch_size, workers=given.workers))
+        return 0
+    return _tag(tagger, paths, given)
+
+
+def _tag(tagger: Tagger, paths: Iterator[str], given: argparse.Namespace) -> int:
+    threshold = 0.0 if given.top else given.threshold
+    own = tagger.model.decision.for_labels(tagger.labels)
+    refused = 0
+    with ExitStack() as stack:
+        file, page = None, None
+        if given.out is not None:
+            about = {**identity_of(tagger.model), "threshold": given.threshold, "top": given.top}
+            file = stack.enter_context(TagFile(given.out, about, kind=given.format))
+        if given.html is not None:
+            shown = own if threshold is None else (threshold,) * len(own)
+            title = f"Tags by {given.run}"
+            page = stack.enter_context(Gallery(given.html, tagger.labels, shown, title=title, limit=given.html_limit))
+        todo = _todo(paths, file, page)
+        found = tag_files(
+            tagger,
+            _progress(todo, given),
+            batch_size=given.batch_size,
+            workers=given.workers,
+            threshold=threshold,
+            thumbnails=THUMBNAIL if page is not None else 0,
+        )
+        for one in found:
+            if isinstance(one, Unreadable):
+                refused += 1
+                print(f"unreadable: {one.reason}", file=sys.stderr)
+                for place in (file, page):
+                    if place is not None:
+                        place.refuse(one)
+                continue
+            one = one._replace(tags=one.tags[: given.top])
+            if page is not None:
+                page.add(one)
+            if file is not None and one.path not in file.done:
+                file.write(one.path, one.tags)
+            if file is None and page is None:
+                print(f"{one.path}: {_said(tagger, one.tags)}", flush=True)
+    if file is not None and refused:
+        print(f"{refused} unreadable, listed in {file.refused_path}", file=sys.stderr)
+    return 1 if refused else 0
+
+
+def _todo(paths: Iterator[str], file: TagFile | None, page: Gallery | None) -> Iterator[str]:
+    """What has to be looked at: what is in the file already, only as far as the page shows it."""
+    for path in paths:
+        if file is None or path not in file.done or (page is not None and not page.is_full):
+            yield path
+        elif page is not None:
+            page.skip()
+
+
+def _progress(paths: Iterator[str], given: argparse.Namespace) -> Iterator[str]:
+    """A bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        return paths
+    from tqdm import tqdm
+
+    total = None if STDIN in given.pictures else sum(1 for _ in picture_paths(given.pictures))
+    return iter(tqdm(paths, total=total, unit="picture"))
+
+
+def _said(tagger: Tagger, tags: Sequence[Tag]) -> str:
+    said = ", ".join(f"{tagger.labels.readable[tag.name]} {tag.probability:.3f}" for tag in tags)
+    return said or "no label reaches its threshold"
 
 
 if __name__ == "__main__":

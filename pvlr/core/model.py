@@ -260,9 +260,9 @@ class PVLR(nn.Module):
         # By name: the towers need not be modules, and the encoder is none.
         for name in ("text", "image", "knowledge", "context", "fusion", "attention", "head", "_encoder"):
             setattr(other, name, getattr(self, name))
-        other._set_labels(
-            labels if isinstance(labels, LabelSet) else LabelSet(_names(labels)), like=self.knowledge_vectors
-        )
+        if not isinstance(labels, LabelSet):  # Which refuses a single text; it is not taken apart here.
+            labels = LabelSet(cast(tuple[str, ...], labels) if isinstance(labels, str) else tuple(labels))
+        other._set_labels(labels, like=self.knowledge_vectors)
         other.decision, other.origin = self.decision, self.origin
         other.card = self.card if other.labels == self.labels else self.card.for_other_labels()
         return other
@@ -455,8 +455,3 @@ class PVLR(nn.Module):
                     f"state: parameter {name!r} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}"
                 )
         self.load_state_dict(dict(state), strict=False)
-
-
-def _names(labels: Sequence[str]) -> tuple[str, ...]:
-    # A single text is refused by the label set itself, not taken apart here.
-    return cast(tuple[str, ...], labels) if isinstance(labels, str) else tuple(labels)

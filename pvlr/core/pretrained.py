@@ -126,8 +126,6 @@ def load_pretrained(
             encoder is missing, not asked for, cannot be loaded or makes other vectors of the labels.
         TowerError: where the towers cannot be loaded.
     """
-    from safetensors.torch import load as from_bytes
-
     folder = fetch(source, FILES, revision=revision, cache_dir=cache_dir)
     path = folder / MODEL_NAME
     told = _read_description(path)
@@ -156,8 +154,7 @@ def load_pretrained(
         model = PVLR.from_towers(config, labels, towers, encoder=encoder)
     require_same_vectors(folder, model)
     with _parts_of(path):
-        weights: dict[str, Tensor] = from_bytes((folder / WEIGHTS_NAME).read_bytes())
-        load_trained_state(model, weights)
+        load_trained_state(model, _weights(folder / WEIGHTS_NAME))
     model.decision, model.card = decision, card
     return model.eval()
 
@@ -171,6 +168,17 @@ def _parts_of(path: Path) -> Iterator[None]:
         raise PretrainedError(f"{path}: {err}") from err
     except (KeyError, TypeError, ValueError) as err:
         raise PretrainedError(f"{path}: expected a model that this version of pvlr can read, but {err}") from err
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    try:
+        weights: dict[str, Tensor] = from_bytes(path.read_bytes())
+    except SafetensorError as err:
+        raise ValueError(f"{path.name} holds no safetensors: {err}") from None
+    return weights
 
 
 def _config(data: Any) -> PVLRConfig:

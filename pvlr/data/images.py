@@ -109,7 +109,7 @@ def picture_of(pixels: Pixels) -> Image.Image:
         >>> picture_of(torch.ones(3, 2, 4)).getpixel((0, 0))
         (255, 255, 255)
     """
-    levels = pixels.detach().cpu() if isinstance(pixels, Tensor) else torch.from_numpy(np.ascontiguousarray(pixels))
+    levels = pixels.detach().cpu() if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
     found = f"{levels.dtype} {tuple(levels.shape)}".removeprefix("torch.")
     if isinstance(pixels, np.ndarray) and levels.dim() == 3:
         levels = levels.permute(2, 0, 1)

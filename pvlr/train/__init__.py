@@ -1,6 +1,7 @@
 """Everything with side effects: configuration, training, evaluation, checkpoints, monitoring, prediction."""
 
 from pvlr.train.config import (
+    CalibrationConfig,
     ConfigError,
     LoopConfig,
     LossConfig,
@@ -14,6 +15,7 @@ from pvlr.train.predict import Tag, Tagger
 from pvlr.train.run import Results, train
 
 __all__ = [
+    "CalibrationConfig",
     "ConfigError",
     "DataConfig",
     "LoopConfig",

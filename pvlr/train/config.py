@@ -12,6 +12,7 @@ from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.tower_spec import TowerSpec
 
 __all__ = [
+    "CalibrationConfig",
     "ConfigError",
     "LoopConfig",
     "LossConfig",
@@ -37,6 +38,8 @@ MAY_CHANGE = (
     "data.images",
     "data.table",
     "data.workers",
+    "data.val_split",
+    "calibration.",
     "loop.epochs",
     "loop.eval_batch_size",
     "loop.evaluate_every",
@@ -221,6 +224,24 @@ class LoopConfig:
                 require_int(name, getattr(self, name), least=0)
             require_number("ema", self.ema, least=0.0, below=1.0)
             require_choice("precision", self.precision, ("float32", "bf16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """What is fitted after training on the validation pictures (``data.val_split``, ``data.val_share``), if any.
+
+    Args:
+        by: Each label's threshold has the highest ``f1``, or says as much as it can at a ``precision``.
+        precision: That is aimed at, in (0, 1).
+    """
+
+    by: Literal["f1", "precision"] = "f1"
+    precision: float = 0.9
+
+    def __post_init__(self) -> None:
+        with section("calibration"):
+            require_choice("by", self.by, ("f1", "precision"))
+            require_number("precision", self.precision, above=0.0, below=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)

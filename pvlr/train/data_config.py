@@ -25,6 +25,9 @@ class DataConfig:
     Args:
         train_split: Split that is trained on.
         test_split: Split that is evaluated on.
+        val_split: Split that temperature and thresholds are fitted on after training; null for none.
+        val_share: Share of the training pictures that is set aside for that instead, in (0, 1); a function of
+            ``loop.seed`` and the pictures' names. Null for none.
         flip: Flip half of the training pictures left to right.
         rand_augment: Apply RandAugment to the training pictures.
         cutout: Side of the square that is cut out of training pictures, as a share of theirs, in [0, 1); 0 is off.
@@ -39,6 +42,8 @@ class DataConfig:
 
     train_split: str = "trainval"
     test_split: str = "test"
+    val_split: str | None = None
+    val_share: float | None = None
     flip: bool = True
     rand_augment: bool = True
     cutout: float = 0.5
@@ -52,6 +57,10 @@ class DataConfig:
             require_choice("on_bad_image", self.on_bad_image, ("raise", "drop"))
             require_number("cutout", self.cutout, least=0.0, below=1.0)
             require_int("workers", self.workers, least=0)
+            if self.val_share is not None:
+                require_number("val_share", self.val_share, above=0.0, below=1.0)
+                if self.val_split is not None:
+                    raise ValueError(f"val_share: expected none with data.val_split={self.val_split!r}")
             if self.keep_labels not in (None, "single_positive"):
                 require_number("keep_labels", self.keep_labels, above=0.0, below=1.0)
         self._require_texts("train_split", "test_split")
@@ -93,6 +102,22 @@ class DataConfig:
             seen = [name for name in train.labels if name not in self.unseen]
             train, test = train.with_labels(seen), test.with_labels(seen)
         return train if self.keep_labels is None else hide_labels(train, keep=self.keep_labels, seed=seed), test
+
+    def set_aside(self, train: LabelledImages, seed: int) -> tuple[LabelledImages, LabelledImages | None]:
+        """What is left of the training split, and the validation pictures; None where there are to be none.
+
+        Args:
+            train: The training split.
+            seed: Of which pictures are set aside, where a share is.
+
+        Raises:
+            DataError: naming the file or folder that is missing or broken; where too few pictures are left.
+        """
+        if self.val_share is not None:
+            return split_by_name(train, share=self.val_share, seed=seed)
+        if self.val_split is None:
+            return train, None
+        return train, self.read(self.val_split, train=False, labels=train.labels)
 
     def _both(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
         train = self.read(self.train_split, train=True)

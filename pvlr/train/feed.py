@@ -232,9 +232,20 @@ class SplitFeed(Feed):
             pin_memory=pin_memory,
             world=world,
         )
+        self._shown = plain
         self.labels = train.labels
         self.summaries = (train.summary(), test.summary())
         self.digest = hashlib.sha256(f"{train.digest()} {test.digest()}".encode()).hexdigest()
+
+    def of(self, pictures: LabelledImages) -> Iterator[Batch]:
+        """Other pictures as those of the test split are shown, in order, each once.
+
+        Raises:
+            DataError: naming the picture that cannot be read.
+        """
+        sampler = EpochSampler(len(pictures), self._loop.eval_batch_size)
+        shown = pictures.with_transform(self._shown)
+        return load_batches(shown, sampler, workers=self._workers, pin_memory=self._pin)
 
     def from_features(
         self, train: CachedFeatures, test: CachedFeatures, regions: Literal["patches", "pooled"] = "patches"

@@ -30,8 +30,10 @@ from pvlr.data.scan import without_bad_images
 from pvlr.data.transforms import TransformConfig
 from pvlr.train.baseline_files import save_baseline
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
+from pvlr.train.calibrate import calibrate_on
 from pvlr.train.checkpoint import CheckpointError, Checkpoints
 from pvlr.train.config import (
+    CalibrationConfig,
     ConfigError,
     LoopConfig,
     LossConfig,
@@ -86,6 +88,7 @@ def train(
     optimizer: OptimizerConfig,
     schedule: ScheduleConfig,
     loop: LoopConfig,
+    calibration: CalibrationConfig,
     run: RunConfig,
     baseline: BaselineConfig = PVLR_ITSELF,
 ) -> Results:
@@ -103,6 +106,7 @@ def train(
         optimizer: How a gradient becomes a step.
         schedule: The learning rate's way.
         loop: How long, how much at once, on what.
+        calibration: What is fitted after training, where there are validation pictures.
         run: What is written, and where.
         baseline: A method of others, trained in the place of PVLR; ``model`` is then left at its defaults.
 
@@ -122,7 +126,8 @@ def train(
     """
     world = join_world()
     named = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}
-    sections = {name: config_to_json(part) for name, part in {**named, "schedule": schedule, "loop": loop}.items()}
+    named |= {"schedule": schedule, "loop": loop, "calibration": calibration}
+    sections = {name: config_to_json(part) for name, part in named.items()}
     sections |= {"run": config_to_json(run), "baseline": config_to_json(baseline)}
     folder, device = Path(run.folder), world.device(loop.device, field="loop.device")
     if loop.batch_size < world.size:
@@ -141,7 +146,7 @@ def train(
     world.first(data.prepare)
     towers = world.in_turn(lambda: build_towers(tower))
     towers.image.set_gradient_checkpointing(tower.gradient_checkpointing)
-    train_split, test_split = world.first(lambda: _splits(data, loop, folder))
+    train_split, test_split, *validation = world.first(lambda: _splits(data, loop, folder))
     transform = transform_config(towers.preprocess, data)
     feed = SplitFeed(
         train_split, test_split, data, loop=loop, transform=transform, pin_memory=device.type == "cuda", world=world
@@ -151,7 +156,7 @@ def train(
     identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
     if saved is not None:
         _require_same(identity, saved)
-    for line in feed.summaries:
+    for line in (*feed.summaries, *(part.summary() for part in validation)):
         say(line)
 
     if tower.features == "cache":
@@ -241,6 +246,20 @@ def train(
                 stop=stop,
                 world=world,
             )
+            if isinstance(built, PVLR):
+                with state.average.applied():
+                    world.first(
+                        lambda: calibrate_on(
+                            validation,
+                            built,
+                            lambda part: stop.watch(feed.of(part), "the calibration"),
+                            calibration,
+                            device=device,
+                            precision=loop.precision,
+                            board=monitor.board,
+                            step=state.step,
+                        )
+                    )
             if monitor.board is not None:
                 monitor.board.finished(state.step)
         finally:
@@ -293,8 +312,10 @@ def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]
 
 
 def _splits(data: DataConfig, loop: LoopConfig, folder: Path) -> list[LabelledImages]:
-    """The training and the test split, after a look at every picture."""
-    splits = data.splits(loop.seed)
+    """The training and the test split, and the validation pictures if there are to be some; each picture looked at."""
+    train, test = data.splits(loop.seed)
+    train, validation = data.set_aside(train, loop.seed)
+    splits = [train, test] if validation is None else [train, test, validation]
     folder.mkdir(parents=True, exist_ok=True)
     return without_bad_images(splits, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress)
 

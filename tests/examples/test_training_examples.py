@@ -100,52 +100,9 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def predict(*options: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / "predict.py"), *options], capture_output=True, text=True, timeout=400
-    )
-
-
-def test_predict_tags_what_it_can_read_and_lists_the_rest(run_folder: Path) -> None:
+def test_the_command_that_a_run_ends_with_tags_a_picture(run_folder: Path) -> None:
     picture = run_folder / "voc/VOCdevkit/VOC2007/JPEGImages/000000.jpg"
-    done = predict("--run", str(run_folder / "run"), str(picture), "/nowhere.jpg", str(picture), "--top", "2")
-    assert done.returncode == 1
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2
-    assert lines[0] == lines[1]
-    assert lines[0].startswith(f"{picture}: ")
-    assert re.fullmatch(r"(\w+ \d\.\d{3}, )\w+ \d\.\d{3}", lines[0].removeprefix(f"{picture}: "))
-    assert done.stderr == "unreadable: /nowhere.jpg: expected a picture, found no such file\n"
-
-
-def test_predict_without_a_run_is_one_line(tmp_path: Path) -> None:
-    done = predict("--run", str(tmp_path), "picture.jpg")
-    assert done.returncode == 2
-    assert (
-        done.stderr
-        == f"error: {tmp_path / 'model.json'}: expected a trained model in this folder, found no such file\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("device", "message"),
-    [
-        ("nope", "device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'nope'"),
-        ("meta", "device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'meta'"),
-        ("cuda:99", "device: expected a device of this machine, 'cuda:99' is not there"),
-    ],
-)
-def test_predict_on_a_device_that_is_not_there_is_one_line(run_folder: Path, device: str, message: str) -> None:
-    picture = run_folder / "voc/VOCdevkit/VOC2007/JPEGImages/000000.jpg"
-    done = predict("--run", str(run_folder / "run"), str(picture), "--device", device)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
-
-
-def test_predict_with_a_damaged_model_is_one_line(run_folder: Path, tmp_path: Path) -> None:
-    for name in ("model.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((run_folder / "run" / name).read_bytes())
-    path = tmp_path / "model.json"
-    path.write_text(path.read_text().replace('"blue"', '"blue", "grey"', 1))
-    done = predict("--run", str(tmp_path), "picture.jpg")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: {path}: expected the description as it was written, its sha256 is another\n"
+    command_line = [sys.executable, str(EXAMPLES / "predict.py"), "--run", str(run_folder / "run"), str(picture)]
+    done = subprocess.run([*command_line, "--top", "2"], capture_output=True, text=True, timeout=400)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(rf"{picture}: (\w+ \d\.\d{{3}}, )\w+ \d\.\d{{3}}\n", done.stdout)

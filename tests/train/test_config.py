@@ -7,6 +7,7 @@ import pytest
 
 from pvlr.train import config as configs
 from pvlr.train.config import (
+    CalibrationConfig,
     ConfigError,
     LoopConfig,
     LossConfig,
@@ -30,6 +31,7 @@ ALL = (
     OptimizerConfig,
     ScheduleConfig,
     LoopConfig,
+    CalibrationConfig,
     RunConfig,
 )
 
@@ -45,6 +47,14 @@ ALL = (
         (VOCData, "keep_labels", 0.0, r"data\.keep_labels: expected a finite number > 0 and < 1, got 0\.0"),
         (VOCData, "workers", -1, r"data\.workers: expected a whole number of at least 0, got -1"),
         (VOCData, "root", "", r"data\.root: expected a non-empty text, got ''"),
+        (VOCData, "val_share", 1.0, r"data\.val_share: expected a finite number > 0 and < 1, got 1\.0"),
+        (
+            CalibrationConfig,
+            "precision",
+            1.0,
+            r"calibration\.precision: expected a finite number > 0 and < 1, got 1\.0",
+        ),
+        (CalibrationConfig, "by", "none", r"calibration\.by: expected one of 'f1', 'precision', got 'none'"),
         (TowerConfig, "train", 0, r"tower\.train: expected a whole number of at least 1, got 0"),
         (TowerConfig, "lr_factor", 0.0, r"tower\.lr_factor: expected a finite number > 0, got 0\.0"),
         (TowerConfig, "layer_decay", 1.1, r"tower\.layer_decay: expected a number in \(0, 1\], got 1\.1"),

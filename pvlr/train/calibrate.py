@@ -1,0 +1,165 @@
+"""After training: temperature and thresholds from validation pictures, and how far probabilities can be believed."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw
+
+from pvlr.core.calibration import Reliability, calibration_error_of, fit_temperature, fit_thresholds, reliability
+from pvlr.core.decision import Decision
+from pvlr.core.model import PVLR
+from pvlr.data.batch import Batch
+from pvlr.data.dataset import LabelledImages
+from pvlr.train.board import Board
+from pvlr.train.config import CalibrationConfig
+from pvlr.train.evaluate import predict_logits
+from pvlr.train.monitor import say
+
+__all__ = ["Calibrated", "calibrate", "calibrate_on", "draw_reliability", "write_reliability"]
+
+SIDE, MARGIN = 360, 36
+
+
+class Calibrated(NamedTuple):
+    """What was fitted, and what it did.
+
+    Attributes:
+        decision: Temperature and thresholds.
+        before: Reliability of the probabilities without the temperature.
+        after: With it, on the same pictures.
+    """
+
+    decision: Decision
+    before: Reliability
+    after: Reliability
+
+    def __str__(self) -> str:
+        errors = [calibration_error_of(found) for found in (self.before, self.after)]
+        return (
+            f"thresholds: {self.decision.rule}, on {self.decision.fitted_on}; temperature "
+            f"{self.decision.temperature:.3f}, expected calibration error {errors[0]:.4f}, with it {errors[1]:.4f}"
+        )
+
+
+def calibrate(
+    model: PVLR,
+    batches: Iterable[Batch],
+    config: CalibrationConfig,
+    *,
+    fitted_on: str,
+    device: torch.device | None = None,
+    precision: str = "float32",
+) -> Calibrated:
+    """Fit a temperature, and then a threshold for each label, on pictures that the model was not trained on.
+
+    A label without a positive among them has the median of the others' thresholds.
+
+    Args:
+        model: With the weights that are going to be used.
+        batches: The pictures.
+        config: How thresholds are chosen.
+        fitted_on: What the pictures are, in words.
+        device: Where the model is; None: the CPU.
+        precision: ``"float32"`` or ``"bf16"``.
+
+    Raises:
+        ValueError: where there is no batch, nothing is known or a logit is not finite.
+    """
+    found = predict_logits(model, batches, device=device, precision=precision)
+    temperature = fit_temperature(found.logits, found.target, found.known)
+    raw, scaled = found.logits.sigmoid(), (found.logits / temperature).sigmoid()
+    thresholds = fit_thresholds(scaled, found.target, found.known, by=config.by, precision=config.precision)
+    shown = ((found.target > 0) & found.known).any(dim=0)
+    decision = Decision(
+        temperature=temperature,
+        thresholds={
+            name: value
+            for name, value, present in zip(model.labels, thresholds.tolist(), shown.tolist(), strict=True)
+            if present
+        },
+        rule="highest F1" if config.by == "f1" else f"precision {config.precision:g}",
+        fitted_on=fitted_on,
+    )
+    before, after = (reliability(part, found.target, found.known) for part in (raw, scaled))
+    return Calibrated(decision, before, after)
+
+
+def calibrate_on(
+    validation: Sequence[LabelledImages],
+    model: PVLR,
+    shown: Callable[[LabelledImages], Iterable[Batch]],
+    config: CalibrationConfig,
+    *,
+    device: torch.device,
+    precision: str,
+    board: Board | None,
+    step: int,
+) -> None:
+    """Give a model its decision, if there are pictures to fit it on, and tell of it.
+
+    Args:
+        validation: None or one part of the data.
+        model: Its ``decision`` is set.
+        shown: A part as batches.
+        config: How thresholds are chosen.
+        device: Where the model is.
+        precision: ``"float32"`` or ``"bf16"``.
+        board: Where the diagram goes.
+        step: Number of steps done.
+    """
+    if not validation:
+        say("thresholds: 0.5 for every label, not calibrated; data.val_split or data.val_share names pictures for that")
+        return
+    (pictures,) = validation
+    said = f"{len(pictures):,} pictures of {pictures.name}"
+    found = calibrate(model, shown(pictures), config, fitted_on=said, device=device, precision=precision)
+    model.decision = found.decision
+    say(str(found))
+    if board is not None:
+        write_reliability(board, found, step=step)
+
+
+def write_reliability(board: Board, found: Calibrated, *, step: int) -> None:
+    """Tell TensorBoard: the diagram, the calibration error before and after, and the temperature."""
+    board.picture("calibration/reliability", draw_reliability(found.before, found.after), step=step)
+    errors = {"error": found.before, "error_calibrated": found.after}
+    values = {name: calibration_error_of(part) for name, part in errors.items()}
+    values["temperature"] = found.decision.temperature
+    board.scalars({f"calibration/{name}": value for name, value in values.items()}, step=step)
+
+
+def draw_reliability(before: Reliability, after: Reliability) -> Image.Image:
+    """How often labels are there (upwards) that were given a probability (to the right), before and after calibration.
+
+    A point's area grows with the number of labels in its range; on the diagonal, probabilities are frequencies.
+    """
+    image = Image.new("RGB", (SIDE + 2 * MARGIN, SIDE + 2 * MARGIN), "white")
+    draw = ImageDraw.Draw(image)
+    low, high = MARGIN, MARGIN + SIDE
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return low + SIDE * x, high - SIDE * y
+
+    draw.rectangle((low, low, high, high), outline="#888888")
+    draw.line((*place(0.0, 0.0), *place(1.0, 1.0)), fill="#888888")
+    for tick in range(0, 11, 2):
+        draw.text((*place(tick / 10, 0.0),), f"{tick / 10:.1f}", fill="black", anchor="ma")
+        draw.text((low - 4, place(0.0, tick / 10)[1]), f"{tick / 10:.1f}", fill="black", anchor="rm")
+    for found, colour, name, line in ((before, "#999999", "as trained", 0), (after, "#1f5fa8", "calibrated", 1)):
+        filled = (found.count > 0).tolist()
+        points = [
+            (place(x, y), count)
+            for x, y, count, some in zip(
+                found.confidence.tolist(), found.frequency.tolist(), found.count.tolist(), filled, strict=True
+            )
+            if some
+        ]
+        draw.line([point for point, _ in points], fill=colour, width=2)
+        most = max((count for _, count in points), default=1)
+        for point, count in points:
+            draw.circle(point, 2 + 7 * (count / most) ** 0.5, fill=colour)
+        draw.text((low + 8, low + 6 + 14 * line), f"{name}: error {calibration_error_of(found):.4f}", fill=colour)
+    draw.text((low + SIDE / 2, high + 18), "probability", fill="black", anchor="ma")
+    draw.text((low, low - 16), "share of labels that are there", fill="black")
+    return image

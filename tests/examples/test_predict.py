@@ -1,0 +1,238 @@
+"""The command that tags pictures, as a person uses it: what it writes, goes on with, refuses and survives."""
+
+import csv
+import importlib.util
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tagging_toys import NAMES, make_tagger, write_pictures
+
+from pvlr.train import Tagger
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def main() -> Callable[[list[str]], int]:
+    spec = importlib.util.spec_from_file_location("predict_example", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    make_tagger(folder / "tower").model.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    write_pictures(tmp_path / "pictures", 9)
+    (tmp_path / "pictures" / "broken.jpg").write_bytes(b"no picture")
+    return tmp_path / "pictures"
+
+
+def tagged(path: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({row["file"] for row in rows}) == len(rows)
+    return {row["file"]: row["tags"] for row in rows}
+
+
+def test_a_folder_becomes_lines_of_json_and_a_list_of_what_is_bad(
+    main: Any, model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tags.jsonl"
+    assert main(["--run", str(model), str(pictures), "--out", str(out), "--batch-size", "4"]) == 1
+    found = tagged(out)
+    tagger = Tagger.from_pretrained(model)
+    assert sorted(found) == sorted(str(path) for path in pictures.glob("*.png"))
+    for path, tags in found.items():
+        expected = tagger.tag(path)
+        assert [tag["name"] for tag in tags] == [tag.name for tag in expected]
+        assert [tag["probability"] for tag in tags] == pytest.approx([tag.probability for tag in expected], abs=1e-4)
+    assert 0 < sum(map(len, found.values())) < 3 * len(found)  # By the labels' own thresholds.
+    said = capsys.readouterr()
+    reason = f"{pictures}/broken.jpg: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else"
+    assert said.out == ""
+    assert said.err == f"unreadable: {reason}\n1 unreadable, listed in {out}.refused.jsonl\n"
+    listed = [json.loads(line) for line in Path(f"{out}.refused.jsonl").read_text().splitlines()]
+    assert listed == [{"file": f"{pictures}/broken.jpg", "reason": reason}]
+
+
+def test_a_second_run_adds_what_is_new_and_only_that(
+    main: Any, model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "tags.csv"
+    options = ["--run", str(model), "--out", str(out)]
+    assert main([*options, f"{pictures}/00[0-3].png"]) == 0
+    first = out.read_bytes()
+    seen: list[object] = []
+    prepare = Tagger.prepare
+    monkeypatch.setattr(Tagger, "prepare", lambda self, path: (seen.append(path), prepare(self, path))[1])
+    assert main([*options, str(pictures)]) == 1
+    assert out.read_bytes().startswith(first)
+    assert len(seen) == 6
+    with out.open(newline="") as file:
+        assert [row["file"] for row in csv.DictReader(file)] == [f"{pictures}/{number:03d}.png" for number in range(9)]
+    before = out.read_bytes()
+    assert main([*options, str(pictures)]) == 1
+    assert out.read_bytes() == before
+
+
+def test_other_names_another_threshold_or_another_model_do_not_mix(
+    main: Any, model: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tags.jsonl"
+    options = ["--run", str(model), f"{pictures}/000.png", "--out", str(out)]
+    assert main(options) == 0
+    for more, differ in (["--labels", "zebra"], "labels, texts, thresholds"), (["--threshold", "0.1"], "threshold"):
+        assert main([*options, *more]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {out}: expected tags made by the same model to go on with, found others ({differ} differ); "
+            "name another file\n"
+        )
+
+
+def test_names_never_trained_on(main: Any, model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--run", str(model), f"{pictures}/000.png", "--labels", "zebra, fire truck,cow"]
+    assert main([*options, "--top", "2"]) == 0
+    path, _, said = capsys.readouterr().out.strip().partition(": ")
+    assert path == f"{pictures}/000.png"
+    found = dict(one.rsplit(" ", 1) for one in said.split(", "))
+    assert len(found) == 2
+    assert set(found) < {"zebra", "fire truck", "cow"}
+    assert main([*options, "--threshold", "1"]) == 0
+    assert capsys.readouterr().out == f"{pictures}/000.png: no label reaches its threshold\n"
+
+
+def test_paths_from_standard_input(
+    main: Any, model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = f"{pictures}/001.png\n{pictures}/000.png\n{pictures}/001.png\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert main(["--run", str(model), "-"]) == 0
+    assert [line.partition(": ")[0][-7:] for line in capsys.readouterr().out.splitlines()] == ["001.png", "000.png"]
+
+
+def test_a_page_shows_what_the_file_holds_though_it_was_done_before(
+    main: Any, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out, page = tmp_path / "tags.jsonl", tmp_path / "page.html"
+    options = ["--run", str(model), str(pictures), "--out", str(out)]
+    assert main(options) == 1
+    before = out.read_bytes()
+    assert main([*options, "--html", str(page), "--html-limit", "7"]) == 1
+    assert out.read_bytes() == before
+    text = page.read_text()
+    assert text.count("<article") == 7
+    assert "2 more were tagged and are not shown here" in text
+    assert text.count("<li><button") == sum(len(tags) for tags in list(tagged(out).values())[:7])
+
+
+def test_the_benchmark_prints_a_table(
+    main: Any, model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--run", str(model), f"{pictures}/*.png", "--benchmark", "--batch-size", "2"]) == 0
+    assert "one picture, file to tags, median" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run", "nowhere"], "nowhere: expected a folder with a trained model, found none"),
+        (["--threshold", "1.5"], "--threshold: expected a probability in [0, 1], got 1.5"),
+        (["--top", "0"], "--top: expected a number of at least 1, got 0"),
+        (["--top", "1", "--threshold", "0.5"], "--top: expected no --threshold with it, for it takes labels whatever"),
+        (["--workers", "0"], "--workers: expected a number of at least 1, got 0"),
+        (["--device", "cuda:99"], "device: expected a device of this machine, 'cuda:99' is not there"),
+        (["--device", "tpu"], "device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'tpu'"),
+        (["--labels", "zebra,zebra"], "names: expected unique labels, got 'zebra' more than once"),
+        (["--labels", "zebra,"], "names: expected a non-empty text"),
+        (["--out", "tags.txt"], "tags.txt: expected a file that ends in .jsonl or .csv"),
+        (["--html", "no/where.html"], "[Errno 2] No such file or directory"),
+        (["*.tif"], "*.tif: expected a pattern of picture files, it matches none"),
+    ],
+)
+def test_mistakes_are_one_line(
+    options: list[str],
+    message: str,
+    main: Any,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--run", str(model), *([] if options[0][0] != "-" else ["picture.png"]), *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: {message}")
+    assert said.err.count("\n") == 1
+
+
+def start(model: Path, *options: str, **more: Any) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, str(SCRIPT), "--run", str(model), "-", "--batch-size", "2", *options]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, env={**os.environ, "OMP_NUM_THREADS": "1"}, **more)
+
+
+def feed(process: "subprocess.Popen[bytes]", names: list[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("".join(f"{name}\n" for name in names).encode())
+    process.stdin.flush()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_run_goes_on_with_each_picture_once(
+    number: signal.Signals, code: int, main: Any, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    names = sorted(str(path) for path in pictures.glob("*.png"))
+    out, whole = tmp_path / "tags.jsonl", tmp_path / "whole.jsonl"
+    # A shell without job control starts what runs in the background with Ctrl-C ignored, and tests with it.
+    process = start(model, "--out", str(out), preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    feed(process, names[:8])  # It then waits for more.
+    for _ in range(6000):
+        if out.exists() and len(out.read_bytes().splitlines()) >= 2:
+            break
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    if number == signal.SIGINT:
+        assert error == b"interrupted; the same command goes on\n"
+    assert main(["--run", str(model), *names, "--out", str(out)]) == 0
+    assert main(["--run", str(model), *names, "--out", str(whole)]) == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(tagged(out)) == names
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(main: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
+    names = sorted(str(path) for path in pictures.glob("*.png"))
+    out = tmp_path / "tags.jsonl"
+
+    def narrow() -> None:  # No file may grow beyond this, as on a disk that is full.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
+
+    process = start(model, "--threshold", "0", "--out", str(out), preexec_fn=narrow)
+    _, error = process.communicate("".join(f"{name}\n" for name in names).encode(), timeout=120)
+    assert process.returncode == 2
+    assert error == b"error: [Errno 27] File too large\n"
+    assert main(["--run", str(model), *names, "--threshold", "0", "--out", str(out)]) == 0
+    assert sorted(tagged(out)) == names
+    assert all({tag["name"] for tag in tags} == set(NAMES) for tags in tagged(out).values())

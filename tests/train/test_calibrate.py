@@ -1,0 +1,106 @@
+"""What is fitted after training, and how it is shown."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tower_models import write_folder
+from training_toys import LABELS, tiny_options, write_voc
+
+from pvlr.core.calibration import fit_temperature, fit_thresholds, reliability
+from pvlr.data.batch import DataError
+from pvlr.data.sampling import EpochSampler
+from pvlr.data.voc import read_voc
+from pvlr.train import Tagger, train
+from pvlr.train.calibrate import draw_reliability
+from pvlr.train.cli import command
+from pvlr.train.data_config import VOCData
+from pvlr.train.evaluate import predict_logits
+from pvlr.train.feed import load_batches
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrated")
+    write_folder(folder / "tower", "vit")
+    voc = write_voc(folder / "voc", train=24, test=6)
+    names = [f"{number:06d}" for number in range(24)]
+    for split, part in (("train", names[:12]), ("val", names[12:])):
+        (voc / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in part))
+    return folder
+
+
+def run(folder: Path, name: str, **more: object) -> Path:
+    options = tiny_options(folder / "voc", folder / "tower", folder / name, loop__epochs=1, **more)
+    assert command(train, options, data=VOCData) == 0
+    return folder / name
+
+
+def test_a_validation_split_is_what_temperature_and_thresholds_are_fitted_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run(folder, "split", data__train_split="train", data__val_split="val", run__tensorboard="true")
+    said = capsys.readouterr().out
+    assert "VOC2007 val: 12 images" in said
+    assert "thresholds: highest F1, on 12 pictures of VOC2007 val; temperature " in said
+    model = Tagger.from_pretrained(done).model
+    pictures = read_voc(str(folder / "voc"), year="2007", split="val", labels=model.labels, train=False).with_transform(
+        Tagger(model).transform
+    )
+    found = predict_logits(model, load_batches(pictures, EpochSampler(12, 12)))
+    temperature = fit_temperature(found.logits, found.target, found.known)
+    assert model.decision.temperature == pytest.approx(temperature, rel=1e-4)
+    expected = fit_thresholds((found.logits / temperature).sigmoid(), found.target, found.known)
+    assert model.decision.for_labels(model.labels) == pytest.approx(expected.tolist(), abs=1e-4)
+    assert model.decision.fitted_on == "12 pictures of VOC2007 val"
+    board = EventAccumulator(str(done / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert "calibration/reliability" in board.Tags()["images"]
+    assert board.Scalars("calibration/temperature")[0].value == pytest.approx(temperature, rel=1e-4)
+    card = (done / "README.md").read_text()
+    assert "Thresholds: highest F1; temperature" in card
+
+
+def test_the_same_training_without_calibration_has_the_same_weights(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_it = run(folder, "with", data__train_split="train", data__val_split="val", calibration__by="precision")
+    without = run(folder, "without", data__train_split="train")
+    assert "thresholds: 0.5 for every label, not calibrated" in capsys.readouterr().out
+    assert (with_it / "model.safetensors").read_bytes() == (without / "model.safetensors").read_bytes()
+    assert Tagger.from_pretrained(with_it).model.decision.rule == "precision 0.9"
+    assert (
+        Tagger.from_pretrained(without).model.decision.for_labels(Tagger.from_pretrained(without).labels) == (0.5,) * 3
+    )
+
+
+def test_a_share_is_taken_from_the_training_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done = run(folder, "share", data__val_share=0.3)
+    said = capsys.readouterr().out
+    told = json.loads((done / "model.json").read_text())["decision"]["fitted_on"]
+    counts = [int(word.split(" ")[0]) for word in (told, said.split("trainval: ")[1])]
+    assert sum(counts) == 24
+    assert 0 < counts[0] < 12
+
+
+def test_other_splits_are_named_in_the_refusal(folder: Path) -> None:
+    data = VOCData(root=str(folder / "voc"), val_split="nowhere")
+    with pytest.raises(DataError, match="nowhere"):
+        data.set_aside(data.splits(0)[0], 0)
+    with pytest.raises(ValueError, match=r"data\.val_share: expected none with data\.val_split='val'"):
+        VOCData(val_split="val", val_share=0.1)
+
+
+def test_the_diagram_shows_points_where_they_are() -> None:
+    probabilities = torch.tensor([[0.2, 0.2, 0.2, 0.2, 0.9, 0.9]])
+    target = torch.tensor([[0, 0, 0, 1, 1, 1]])
+    found = reliability(probabilities, target, bins=10)
+    picture = np.asarray(draw_reliability(found, found))
+    blue = (picture == (0x1F, 0x5F, 0xA8)).all(axis=-1)
+    side, margin = 360, 36
+    for x, y in ((0.2, 0.25), (0.9, 1.0)):
+        assert blue[round(margin + side * (1 - y)), round(margin + side * x)]
+    assert not blue[margin + side // 2, margin + 10]
+    assert len(LABELS) == 3
