@@ -59,6 +59,8 @@ from pvlr.train.views import Views, shown_inputs
 
 __all__ = ["Results", "train"]
 
+BY_F1 = CalibrationConfig()
+
 PVLR_ITSELF = BaselineConfig()
 
 
@@ -88,8 +90,8 @@ def train(
     optimizer: OptimizerConfig,
     schedule: ScheduleConfig,
     loop: LoopConfig,
-    calibration: CalibrationConfig,
     run: RunConfig,
+    calibration: CalibrationConfig = BY_F1,
     baseline: BaselineConfig = PVLR_ITSELF,
 ) -> Results:
     """Train PVLR, or a baseline in its place, on a data set, and report on its test split.
@@ -106,8 +108,8 @@ def train(
         optimizer: How a gradient becomes a step.
         schedule: The learning rate's way.
         loop: How long, how much at once, on what.
-        calibration: What is fitted after training, where there are validation pictures.
         run: What is written, and where.
+        calibration: What is fitted after training, where there are validation pictures.
         baseline: A method of others, trained in the place of PVLR; ``model`` is then left at its defaults.
 
     Raises:
