@@ -1,5 +1,6 @@
 """What a study found: a table in Markdown and a figure."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -67,7 +68,7 @@ def _draw(path: Path, cells: Cells) -> None:
     places = [-(number + 0.8 * list(groups).index(group)) for number, (group, _, _) in enumerate(rows)]
     colours = [COLOURS[list(groups).index(group) % len(COLOURS)] for group, _, _ in rows]
     values = [[100 * cell["mAP"] for cell in found] for _, _, found in rows]
-    spread = [stdev(value) if len(value) > 1 else 0.0 for value in values]
+    spread = [stdev(value) if len(value) > 1 else math.nan for value in values]  # NaN: nothing is drawn.
     axes[0].barh(places, [mean(value) for value in values], xerr=spread, color=colours, capsize=2)
     axes[0].set_xlim(max(0.0, min(map(min, values)) - 3), max(map(max, values)) + 2)
     axes[0].set_yticks(places, [row for _, row, _ in rows])
