@@ -1,9 +1,9 @@
-# Two commands for a fresh clone: `make quickstart` and `make test`. CI adds `make check` and `make mutants`.
+# Two commands for a fresh clone: `make quickstart` and `make test`. CI adds `make check`, `make docs` and `make mutants`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test check mutants clean
+.PHONY: quickstart test check docs mutants package optimised clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python examples/train_voc.py --config examples/configs/quickstart.yaml
@@ -16,12 +16,23 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # A sample of what CONTRIBUTING.md's full run does: breaks the code and sees the tests fail.
 mutants: $(VENV)/.test
 	$(BIN)/python tests/mutation/run.py --sample 30
 
+# The wheel in an empty environment, then extra by extra: about 6 GB, mostly torch.
+package: $(VENV)/.dev
+	$(BIN)/python tests/packaging/check.py
+
+# The library without its asserts (it has none) and tests with theirs, which pytest keeps; it warns of those it cannot.
+optimised: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -O -m pytest -n auto -W 'ignore:assertions not in test modules' tests/core tests/data pvlr
+
 # Each stamp stands for one extra, installed with the versions of constraints.txt.
-$(VENV)/.train $(VENV)/.test $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.train $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 

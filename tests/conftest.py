@@ -8,6 +8,9 @@ import jaxtyping
 import pytest
 import torch
 
+# Asserts of helpers are kept under `python -O` too, as those of tests are.
+pytest.register_assert_rewrite("documents", "processes", "strategies")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -1,32 +1,84 @@
-"""What the README shows is what runs."""
+"""What the README and the pages of `docs` show is what runs."""
 
+import dataclasses
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+from documents import PAGES, ROOT, blocks, commands, prove
 from PIL import Image
 from tagging_toys import make_tagger
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+from pvlr.train import data_config, train
+
+README = ROOT / "README.md"
+COMMANDS = sorted({(page.name, command) for page in PAGES for command in commands(page)})
 
 
-@pytest.mark.parametrize("code", [text for language, text in BLOCKS if language == "python"])
+@pytest.mark.parametrize("code", blocks(README, "python"))
 def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if "runs/quickstart" in code:  # What the console blocks above it leave.
+    if "runs/quickstart" in code:  # What the commands around it leave.
         make_tagger(tmp_path / "tower").model.save_pretrained("runs/quickstart")
         Image.new("RGB", (40, 30)).save("picture.jpg")
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - the text is this repository's own
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102 - the text is this repository's own
 
 
-def test_commands_name_what_is_there() -> None:
-    console = "\n".join(text for language, text in BLOCKS if language == "console")
-    makefile = (ROOT / "Makefile").read_text()
-    targets = re.findall(r"^make (\w+)", console, re.MULTILINE)
-    assert {"quickstart", "test"} <= set(targets)
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-    paths = re.findall(r"\bexamples/[\w/]+\.\w+", README)
-    assert len(paths) >= 4
-    assert [path for path in paths if not (ROOT / path).is_file()] == []
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")], ids=lambda page: page.stem)
+def test_pages_run_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = "\n".join(blocks(page, "python"))
+    exec(compile(whole, page.name, "exec"), {"__name__": "page"})  # noqa: S102 - the text is this repository's own
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_is_one(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prove(command, tmp_path, monkeypatch) in ("parsed", "dry run", "named")
+
+
+def test_there_are_commands_and_the_two_for_a_fresh_clone() -> None:
+    assert {("README.md", "make quickstart"), ("README.md", "make test")} <= set(COMMANDS)
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make nothing",
+        "python examples/nothing.py",
+        "python examples/train_voc.py --loop.nothing 2",
+        "python examples/train_voc.py --loop.epochs many",
+        "python examples/predict.py --nothing x",
+        "pip install 'pvlr[nothing]'",
+        "conda install pvlr",
+    ],
+)
+def test_and_that_test_can_fail(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises((AssertionError, SystemExit)):
+        prove(command, tmp_path, monkeypatch)
+
+
+def test_files_that_are_named_are_there() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        paths = re.findall(r"\b(?:examples|tests|docs|pvlr)/[\w/.-]+\.\w+", text)
+        assert [path for path in paths if not (ROOT / path).is_file()] == [], page.name
+
+
+def test_options_that_are_named_are_there() -> None:
+    hints = inspect.get_annotations(train, eval_str=True)
+    kinds = [(name, kind) for name, kind in hints.items() if name != "return"]
+    kinds += [("data", kind) for kind in vars(data_config).values() if dataclasses.is_dataclass(kind)]
+    known = {f"{name}.{field.name}" for name, kind in kinds for field in dataclasses.fields(kind)}
+    for page in PAGES:
+        named = set(re.findall(r"--([a-z]+\.[a-z_]+)", page.read_text(encoding="utf-8")))
+        assert named <= known, page.name
+
+
+def test_measurements_told_twice_are_the_same() -> None:
+    told = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    speed = README.read_text(encoding="utf-8").split("\n## Speed\n")[1].split("\n## ")[0]
+    rows = [line for line in speed.splitlines() if line.startswith("| ") and not line.startswith("|---")]
+    assert len(rows) >= 5
+    assert [row for row in rows if row not in told] == []

@@ -6,6 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from torch import Tensor, nn
 
@@ -127,3 +128,24 @@ def tokenizer_for(kind: str, context_length: int = 24) -> Callable[..., Tensor]:
     if kind == "siglip":
         return WordTokenizer(begin=(), end=(1,), pad=1)
     return SimpleTokenizer(context_length=context_length)
+
+
+def name_of(kind: str) -> str:
+    """The name in open_clip's registry of a small model, once :func:`register` has run."""
+    return f"pvlr-test-{kind}".replace("siglip", "sigmoid")  # from that word in a name open_clip infers a tokenizer
+
+
+def register(folder: Path) -> None:
+    """Put small models under names of open_clip's own registry: ``pvlr-test-vit`` and so on."""
+    for kind, config in CONFIGS.items():
+        (folder / f"{name_of(kind)}.json").write_text(json.dumps(config))
+    hub_tokenizer = json.loads(json.dumps(CONFIGS["siglip"]))
+    hub_tokenizer["text_cfg"]["hf_tokenizer_name"] = "some-organisation/some-tokenizer"
+    (folder / "pvlr-test-hub-tokenizer.json").write_text(json.dumps(hub_tokenizer))
+    bad = json.loads(json.dumps(CONFIGS["vit"]))
+    bad["text_cfg"]["colour"] = "red"
+    (folder / "pvlr-test-bad.json").write_text(json.dumps(bad))
+    uneven = json.loads(json.dumps(CONFIGS["vit"]))
+    uneven["text_cfg"]["proj_type"] = "none"
+    (folder / "pvlr-test-uneven.json").write_text(json.dumps(uneven))
+    open_clip.add_model_config(folder)

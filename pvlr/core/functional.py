@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 ROWS_AT_ONCE = 1024
+"""Labels or patches that go through at once where no gradient is asked for, see :func:`by_rows`."""
 
 
 def widened(tensor: Tensor) -> Tensor:

@@ -21,15 +21,11 @@ class OpenClipImageTower(nn.Module):
     arXiv 2112.01071; for ResNets as DualCoOp does, arXiv 2206.09541): CLIP aligns the pooled vector with text, and the
     pooled vector is a mixture of just these vectors. ``"final"`` takes the last block's own output.
 
-    ========================  =============================================  ========================================
-    tower                     value                                          final
-    ========================  =============================================  ========================================
-    VisionTransformer         last block with attention replaced by the      last block's output, norm, projection
-                              identity, norm, projection
-    ModifiedResNet            attention pool's value and output projections  attention pool's output at each position
-    timm VisionTransformer    attention pool's value path for each token,    norm, then the head's projection
-    with AttentionPoolLatent  then its MLP
-    ========================  =============================================  ========================================
+    | tower | ``"value"`` | ``"final"`` |
+    |---|---|---|
+    | VisionTransformer | last block without its attention, norm, projection | last block, norm, projection |
+    | ModifiedResNet | attention pool's value and output projections | attention pool's output at each position |
+    | timm ViT with AttentionPoolLatent | the pool's value path for each token, its MLP | norm, head's projection |
 
     Attributes:
         dim: Width of the joint space (``d``).

@@ -191,7 +191,7 @@ def test_ten_thousand_labels_need_no_map_in_memory() -> None:
     draw, c = Draw(0, torch.float32), 10_000
     relation = RelationMap(draw.normal(1, c, 4), draw.normal(1, c, 4))
     values = draw.normal(1, c, 4)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         out = relation.attend(values)
     largest = max(event.cpu_memory_usage for event in profile.events())
     assert largest < c * c  # Bytes: the map would be four times that.

@@ -113,10 +113,11 @@ def test_precision_and_recall_are_their_definitions_and_scikit_learns(
         found = precision_recall(predicted, target)
         both = {"average": "binary", "zero_division": 0}
         each = [
-            precision_recall_fscore_support(target[:, i], predicted[:, i], **both)[:3] for i in present.nonzero()[:, 0]
+            precision_recall_fscore_support(target[:, i].numpy(), predicted[:, i].numpy(), **both)[:3]
+            for i in present.nonzero()[:, 0]
         ]
         assert (found.CP, found.CR, found.mean_F1) == pytest.approx(tuple(np.mean(each, axis=0)))
-        overall = precision_recall_fscore_support(target.flatten(), predicted.flatten(), **both)[:3]
+        overall = precision_recall_fscore_support(target.flatten().numpy(), predicted.flatten().numpy(), **both)[:3]
         assert pytest.approx(overall) == (found.OP, found.OR, found.OF1)
 
 

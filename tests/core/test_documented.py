@@ -1,0 +1,100 @@
+"""Every public name of the package says what it is; what has shapes says which, and shows itself at work."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+import pvlr
+import pvlr.core
+
+# A protocol shows nothing at work, and the tower classes are made by `load_towers`, whose example loads one.
+WITHOUT_EXAMPLE: frozenset[str] = frozenset()
+
+
+def public(package: str) -> Iterator[tuple[str, Any]]:
+    """Each public function and class, by the module that defines it."""
+    root = importlib.import_module(package)
+    for found in pkgutil.walk_packages(root.__path__, f"{package}."):
+        module = importlib.import_module(found.name)
+        for name in getattr(module, "__all__", ()):
+            thing = getattr(module, name)
+            if (inspect.isclass(thing) or inspect.isfunction(thing)) and thing.__module__ == module.__name__:
+                yield f"{module.__name__}.{name}", thing
+
+
+ALL = dict(public("pvlr"))
+CORE = {name: thing for name, thing in ALL.items() if name.startswith("pvlr.core.")}
+
+
+def undocumented(things: dict[str, Any]) -> list[str]:
+    return [name for name, thing in things.items() if not own_doc(thing)]
+
+
+def own_doc(thing: Any) -> str:
+    """Not what it inherits, nor what `NamedTuple` and dataclasses write for those who wrote nothing."""
+    doc = vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__
+    return "" if doc is None or doc.startswith(f"{thing.__name__}(") else doc
+
+
+def undescribed(things: dict[str, Any]) -> list[str]:
+    """Parameters of functions and constructors of which the docstring says nothing."""
+    missing = []
+    for name, thing in things.items():
+        call = thing.__init__ if inspect.isclass(thing) else thing
+        if inspect.isclass(thing) and ("__init__" not in vars(thing) or issubclass(thing, tuple | BaseException)):
+            continue
+        doc = own_doc(thing) + (call.__doc__ or "" if inspect.isclass(thing) else "")
+        parameters = [p for p in inspect.signature(call).parameters.values() if p.name != "self"]
+        missing += [f"{name}: {p.name}" for p in parameters if len(parameters) > 2 and f"{p.name}:" not in doc]
+    return missing
+
+
+def without_example(things: dict[str, Any]) -> list[str]:
+    """What is called with tensors or numbers, and shows no call."""
+    return [name for name, thing in things.items() if shows(thing) and ">>>" not in own_doc(thing)]
+
+
+def shows(thing: Any) -> bool:
+    if inspect.isclass(thing):
+        protocol = getattr(thing, "_is_protocol", False)
+        return not (protocol or issubclass(thing, tuple | BaseException))
+    return True
+
+
+def test_every_public_name_is_documented() -> None:
+    assert len(ALL) > 100
+    assert undocumented(ALL) == []
+
+
+def test_every_parameter_of_the_core_is_described() -> None:
+    assert undescribed(CORE) == []
+
+
+def test_every_function_and_block_of_the_core_shows_itself_at_work() -> None:
+    assert [name for name in without_example(CORE) if name not in WITHOUT_EXAMPLE] == []
+    assert [name for name in WITHOUT_EXAMPLE if name not in without_example(CORE)] == []
+
+
+def test_what_the_core_offers_is_what_its_modules_offer() -> None:
+    offered = {name.rsplit(".", 1)[1] for name in CORE}
+    assert [name for name in pvlr.core.__all__ if name not in offered] == []
+    assert pvlr.core.__all__ == sorted(pvlr.core.__all__)
+
+
+def nothing_said(x: int, y: int, z: int) -> None:
+    pass
+
+
+def little_said(x: int, y: int, z: int) -> None:
+    """Something."""
+
+
+@pytest.mark.parametrize(
+    ("check", "thing"), [(undocumented, nothing_said), (undescribed, little_said), (without_example, little_said)]
+)
+def test_those_tests_can_fail(check: Callable[[dict[str, Any]], list[str]], thing: Any) -> None:
+    assert check({"it": thing}) != []

@@ -1,0 +1,127 @@
+"""Build the package, install it where there is nothing else, and use it: ``python tests/packaging/check.py``.
+
+The wheel goes into an empty environment; then one extra after the other is added, each with a smoke test of what it is
+for and of what must not be there yet. About 6 GB and a few minutes, nearly all of it torch; what it needs is fetched.
+"""
+
+import argparse
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+BLOCK = """
+import torch
+from pvlr.core import DualModalAttention, SimilarityHead
+out = DualModalAttention(dim=8, heads=2)(torch.randn(5, 8), torch.randn(3, 7, 8))
+if SimilarityHead()(out.patches, out.labels).shape != (3, 5): raise SystemExit("wrong shape")
+"""
+PICTURE = """
+import io
+from PIL import Image
+from pvlr.data.rows import read_rows
+if read_rows([{"image": Image.new("RGB", (4, 4)), "labels": ["cat"]}], name="x")[0].image.shape != (3, 4, 4):
+    raise SystemExit("wrong shape")
+"""
+TOWERS = """
+import torch
+from pvlr.core import PVLR, LabelSet, PVLRConfig, load_towers
+towers = load_towers("pvlr:scenes-clip")
+model = PVLR(PVLRConfig(), LabelSet(("red_circle", "blue_square")), towers.text, towers.image).eval()
+with torch.no_grad():
+    if model(torch.zeros(1, 3, 128, 128)).logits.shape != (1, 2): raise SystemExit("wrong shape")
+"""
+RUN = """
+import sys
+from pvlr.train import train
+from pvlr.train.cli import command
+from pvlr.train.data_config import VOCData
+words = "--data.root data --data.obtain scenes --data.scenes.train 8 --data.scenes.val 1 --data.scenes.test 8"
+words += " --data.workers 0 --tower.name pvlr:scenes-clip --loop.epochs 1 --loop.batch_size 4 --run.folder run"
+sys.exit(command(train, [*words.split(), "--data.train_split", "train"], data=VOCData))
+"""
+# In this order none brings what the next is for: extra, its smoke test, what must not be importable yet.
+STEPS = (
+    ("", BLOCK, ("PIL", "torchvision", "open_clip", "jsonargparse")),
+    ("data", PICTURE, ("open_clip", "jsonargparse")),
+    ("clip", TOWERS, ("jsonargparse", "tensorboard")),
+    ("train", RUN, ("pytest", "sentence_transformers")),
+)
+
+
+def build(folder: Path) -> tuple[Path, Path]:
+    """The wheel and the source archive."""
+    run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT))
+    (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, source
+
+
+def look_into(wheel: Path, source: Path) -> None:
+    """The wheel holds the package and nothing else; the archive also what its tests need."""
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+    strange = [name for name in names if not name.startswith(("pvlr/", "pvlr-"))]
+    tracked = run("git", "-C", str(ROOT), "ls-files", "pvlr").split()
+    missing = [name for name in tracked if name not in names]
+    require(
+        not strange and not missing, f"{wheel.name}: expected the package alone, found {strange}, missing {missing}"
+    )
+    with tarfile.open(source) as archive:
+        held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    needed = {"README.md", "LICENSE", "Makefile", "constraints.txt", "tests/conftest.py", "examples/train_voc.py"}
+    require(needed <= held, f"{source.name}: expected {sorted(needed)}, missing {sorted(needed - held)}")
+
+
+def install(wheel: Path, folder: Path, constraints: Path, extras: list[str]) -> None:
+    """Each extra in turn, in one environment that was empty."""
+    venv.create(folder / "venv", with_pip=True)
+    python = str(folder / "venv" / "bin" / "python")
+    for extra, code, absent in STEPS:
+        if extra and extra not in extras:
+            continue
+        what = f"{wheel}[{extra}]" if extra else str(wheel)
+        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints), what)
+        # From a folder of its own, with an isolated interpreter: what is imported is what was installed.
+        run(python, "-I", "-W", "error::DeprecationWarning:pvlr", "-c", code, folder=folder)
+        look = f"import importlib.util as u; print([name for name in {absent!r} if u.find_spec(name)])"
+        found = run(python, "-I", "-c", look).strip()
+        require(found == "[]", f"extra {extra or 'none'}: expected without {', '.join(absent)}, found {found}")
+        print(f"extra {extra or '(none)':<8} installed, imported, used", flush=True)
+
+
+def run(*words: str, folder: Path = ROOT) -> str:
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    require(done.returncode == 0, f"{' '.join(words[:6])} …: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SystemExit(f"error: {message}")
+
+
+def main() -> None:
+    known = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--floors", action="store_true", help="with the oldest versions allowed, of floors.txt")
+    parser.add_argument("--extras", nargs="*", default=known, metavar="EXTRA", help="which extras (default: all)")
+    parser.add_argument("--only-build", action="store_true", help="build and look into the files, install nothing")
+    given = parser.parse_args()
+    constraints = ROOT / ("tests/packaging/floors.txt" if given.floors else "constraints.txt")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wheel, source = build(folder / "dist")
+        look_into(wheel, source)
+        print(f"{wheel.name} {wheel.stat().st_size:,} bytes, {source.name} {source.stat().st_size:,} bytes", flush=True)
+        if not given.only_build:
+            install(wheel, folder, constraints, given.extras)
+
+
+if __name__ == "__main__":
+    main()

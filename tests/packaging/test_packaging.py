@@ -1,0 +1,71 @@
+"""What the package says about itself: floors that are tested, versions that agree, checks that stay under ``-O``."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import yaml
+
+import pvlr
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def pinned(path: Path) -> dict[str, str]:
+    lines = [line.split("==") for line in path.read_text().split()]
+    return {name.lower().replace("_", "-"): version for name, version in lines}
+
+
+def floors(requirements: list[str]) -> dict[str, str]:
+    found = {}
+    for requirement in requirements:
+        match = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?(?:>=([\d.]+))?", requirement)
+        assert match, requirement
+        if match[1] != "pvlr" and match[2]:
+            found[match[1].lower().replace("_", "-")] = match[2]
+    return found
+
+
+def test_the_floors_that_are_installed_for_a_test_are_those_that_are_promised() -> None:
+    used = PROJECT["dependencies"] + [r for name in EXTRAS if name not in ("dev", "docs") for r in EXTRAS[name]]
+    wanted, held = floors(used), pinned(ROOT / "tests/packaging/floors.txt")
+    assert sorted(wanted) == sorted(held)
+    for name, floor in wanted.items():
+        assert (held[name] + ".0.0").startswith(floor + "."), f"{name}: promised from {floor}, tested from {held[name]}"
+
+
+def test_everything_that_is_asked_for_is_pinned() -> None:
+    pins = pinned(ROOT / "constraints.txt")
+    for name in EXTRAS.keys() - {"sentence"}:
+        assert set(floors(EXTRAS[name])) <= set(pins), name
+    assert list(pins) == sorted(pins)
+
+
+def test_versions_and_names_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == pvlr.__version__ == citation["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert citation["references"][0]["identifiers"][0]["value"] == "arXiv:2401.17881"
+
+
+def test_continuous_integration_calls_what_the_makefile_has() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    called = set(re.findall(r"make (\w+)", "\n".join(steps)))
+    in_ci = set(re.findall(r"^make (\w+)", (ROOT / ".ci/run").read_text(), re.MULTILINE))
+    assert in_ci <= called
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in called | in_ci)
+
+
+def test_tests_can_fail_under_python_o(tmp_path: Path) -> None:
+    """pytest rewrites the asserts of tests before ``-O`` could drop them: a run under ``-O`` means something."""
+    (tmp_path / "test_it.py").write_text("def test_it():\n    assert not __debug__\n    assert False, 'seen'\n")
+    words = [sys.executable, "-O", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    done = subprocess.run([*words, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "AssertionError: seen" in done.stdout
