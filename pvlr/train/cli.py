@@ -1,14 +1,17 @@
 """From a function with typed arguments to a command: options, a configuration file, and errors of one line."""
 
+import dataclasses
+import difflib
 import functools
 import inspect
 import os
+import re
 import shlex
 import sys
 from argparse import ArgumentError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, get_type_hints
 
 from pvlr.train.distributed import EndedElsewhere, ProcessLost, leave_world, tells
 from pvlr.train.stop import Interrupted
@@ -51,7 +54,7 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
     except ProcessLost as err:
         return _end(f"error: {err}", 1)
     except ArgumentError as err:
-        return _refuse(" ".join(str(err).split()))
+        return _refuse(" ".join(str(err).split()) + _nearest(str(err), _specialised(function, types)))
     except OSError as err:
         return _refuse(str(err))
     except ValueError as err:
@@ -80,6 +83,24 @@ def _specialised(function: Callable[..., Any], types: Mapping[str, type]) -> Cal
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.__annotations__ = hints
     return call
+
+
+def _nearest(message: str, function: Callable[..., Any]) -> str:
+    """For an option or a key of a file that is not known: which is meant, perhaps."""
+    if not (
+        named := re.search(r"unrecognized arguments: (--[^\s=]+)|Group '(.*)' does not accept option '(.*)'", message)
+    ):
+        return ""
+    given = named[1] or f"--{named[2]}.{named[3]}"
+    near = difflib.get_close_matches(given, _options(inspect.get_annotations(function, eval_str=True), "--"), n=1)
+    return f"; the nearest option is {near[0]}" if near else ""
+
+
+def _options(types: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, kind in types.items():
+        yield f"{prefix}{name}"
+        if dataclasses.is_dataclass(kind):
+            yield from _options(get_type_hints(kind), f"{prefix}{name}.")
 
 
 def _refuse(message: str) -> int:

@@ -1,0 +1,40 @@
+"""An option that does not exist is refused with the one that is meant, perhaps."""
+
+from pathlib import Path
+
+import pytest
+
+from pvlr.train.cli import command
+from pvlr.train.config import LoopConfig
+
+
+def show(*, loop: LoopConfig) -> None:
+    """Take a section.
+
+    Args:
+        loop: How long.
+    """
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--loop.epoch", "3"],
+            "error: unrecognized arguments: --loop.epoch 3; the nearest option is --loop.epochs\n",
+        ),
+        (["--loop.sed=3"], "error: unrecognized arguments: --loop.sed=3; the nearest option is --loop.seed\n"),
+        (["--zzz"], "error: unrecognized arguments: --zzz\n"),
+    ],
+)
+def test_the_nearest_option_is_named(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(show, words) == 2
+    assert capsys.readouterr().err == message
+
+
+def test_and_the_nearest_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_text("loop:\n  epoch: 3\n")
+    assert command(show, ["--config", str(tmp_path / "x.yaml")]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("; the nearest option is --loop.epochs\n")
+    assert error.count("\n") == 1
