@@ -16,6 +16,7 @@ README = ROOT / "README.md"
 COMMANDS = sorted({(page.name, command) for page in PAGES for command in commands(page)})
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("code", blocks(README, "python"))
 def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -25,6 +26,7 @@ def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102 - the text is this repository's own
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")], ids=lambda page: page.stem)
 def test_pages_run_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -224,6 +224,11 @@ def by_rows(compute: Callable[..., Tensor], *inputs: Float[Tensor, "... rows _"]
 def gate(logits: Float[Tensor, "..."], a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """``σ(logits) a + (1 − σ(logits)) b``, elementwise with broadcasting.
 
+    Args:
+        logits: How far the gate is open towards ``a``, before the sigmoid.
+        a: What passes where it is open.
+        b: What passes where it is closed.
+
     Raises:
         ShapeError: where the shapes do not broadcast.
 
@@ -242,6 +247,11 @@ def fuse_maps(
     map_a: Float[Tensor, "... h q k"], map_b: Float[Tensor, "... h q k"], mix: Float[Tensor, " h"]
 ) -> Float[Tensor, "... h q k"]:
     """``mix_h · map_a + (1 − mix_h) · map_b`` for each head; with ``mix`` in [0, 1] rows still sum to 1.
+
+    Args:
+        map_a: ``... h q k``.
+        map_b: ``... h q k``; leading axes broadcast.
+        mix: ``h``, the share of ``map_a`` in each head.
 
     Raises:
         ShapeError: where the axes do not fit.

@@ -144,6 +144,16 @@ def load_label_vectors(path: str | Path, labels: LabelSet) -> Float[Tensor, "c k
 
     Raises:
         LabelError: where the file is not such a file, or lacks a label (by name).
+
+    Example:
+        >>> import tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     vectors = np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32)
+        ...     np.savez(f"{folder}/mine.npz", names=np.array(["cat", "dog"]), vectors=vectors)
+        ...     load_label_vectors(f"{folder}/mine.npz", LabelSet(("dog", "cat")))
+        tensor([[3., 4.],
+                [1., 2.]])
     """
     import numpy as np  # Not needed by any block.
 

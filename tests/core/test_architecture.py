@@ -150,3 +150,17 @@ def asserts(files: dict[str, str]) -> list[str]:
 def test_no_check_of_the_library_vanishes_under_python_o() -> None:
     assert asserts(package_files()) == []
     assert asserts({"x": "def f(a):\n    assert a\n    return a"}) == ["x:2"]
+
+
+def long_files(root: Path, most: int = 480) -> list[str]:
+    """Source files much over 400 lines: too long to be read in one sitting."""
+    files = (path for folder in ("pvlr", "tests", "examples", "docs") for path in (root / folder).rglob("*.py"))
+    sizes = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    return [f"{path.relative_to(root)}: {size}" for path, size in sorted(sizes.items()) if size > most]
+
+
+def test_no_file_is_much_over_four_hundred_lines(tmp_path: Path) -> None:
+    assert long_files(PACKAGE.parent) == []
+    (tmp_path / "pvlr").mkdir()
+    (tmp_path / "pvlr" / "long.py").write_text("x = 1\n" * 481)
+    assert long_files(tmp_path) == ["pvlr/long.py: 481"]
