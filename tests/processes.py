@@ -10,7 +10,9 @@ from typing import Any
 # A process that has imported what tests need and from which others are split off at no cost; unlike this one it has run
 # no backward pass, after which torch refuses to be split.
 CONTEXT = multiprocessing.get_context("forkserver")
-multiprocessing.set_forkserver_preload(["training_toys", "pvlr.train.run"])
+multiprocessing.set_forkserver_preload(
+    ["open_clip", "jsonargparse", "torchvision.datasets", "pvlr.train", "pvlr.train.cli"]
+)
 
 
 def free_port() -> int:

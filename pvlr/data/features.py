@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from pvlr.data.sampling import Draw
 __all__ = ["CachedFeatures", "FeatureStore"]
 
 FILES = ("patches", "pooled")
-META, PROGRESS = "features.json", "progress.json"
+META, PROGRESS, PARTIAL = "features.json", "progress.json", ".partial"
 DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
@@ -155,20 +154,23 @@ class FeatureStore:
         return patches, pooled
 
     def _claim(self, meta: dict[str, Any]) -> bool:
-        path, renewed = self.folder / META, False
-        if path.is_file():
+        path = self.folder / META
+        renewed = path.is_file()
+        if renewed:
             try:
                 same = json.loads(path.read_text(encoding="utf-8")) == meta
             except ValueError:
                 same = False
             if same:
                 return False
-            shutil.rmtree(self.folder)
-            renewed = True
         self.folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(entry.name for entry in self.folder.iterdir())
+        # Whatever a kill left of these is ours; what they are of goes last, so that another kill finds it.
+        own = [PROGRESS, *(f"{name}.bin" for name in FILES), f"{PROGRESS}{PARTIAL}", f"{META}{PARTIAL}"]
+        others = sorted({entry.name for entry in self.folder.iterdir()} - {META, *own})
         if others:
             raise DataError(f"{self.folder}: expected a folder for features alone, found {others[0]!r} in it")
+        for name in own:
+            (self.folder / name).unlink(missing_ok=True)
         _write(path, meta)
         return renewed
 
@@ -254,7 +256,7 @@ class CachedFeatures(Dataset[Sample]):
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     """A small file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}{PARTIAL}")
     with partial.open("w", encoding="utf-8") as file:
         json.dump(content, file)
         file.flush()

@@ -240,7 +240,9 @@ def join_world(timeout: timedelta = TIMEOUT) -> World:
             # Of its own, since what torch writes into the other is its business.
             notes = dist.PrefixStore("pvlr", store)  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-            _joined = World(rank, size, local_rank=int(os.environ.get("LOCAL_RANK", str(rank))), store=notes)
+            world = World(rank, size, local_rank=int(os.environ.get("LOCAL_RANK", str(rank))), store=notes)
+        world.exchange(rank)  # One that refuses at once must not leave before all have come.
+        _joined = world
     return _joined
 
 

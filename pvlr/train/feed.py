@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Literal, NamedTuple
 
 import torch
@@ -23,6 +24,9 @@ from pvlr.train.data_config import DataConfig
 from pvlr.train.distributed import World
 
 __all__ = ["Feed", "SplitFeed", "load_batches", "transform_config"]
+
+
+LOOK_EVERY = 5.0  # Seconds between looks at whether the training process is there.
 
 
 class Unreadable(NamedTuple):
@@ -61,7 +65,7 @@ def _start_worker(number: int) -> None:
     trainer = multiprocessing.parent_process()
     if trainer is not None and hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(trainer.pid,), daemon=True).start()
+        threading.Thread(target=_obey, args=(trainer,), daemon=True).start()
         return
     # Where a signal does not tell its sender (macOS), a worker leaves the group that the job's signals go to.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -71,11 +75,16 @@ def _start_worker(number: int) -> None:
         os.setpgrp()
 
 
-def _obey(trainer: int | None) -> None:
-    """End at SIGTERM of the training process, by which it ends its workers, and at nobody else's."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        pass
-    os._exit(0)
+def _obey(trainer: BaseProcess) -> None:
+    """End at SIGTERM of the training process, by which it ends its workers, and at nobody else's; or when it is gone.
+
+    torch looks after the latter only where workers are its direct children, which they are not under every way to start
+    processes.
+    """
+    while True:
+        found = signal.sigtimedwait({signal.SIGTERM}, LOOK_EVERY)
+        if (found is not None and found.si_pid == trainer.pid) or not trainer.is_alive():
+            os._exit(0)
 
 
 @contextmanager

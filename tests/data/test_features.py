@@ -97,6 +97,23 @@ def test_another_key_begins_anew_and_says_so(tmp_path: Path, change: dict) -> No
     assert not store(tmp_path / "s", **change).renewed
 
 
+@pytest.mark.parametrize("names", [["features.json.partial"], ["patches.bin", "pooled.bin", "progress.json.partial"]])
+def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    kept = store(tmp_path)
+    assert (kept.renewed, kept.done) == (False, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "patches.bin", "pooled.bin"]
+
+
+def test_files_of_somebody_else_are_not_removed_with_old_features(tmp_path: Path) -> None:
+    store(tmp_path)
+    (tmp_path / "holiday.jpg").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"expected a folder for features alone, found 'holiday\.jpg' in it"):
+        store(tmp_path, key={"tower": "y"})
+    assert (tmp_path / "holiday.jpg").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(DataError, match=r"expected a folder for features alone, found 'holiday\.jpg' in it"):

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from processes import CONTEXT
 from torch.utils.data import Dataset
 from training_toys import write_voc
 
@@ -78,6 +80,30 @@ def test_workers_end_when_the_training_process_says_so_and_at_nobody_elses_word(
             assert worker.exitcode == 0
     finally:
         batches.close()  # type: ignore[attr-defined]
+
+
+def read_for_ever(workers: "multiprocessing.Queue[int]") -> None:
+    multiprocessing.set_start_method("forkserver", force=True)  # Under which workers are children of somebody else.
+    multiprocessing.set_forkserver_preload([])
+    batches = feed(90, workers=1).training(0)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        workers.put(worker.pid or 0)
+    time.sleep(600)
+
+
+def test_workers_end_when_the_training_process_is_killed() -> None:
+    queue = CONTEXT.Queue()
+    trainer = CONTEXT.Process(target=read_for_ever, args=(queue,))
+    trainer.start()
+    worker = Path(f"/proc/{queue.get(timeout=120)}")
+    assert worker.exists()
+    trainer.kill()
+    trainer.join()
+    end = time.monotonic() + 60
+    while time.monotonic() < end and worker.exists():
+        time.sleep(0.1)
+    assert not worker.exists()
 
 
 @pytest.mark.parametrize("split", ["trainval", "test"])
