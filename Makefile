@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test check docs mutants package optimised clean
+.PHONY: quickstart test check docs mutants extras package optimised clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python examples/train_voc.py --config examples/configs/quickstart.yaml
@@ -23,6 +23,9 @@ docs: $(VENV)/.docs
 mutants: $(VENV)/.test
 	$(BIN)/python tests/mutation/run.py --sample 30
 
+# Optional packages whose tests are skipped without them: ONNX, the demo page, Ray.
+extras: $(VENV)/.all
+
 # The wheel in an empty environment, then extra by extra: about 6 GB, mostly torch.
 package: $(VENV)/.dev
 	$(BIN)/python tests/packaging/check.py
@@ -32,7 +35,7 @@ optimised: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -O -m pytest -n auto -W 'ignore:assertions not in test modules' tests/core tests/data pvlr
 
 # Each stamp stands for one extra, installed with the versions of constraints.txt.
-$(VENV)/.train $(VENV)/.test $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.train $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.all: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 

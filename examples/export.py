@@ -18,7 +18,7 @@ import torch
 
 from pvlr.train.cli import command
 from pvlr.train.predict import Tagger
-from pvlr.train.programs import FORMATS, ProgramError, seconds_per_call, write_label_vectors, write_program
+from pvlr.train.programs import FORMATS, seconds_per_call, write_label_vectors, write_program
 
 
 def export(
@@ -50,14 +50,12 @@ def export(
         print(f"{write_label_vectors(folder, tagger.model)}: vectors of {len(tagger.labels)} labels")
         return
     origin = tagger.model.origin
-    if origin is None:
-        raise ProgramError("run: expected a model that knows its towers")
     program = write_program(
         folder,
         tagger.model,
         kind=kind,
         labels=labels,
-        preprocess=dict(origin.preprocess),
+        preprocess=None if origin is None else dict(origin.preprocess),
         extra={"decision": tagger.model.decision.to_json()},
     )
     tried = " and ".join(map(str, program.batches))
