@@ -9,20 +9,23 @@ from pathlib import Path
 
 import blocks
 import imports
+import metrics
 import pictures
 import prompt_path
 
-REPORTS = {"prompts": prompt_path.report, "blocks": blocks.report, "imports": imports.report}
+REPORTS = {"prompts": prompt_path.report, "blocks": blocks.report, "imports": imports.report, "metrics": metrics.report}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reports", nargs="*", metavar="REPORT", help=f"which tables: {', '.join(REPORTS)}, pictures")
+    names = f"which tables: {', '.join(REPORTS)}, pictures, metrics-large"
+    parser.add_argument("reports", nargs="*", metavar="REPORT", help=names)
     parser.add_argument("--photographs", type=Path, help="a folder of JPEG photographs, for the table 'pictures'")
     given = parser.parse_args()
     reports = dict(REPORTS)
     if given.photographs is not None:
         reports["pictures"] = lambda: pictures.report(given.photographs)
     chosen = given.reports or list(reports)
+    reports["metrics-large"] = metrics.report_large
     for name in chosen:
         if name not in reports:
             parser.error(f"REPORT: expected one of {', '.join(reports)}, got {name!r} (pictures need --photographs)")

@@ -1,0 +1,99 @@
+"""Evaluate a run, or scores of any model: a table on the screen, JSON and CSV.
+
+    python examples/evaluate.py --run runs/quickstart
+    python examples/evaluate.py --run runs/quickstart --data examples/configs/voc07_vit_b16.yaml --split test
+    python examples/evaluate.py --scores scores.npz --json report.json --csv report.csv
+
+A file of scores is described in pvlr/train/score_files.py. The interval of the mAP says how far it might be off because
+of the images that happen to be in the set: images are drawn again, with replacement, as often as --resamples says.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pvlr.core.bootstrap import bootstrap_map, percentile_interval
+from pvlr.core.pretrained import PretrainedError
+from pvlr.core.report import multilabel_report
+from pvlr.core.towers import TowerError
+from pvlr.data.batch import Batch, DataError
+from pvlr.train.config import ConfigError
+from pvlr.train.evaluate_run import KINDS, evaluate_run
+from pvlr.train.report_files import report_table, write_report_csv, write_report_json
+from pvlr.train.score_files import Scored, read_scores
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Print the table and write the files; 2 for a mistake in the arguments or the data, told in one line."""
+    given = arguments(args)
+    try:
+        found = scored(given)
+        report = multilabel_report(
+            found.probabilities, found.target, found.known, found.labels, given.threshold, found.scores
+        )
+        interval = None
+        if given.resamples:
+            values = bootstrap_map(found.scores, found.target, found.known, resamples=given.resamples, seed=given.seed)
+            interval = percentile_interval(values)
+        print(report_table(report, interval))
+        if given.json is not None:
+            bootstrap = {"resamples": given.resamples, "seed": given.seed, "level": 0.95}
+            told = None if interval is None else {**interval._asdict(), **bootstrap}
+            write_report_json(given.json, report, mAP_interval=told)
+        if given.csv is not None:
+            write_report_csv(given.csv, report)
+    except (ConfigError, DataError, PretrainedError, TowerError, OSError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def arguments(args: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, each value in its range."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, metavar="FOLDER", help="folder of a finished run")
+    what.add_argument("--scores", type=Path, metavar="FILE", help=".npz or .csv file of scores and targets")
+    parser.add_argument("--kind", choices=("probabilities", "logits"), default="probabilities", help="what scores are")
+    parser.add_argument("--data", type=Path, metavar="CONFIG", help="a configuration with other data")
+    parser.add_argument("--data-kind", choices=tuple(KINDS), help="what data these are, where the fields do not say it")
+    parser.add_argument("--split", help="another split than the configuration's test split")
+    parser.add_argument("--device", default="cpu", help="where the model computes")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least probability of a label that is predicted")
+    parser.add_argument("--resamples", type=int, default=1000, help="sets of images for the interval; 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of these sets")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers to this file, one a row")
+    given = parser.parse_args(args)
+    if not 0 <= given.threshold <= 1:
+        parser.error(f"--threshold: expected a probability in [0, 1], got {given.threshold:g}")
+    for name in ("resamples", "seed"):
+        if getattr(given, name) < 0:
+            parser.error(f"--{name}: expected a whole number of at least 0, got {getattr(given, name)}")
+    for name in ("json", "csv"):
+        path = getattr(given, name)
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"--{name}: expected a file in a folder that is there, got {path}")
+    return given
+
+
+def scored(given: argparse.Namespace) -> Scored:
+    """The predictions asked for."""
+    if given.scores is not None:
+        return read_scores(given.scores, given.kind)
+
+    def watch(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+        from tqdm import tqdm
+
+        yield from tqdm(batches, total=count, unit="batch", leave=False, disable=None)
+
+    return evaluate_run(
+        given.run, data=given.data, kind=given.data_kind, split=given.split, device=given.device, watch=watch
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
