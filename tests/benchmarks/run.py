@@ -12,8 +12,15 @@ import imports
 import metrics
 import pictures
 import prompt_path
+import watching
 
-REPORTS = {"prompts": prompt_path.report, "blocks": blocks.report, "imports": imports.report, "metrics": metrics.report}
+REPORTS = {
+    "prompts": prompt_path.report,
+    "blocks": blocks.report,
+    "imports": imports.report,
+    "metrics": metrics.report,
+    "watching": watching.report,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
