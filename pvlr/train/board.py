@@ -24,7 +24,7 @@ __all__ = ["Board"]
 
 summary: Any = untyped  # Its functions' arguments have no types.
 
-EVALUATED = ("test/", "ap/", "precision_recall/", "pictures/", "relations/", "gates/")
+EVALUATED = ("test/", "validation/", "ap/", "precision_recall/", "pictures/", "relations/", "gates/")
 """What an evaluation tells of: groups of tags."""
 ABOUT = ("run/", "calibration/", "_hparams_/", "custom_scalars__config__")
 """What is said of the run as a whole; every process that goes on with it says it anew."""

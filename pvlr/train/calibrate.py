@@ -1,6 +1,6 @@
 """After training: temperature and thresholds from validation pictures, and how far probabilities can be believed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -86,9 +86,9 @@ def calibrate(
 
 
 def calibrate_on(
-    validation: Sequence[LabelledImages],
+    pictures: LabelledImages | None,
     model: PVLR,
-    shown: Callable[[LabelledImages], Iterable[Batch]],
+    batches: Iterable[Batch],
     config: CalibrationConfig,
     *,
     device: torch.device,
@@ -99,21 +99,20 @@ def calibrate_on(
     """Give a model its decision, if there are pictures to fit it on, and tell of it.
 
     Args:
-        validation: None or one part of the data.
+        pictures: The validation split; None: there is none.
         model: Its ``decision`` is set.
-        shown: A part as batches.
+        batches: Its pictures, as the model takes them.
         config: How thresholds are chosen.
         device: Where the model is.
         precision: ``"float32"`` or ``"bf16"``.
         board: Where the diagram goes.
         step: Number of steps done.
     """
-    if not validation:
+    if pictures is None:
         say("thresholds: 0.5 for every label, not calibrated; data.val_split or data.val_share names pictures for that")
         return
-    (pictures,) = validation
     said = f"{len(pictures):,} pictures of {pictures.name}"
-    found = calibrate(model, shown(pictures), config, fitted_on=said, device=device, precision=precision)
+    found = calibrate(model, batches, config, fitted_on=said, device=device, precision=precision)
     model.decision = found.decision
     say(str(found))
     if board is not None:

@@ -116,8 +116,8 @@ class Checkpoints:
             if not path.with_suffix("").exists():
                 path.unlink(missing_ok=True)
 
-    def load(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that is sound, on the CPU; None where there is none at all.
+    def load(self, step: int | None = None) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that is sound (or that of a step), on the CPU; None where there is none at all.
 
         A damaged one is passed over, with a warning that names it and the one that is used. Only tensors and plain
         values are read, never code.
@@ -126,7 +126,7 @@ class Checkpoints:
             CheckpointError: where there are checkpoints, and all are damaged; or where one is of another format.
         """
         damaged: list[str] = []
-        for path in reversed(self.paths()):
+        for path in reversed(self.paths() if step is None else [self._path(step)]):
             defect = _defect(path)
             if defect is None:
                 try:

@@ -43,6 +43,7 @@ MAY_CHANGE = (
     "loop.epochs",
     "loop.eval_batch_size",
     "loop.evaluate_every",
+    "loop.deterministic",
     "loop.checkpoint_every",
     "loop.device",
     "loop.compile",
@@ -199,9 +200,14 @@ class LoopConfig:
         precision: ``float32``, or ``bf16`` inside autocast (scores, losses and weights stay float32).
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<number>``.
         seed: Of initial weights, sample order and augmentation, at least 0.
-        evaluate_every: Epochs between evaluations; 0 evaluates at the end only.
+        evaluate_every: Epochs between evaluations; 0: none but by steps and at the end.
+        evaluate_every_steps: Steps between evaluations, besides those by epochs; 0: none.
+        patience: Epochs without a better mAP on the validation split (``data.val_split``, ``data.val_share``) after
+            which training ends; the averaged weights of the best evaluation are then the result. 0 is off.
         checkpoint_every: Epochs between checkpoints, at least 1; an interrupted run saves one more.
-        compile: Compile the model with ``torch.compile``.
+        compile: Compile the model with ``torch.compile``, which rounds differently.
+        deterministic: On a GPU, use only algorithms that give the same bits at every run, where they are slower too; an
+            operation that has none ends the run. On a CPU that is so anyway.
     """
 
     epochs: int = 20
@@ -213,15 +219,20 @@ class LoopConfig:
     device: str = "auto"
     seed: int = 0
     evaluate_every: int = 1
+    evaluate_every_steps: int = 0
+    patience: int = 0
     checkpoint_every: int = 1
     compile: bool = False
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         with section("loop"):
             for name in ("epochs", "batch_size", "eval_batch_size", "accumulate", "checkpoint_every"):
                 require_int(name, getattr(self, name), least=1)
-            for name in ("seed", "evaluate_every"):
+            for name in ("seed", "evaluate_every", "evaluate_every_steps", "patience"):
                 require_int(name, getattr(self, name), least=0)
+            if self.patience and not (self.evaluate_every or self.evaluate_every_steps):
+                raise ValueError("patience: expected evaluations to look at, but evaluate_every is 0")
             require_number("ema", self.ema, least=0.0, below=1.0)
             require_choice("precision", self.precision, ("float32", "bf16"))
 

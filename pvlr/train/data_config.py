@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.labels import LabelSet
@@ -10,12 +10,30 @@ from pvlr.data.coco import read_coco
 from pvlr.data.dataset import LabelledImages, hide_labels, split_by_name
 from pvlr.data.folders import read_folders
 from pvlr.data.nuswide import read_nuswide
+from pvlr.data.sampling import derive_seed
 from pvlr.data.scenes import ScenesConfig, write_scenes
 from pvlr.data.table import read_table
 from pvlr.data.voc import obtain_voc, read_voc
 from pvlr.train.config import ConfigError, section
 
-__all__ = ["COCOData", "DataConfig", "NUSWideData", "TableData", "VOCData"]
+__all__ = ["COCOData", "DataConfig", "NUSWideData", "Splits", "TableData", "VOCData"]
+
+# Which pictures are set aside for validation has nothing to do with which ones are for the test.
+VALIDATION = 1
+
+
+class Splits(NamedTuple):
+    """The parts of a data set, with the same labels.
+
+    Attributes:
+        train: What is trained on.
+        test: What the final report is of.
+        validation: What is evaluated during training; None: the test split is, and nothing may be chosen by it.
+    """
+
+    train: LabelledImages
+    test: LabelledImages
+    validation: LabelledImages | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,17 +42,18 @@ class DataConfig:
 
     Args:
         train_split: Split that is trained on.
-        test_split: Split that is evaluated on.
-        val_split: Split that temperature and thresholds are fitted on after training; null for none.
+        test_split: Split that the final report is of.
+        val_split: Split that is evaluated during training in place of the test split, and that temperature and
+            thresholds are fitted on after it; null for none.
         val_share: Share of the training pictures that is set aside for that instead, in (0, 1); a function of
             ``loop.seed`` and the pictures' names. Null for none.
         flip: Flip half of the training pictures left to right.
         rand_augment: Apply RandAugment to the training pictures.
         cutout: Side of the square that is cut out of training pictures, as a share of theirs, in [0, 1); 0 is off.
-        keep_labels: Share of the training labels that stays known, in (0, 1), or ``single_positive``: one present
-            label per picture; null for all. A function of ``loop.seed``.
-        unseen: Labels that are left out of training and test, as if nobody had told of them; a trained model can be
-            asked for them by their names. Null for none.
+        keep_labels: Share of the training labels (those set aside by ``val_share`` included) that stays known, in
+            (0, 1), or ``single_positive``: one present label per picture; null for all. A function of ``loop.seed``.
+        unseen: Labels that are left out of all splits, as if nobody had told of them; a trained model can be asked for
+            them by their names. Null for none.
         on_bad_image: What becomes of a picture that cannot be read, which a look at all of them tells before the run:
             ``raise`` (nothing is trained) or ``drop`` (it is left out and listed in ``refused.jsonl``).
         workers: Processes that read pictures; 0 reads them in the training process.
@@ -63,7 +82,7 @@ class DataConfig:
                     raise ValueError(f"val_share: expected none with data.val_split={self.val_split!r}")
             if self.keep_labels not in (None, "single_positive"):
                 require_number("keep_labels", self.keep_labels, above=0.0, below=1.0)
-        self._require_texts("train_split", "test_split")
+        self._require_texts("train_split", "test_split", *(() if self.val_split is None else ("val_split",)))
 
     def _require_texts(self, *names: str) -> None:
         for name in names:
@@ -86,38 +105,30 @@ class DataConfig:
         """
         raise NotImplementedError
 
-    def splits(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
-        """The training and the test split, with the same labels.
+    def splits(self, seed: int) -> Splits:
+        """All parts, with the same labels.
 
         Args:
-            seed: Of which labels are hidden, where some are.
+            seed: Of which pictures are set aside and which labels are hidden, where some are.
 
         Raises:
             DataError: naming the file or folder that is missing or broken.
         """
         train, test = self._both(seed)
+        validation = None if self.val_split is None else self.read(self.val_split, train=False, labels=train.labels)
         if self.unseen:
             for name in self.unseen:
                 train.labels.index(name)
             seen = [name for name in train.labels if name not in self.unseen]
             train, test = train.with_labels(seen), test.with_labels(seen)
-        return train if self.keep_labels is None else hide_labels(train, keep=self.keep_labels, seed=seed), test
-
-    def set_aside(self, train: LabelledImages, seed: int) -> tuple[LabelledImages, LabelledImages | None]:
-        """What is left of the training split, and the validation pictures; None where there are to be none.
-
-        Args:
-            train: The training split.
-            seed: Of which pictures are set aside, where a share is.
-
-        Raises:
-            DataError: naming the file or folder that is missing or broken; where too few pictures are left.
-        """
+            validation = None if validation is None else validation.with_labels(seen)
         if self.val_share is not None:
-            return split_by_name(train, share=self.val_share, seed=seed)
-        if self.val_split is None:
-            return train, None
-        return train, self.read(self.val_split, train=False, labels=train.labels)
+            train, validation = split_by_name(train, share=self.val_share, seed=derive_seed(seed, VALIDATION))
+        if self.keep_labels is not None:
+            train = hide_labels(train, keep=self.keep_labels, seed=seed)
+            if validation is not None and self.val_share is not None:
+                validation = hide_labels(validation, keep=self.keep_labels, seed=seed)
+        return Splits(train, test, validation)
 
     def _both(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
         train = self.read(self.train_split, train=True)
@@ -257,6 +268,10 @@ class TableData(DataConfig):
         with section("data"):
             if self.test_share is not None:
                 require_number("test_share", self.test_share, above=0.0, below=1.0)
+                if self.val_split is not None:
+                    raise ValueError(
+                        f"val_split: expected null with test_share, give val_share, got {self.val_split!r}"
+                    )
 
     def read(self, split: str | None, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
         """Read a split, or (None) everything."""

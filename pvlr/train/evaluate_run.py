@@ -57,7 +57,7 @@ def evaluate_run(
     config, seed = read_data_config(folder / CONFIG_NAME if data is None else data, kind)
     tagger = Tagger.from_pretrained(folder, device=device)
     if split is None:
-        images = config.splits(seed)[1]
+        images = config.splits(seed).test
     else:
         labels = None if data is not None else tagger.labels
         images = config.read(split, train=False, labels=labels)

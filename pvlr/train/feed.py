@@ -15,12 +15,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pvlr.data.batch import Batch, DataError, Sample, collate
-from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
 from pvlr.data.sampling import Draw, EpochSampler, derive_seed
 from pvlr.data.transforms import ImageTransform, TransformConfig
 from pvlr.train.config import LoopConfig
-from pvlr.train.data_config import DataConfig
+from pvlr.train.data_config import DataConfig, Splits
 from pvlr.train.distributed import World
 
 __all__ = ["Feed", "SplitFeed", "load_batches", "transform_config"]
@@ -101,12 +100,13 @@ def _terminate_held() -> Iterator[None]:
 
 
 class Feed:
-    """Batches of two data sets, as functions of (seed, epoch).
+    """Batches of the parts of a data set, as functions of (seed, epoch).
 
     Args:
         train: Training split; takes a :class:`~pvlr.data.sampling.Draw` as position and has a length.
         plain: The same pictures without augmentation.
         test: Test split.
+        validation: Validation split; None: there is none.
         loop: Batch sizes and seed.
         workers: Processes that read pictures.
         pin_memory: Whether batches lie where a GPU copies from fastest.
@@ -118,13 +118,14 @@ class Feed:
         train: Dataset[Sample],
         plain: Dataset[Sample],
         test: Dataset[Sample],
+        validation: Dataset[Sample] | None = None,
         *,
         loop: LoopConfig,
         workers: int = 0,
         pin_memory: bool = False,
         world: World | None = None,
     ) -> None:
-        self._train, self._plain, self._test = train, plain, test
+        self._train, self._plain, self._test, self._validation = train, plain, test, validation
         self._loop, self._workers, self._pin = loop, workers, pin_memory
         self._world = World() if world is None else world
 
@@ -169,11 +170,23 @@ class Feed:
         Raises:
             DataError: naming the picture that cannot be read.
         """
-        world = self._world if shared else World()
-        sampler = EpochSampler(
-            _size(self._test), self._loop.eval_batch_size, rank=world.rank, world=world.size, whole=True
-        )
-        return load_batches(self._test, sampler, workers=self._workers, pin_memory=self._pin)
+        return self._in_order(self._test, shared)
+
+    def evaluating(self, *, shared: bool = False) -> Iterator[Batch]:
+        """What is evaluated during training: the validation split, or the test split where there is none.
+
+        Args:
+            shared: See :meth:`testing`.
+
+        Raises:
+            DataError: naming the picture that cannot be read.
+        """
+        return self._in_order(self._test if self._validation is None else self._validation, shared)
+
+    def _in_order(self, dataset: Dataset[Sample], shared: bool) -> Iterator[Batch]:
+        world, size = self._world if shared else World(), self._loop.eval_batch_size
+        sampler = EpochSampler(_size(dataset), size, rank=world.rank, world=world.size, whole=True)
+        return load_batches(dataset, sampler, workers=self._workers, pin_memory=self._pin)
 
 
 def load_batches(
@@ -203,11 +216,10 @@ def load_batches(
 
 
 class SplitFeed(Feed):
-    """The two splits of a data set, shown as a configuration asks for.
+    """The splits of a data set, shown as a configuration asks for.
 
     Args:
-        train: The training split.
-        test: The test split, with the same labels.
+        splits: The training, test and perhaps validation split.
         data: How pictures are shown.
         loop: Batch sizes and seed.
         transform: Size, mean, standard deviation and interpolation of the tower; the augmentation is ``data``'s.
@@ -215,15 +227,14 @@ class SplitFeed(Feed):
         world: The processes that share the batches; None: this one alone.
 
     Attributes:
-        labels: The labels of both splits.
+        labels: The labels of all splits.
         summaries: One line on each split.
-        digest: sha256 over the names of the labels, and over both splits' picture names and labels.
+        digest: sha256 over the names of the labels, and over the splits' picture names and labels.
     """
 
     def __init__(
         self,
-        train: LabelledImages,
-        test: LabelledImages,
+        splits: Splits,
         data: DataConfig,
         *,
         loop: LoopConfig,
@@ -233,36 +244,31 @@ class SplitFeed(Feed):
     ) -> None:
         augmented, plain = ImageTransform(transform, train=True), ImageTransform(transform)
         super().__init__(
-            train.with_transform(augmented),
-            train.with_transform(plain),
-            test.with_transform(plain),
+            splits.train.with_transform(augmented),
+            *(part.with_transform(plain) for part in splits if part is not None),
             loop=loop,
             workers=data.workers,
             pin_memory=pin_memory,
             world=world,
         )
-        self._shown = plain
-        self.labels = train.labels
-        self.summaries = (train.summary(), test.summary())
-        self.digest = hashlib.sha256(f"{train.digest()} {test.digest()}".encode()).hexdigest()
-
-    def of(self, pictures: LabelledImages) -> Iterator[Batch]:
-        """Other pictures as those of the test split are shown, in order, each once.
-
-        Raises:
-            DataError: naming the picture that cannot be read.
-        """
-        sampler = EpochSampler(len(pictures), self._loop.eval_batch_size)
-        shown = pictures.with_transform(self._shown)
-        return load_batches(shown, sampler, workers=self._workers, pin_memory=self._pin)
+        parts = [part for part in splits if part is not None]
+        self.labels = splits.train.labels
+        self.summaries = tuple(part.summary() for part in parts)
+        self.digest = hashlib.sha256(" ".join(part.digest() for part in parts).encode()).hexdigest()
 
     def from_features(
-        self, train: CachedFeatures, test: CachedFeatures, regions: Literal["patches", "pooled"] = "patches"
+        self,
+        train: CachedFeatures,
+        test: CachedFeatures,
+        validation: CachedFeatures | None = None,
+        *,
+        regions: Literal["patches", "pooled"] = "patches",
     ) -> "SplitFeed":
         """The same splits, by what a frozen tower saw in them; read in the training process, which is fast enough."""
         other = copy.copy(self)
         other._train, other._test = train.with_regions(regions), test.with_regions(regions)
         other._plain = train.with_regions(regions, shown=1)
+        other._validation = None if validation is None else validation.with_regions(regions)
         other._workers = 0
         return other
 

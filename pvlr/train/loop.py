@@ -155,13 +155,14 @@ def fit(
     evaluate: Callable[[], MultiLabelReport],
     save: Callable[[], object],
     offer: Callable[[float], object],
+    best: Callable[[], int | None] = lambda: None,
     monitor: Monitor,
     clip_norm: float = 0.0,
     device: torch.device | None = None,
     stop: StopRequest | None = None,
     world: World | None = None,
 ) -> MultiLabelReport:
-    """Train from the state's step to the end, and report on the final epoch's averaged weights.
+    """Train from the state's step to the end, and report on the averaged weights that it ends with.
 
     Everything random at a step is a function of (seed, step) or (seed, epoch, index), and the learning rate is one of
     the step: a run that goes on from a saved state computes what an uninterrupted one would have.
@@ -175,6 +176,8 @@ def fit(
         evaluate: Reports on the model as it is; called with the averaged weights in place, by all processes.
         save: Saves the state; called by all processes.
         offer: Is offered the state with the mAP of each evaluation, to keep the best; called by all processes.
+        best: The step of the best evaluation so far, None where there is none; asked by all processes, if
+            ``loop.patience`` is not 0.
         monitor: Is told about steps and evaluations.
         clip_norm: Longest gradient, 0 for any.
         device: Where the model is; None: the CPU.
@@ -207,20 +210,42 @@ def fit(
         monitor.evaluation(step=state.step, epoch=epoch, report=report)
         return report
 
+    def ends_here() -> bool:
+        """Evaluate, where it is due; whether too many epochs have gone by since the best evaluation.
+
+        Where the best one was is saved with the state that it was of, so a run that goes on ends at the same step.
+        """
+        if not _due(state.step, per_epoch, loop):
+            return False
+        if not everyone.first(lambda: monitor.has_evaluation(state.step)):
+            report_on(state.step // per_epoch)
+        since = best() if loop.patience else None
+        return since is not None and state.step - since >= loop.patience * per_epoch
+
     while True:
         epoch, within = divmod(state.step, per_epoch)
         if state.step == total:
             return report_on(epoch)
-        due = state.step > 0 and within == 0 and loop.evaluate_every > 0 and epoch % loop.evaluate_every == 0
-        if due and not everyone.first(lambda: monitor.has_evaluation(state.step)):
-            report_on(epoch)
+        if ends_here():
+            save()
+            return report_on(epoch)
         steps = _grouped(data.training(epoch, within * loop.accumulate), loop.accumulate, per_epoch - within)
         with monitor.epoch(epoch, loop.epochs, within, per_epoch):
-            _train_epoch(state, steps, loop, loss, schedule, total, clip_norm, device, monitor, asked, everyone)
+            _train_epoch(
+                state, steps, loop, loss, schedule, total, clip_norm, device, monitor, asked, everyone, ends_here
+            )
         if asked.requested is not None:
             raise Interrupted(f"at step {state.step} of {total}, saved as {save()}", asked.requested)
-        if (epoch + 1) % loop.checkpoint_every == 0 or state.step == total:
+        if state.step % per_epoch == 0 and ((epoch + 1) % loop.checkpoint_every == 0 or state.step == total):
             save()
+
+
+def _due(step: int, per_epoch: int, loop: LoopConfig) -> bool:
+    """Whether the model is evaluated after a step."""
+    epoch, within = divmod(step, per_epoch)
+    by_epoch = within == 0 and loop.evaluate_every > 0 and epoch % loop.evaluate_every == 0
+    by_step = loop.evaluate_every_steps > 0 and step % loop.evaluate_every_steps == 0
+    return step > 0 and (by_epoch or by_step)
 
 
 def _train_epoch(
@@ -235,6 +260,7 @@ def _train_epoch(
     monitor: Monitor,
     stop: StopRequest,
     world: World,
+    ends_here: Callable[[], bool],
 ) -> None:
     state.model.train()
     shared = running_statistics(state.model) if world.size > 1 else []
@@ -244,6 +270,10 @@ def _train_epoch(
         if batches is None or stop.requested is not None:
             return
         waiting = time.perf_counter() - before
+        paused = time.perf_counter()
+        if ends_here():
+            return
+        before += time.perf_counter() - paused
         # Randomness inside the model, if any, is a function of the step (and the process, which has images of its own):
         # there is no generator's state to save.
         torch.manual_seed(derive_seed(loop.seed, state.step, world.rank))

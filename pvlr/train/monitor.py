@@ -36,12 +36,14 @@ class Monitor:
     """Writes what happens at each step into a run's folder.
 
     ``metrics.jsonl`` holds one object a line: ``{"kind": "train", "step": …, "loss": …}`` after each step, and
-    ``{"kind": "evaluation", "step": …, "mAP": …}`` after each evaluation. A resumed run first takes out whatever lies
+    ``{"kind": "evaluation", "step": …, "mAP": …}`` after each evaluation, and ``{"kind": "result", …}`` where the final
+    report is of another split. A resumed run first takes out whatever lies
     after its checkpoint, so that no step is told twice.
 
     Args:
         folder: The run's folder, which exists; None: nothing is told to anybody (by a process that is not the first).
         step: Number of steps done; what is told of later ones is taken out.
+        evaluated: Name of the split that evaluations are of.
         tensorboard: Write TensorBoard's files too.
         log_every: Steps between those that TensorBoard is told of, beside the first.
         quiet: Print nothing.
@@ -55,6 +57,7 @@ class Monitor:
         folder: Path | None,
         *,
         step: int = 0,
+        evaluated: str = "test",
         tensorboard: bool = False,
         log_every: int = 1,
         quiet: bool = False,
@@ -62,7 +65,7 @@ class Monitor:
         self._quiet = quiet or folder is None
         self._file: IO[str] | None = None
         self.board: Board | None = None
-        self._log_every = log_every
+        self._log_every, self._split = log_every, evaluated
         self._bar: Any = None
         self._line = ""
         rows: list[dict[str, Any]] = []
@@ -72,6 +75,7 @@ class Monitor:
             write_atomically(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
             self._file = path.open("a", encoding="utf-8")
         self._evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
+        self._results = {row["step"] for row in rows if row["kind"] == "result"}
         if folder is not None and tensorboard:
             self.board = _open_board(folder / "tensorboard", step, self._evaluated)
         self._losses: list[float] = []
@@ -166,11 +170,20 @@ class Monitor:
         if step in self._evaluated:
             return
         if self.board is not None:
-            told = {f"test/{name}": getattr(report, name) for name in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")}
+            told = _measures(self._split, report)
             self.board.scalars(told | {f"ap/{label}": value for label, value in report.ap.items()}, step=step)
             self.board.flush()  # Before the row, by which a run that goes on knows that all of it was told.
         self._evaluated.add(step)
         self._write({"kind": "evaluation", "step": step, "epoch": epoch, **report.to_json()})
+
+    def result(self, *, step: int, report: MultiLabelReport) -> None:
+        """Tell the final report on the test split, unless it has been told."""
+        if step in self._results:
+            return
+        self._results.add(step)
+        if self.board is not None:
+            self.board.scalars(_measures("test", report), step=step)
+        self._write({"kind": "result", "step": step, **report.to_json()})
 
     def flush(self) -> None:
         """Bring what was told to the files: before a checkpoint, so that none is ahead of them."""
@@ -234,6 +247,10 @@ def label_table(ap: Mapping[str, float], *, most: int = 40) -> str:
     if len(lines) > most:
         lines[most // 2 : -(most // 2)] = [f"… {len(lines) - most // 2 * 2} more in run.json"]
     return "\n".join([f"{'label':<{width}} {'AP':>6}", *lines])
+
+
+def _measures(split: str, report: MultiLabelReport) -> dict[str, float]:
+    return {f"{split}/{name}": getattr(report, name) for name in ("mAP", "CP", "CR", "CF1", "OP", "OR", "OF1")}
 
 
 def _percent(value: float) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,8 +44,9 @@ from pvlr.train.config import (
     config_differences,
     config_to_json,
 )
-from pvlr.train.data_config import DataConfig
-from pvlr.train.distributed import join_world
+from pvlr.train.data_config import DataConfig, Splits
+from pvlr.train.device import compile_model, determinism, one_core_free, require_compiler
+from pvlr.train.distributed import World, join_world
 from pvlr.train.evaluate import Predictions, evaluate
 from pvlr.train.features import cache_features
 from pvlr.train.feed import Feed, SplitFeed, transform_config
@@ -69,13 +70,15 @@ class Results:
     """What a run reached on the test split.
 
     Attributes:
-        report: Of the final epoch's averaged weights.
+        report: Of the averaged weights.
+        of: Of which ones: ``final epoch``, or ``best on validation``.
         baselines: By name; empty unless asked for.
         folder: Where the run's files are.
         seconds: Time spent training.
     """
 
     report: MultiLabelReport
+    of: str
     baselines: Mapping[str, Baseline]
     folder: Path
     seconds: float
@@ -96,7 +99,8 @@ def train(
 ) -> Results:
     """Train PVLR, or a baseline in its place, on a data set, and report on its test split.
 
-    The result is the final epoch's, with averaged weights. A run that was stopped goes on where it was, with the same
+    The result is the final epoch's, with averaged weights (with ``loop.patience``: those of the best evaluation on the
+    validation split; the test split chooses nothing). A run that was stopped goes on where it was, with the same
     outcome, unless ``loop.epochs`` is another (see :class:`~pvlr.train.config.LoopConfig`). Processes that torchrun
     started train together, to the same result but for rounding; the first of them writes and prints.
 
@@ -114,8 +118,8 @@ def train(
 
     Raises:
         ConfigError: where the folder holds a run of another configuration, or ``run.resume`` does not allow what is
-            there, or the device is not there, or ``model.knowledge`` is a function, or both ``model`` and
-            ``baseline`` are configured.
+            there, or the device is not there or cannot compile, or ``model.knowledge`` is a function, or both ``model``
+            and ``baseline`` are configured, or ``loop.patience`` has no validation split.
         DataError: where the data cannot be read.
         TowerError: where the towers cannot be loaded, or are to be an open_clip model without weights.
         SentenceEncoderError: where the sentence encoder cannot be loaded.
@@ -127,14 +131,38 @@ def train(
         ProcessLost: where another process has ended without a word.
     """
     world = join_world()
+    device = world.device(loop.device, field="loop.device")
+    with determinism(loop.deterministic), one_core_free(device):
+        return _train(data, tower, model, loss, optimizer, schedule, loop, run, baseline, calibration, world, device)
+
+
+def _train(
+    data: DataConfig,
+    tower: TowerConfig,
+    model: PVLRConfig,
+    loss: LossConfig,
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    loop: LoopConfig,
+    run: RunConfig,
+    baseline: BaselineConfig,
+    calibration: CalibrationConfig,
+    world: World,
+    device: torch.device,
+) -> Results:
     named = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}
     named |= {"schedule": schedule, "loop": loop, "calibration": calibration}
     sections = {name: config_to_json(part) for name, part in named.items()}
     sections |= {"run": config_to_json(run), "baseline": config_to_json(baseline)}
-    folder, device = Path(run.folder), world.device(loop.device, field="loop.device")
+    folder = Path(run.folder)
     if loop.batch_size < world.size:
         raise ConfigError(
             f"loop.batch_size: expected an image for each of {world.size} processes, got {loop.batch_size}"
+        )
+    if loop.patience and data.val_split is None and data.val_share is None:
+        raise ConfigError(
+            "loop.patience: expected a validation split with it (data.val_split or data.val_share): the test split may "
+            "not decide when training ends"
         )
     checkpoints = Checkpoints(folder / "checkpoints", keep=run.keep)
     world.first(lambda: _remove_leftovers(folder, checkpoints))
@@ -144,28 +172,28 @@ def train(
     sources = text_sources(model)
     _require_choice(model, baseline)
     tower.require_weights()
+    if loop.compile:
+        world.together(lambda: require_compiler(device))
 
     world.first(data.prepare)
     towers = world.in_turn(lambda: build_towers(tower))
     towers.image.set_gradient_checkpointing(tower.gradient_checkpointing)
-    train_split, test_split, *validation = world.first(lambda: _splits(data, loop, folder))
+    splits = world.first(lambda: _splits(data, loop, folder))
     transform = transform_config(towers.preprocess, data)
-    feed = SplitFeed(
-        train_split, test_split, data, loop=loop, transform=transform, pin_memory=device.type == "cuda", world=world
-    )
-    cached: tuple[CachedFeatures, CachedFeatures] | None = None
+    feed = SplitFeed(splits, data, loop=loop, transform=transform, pin_memory=device.type == "cuda", world=world)
+    cached: list[CachedFeatures] | None = None
     texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
     identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
     if saved is not None:
         _require_same(identity, saved)
-    for line in (*feed.summaries, *(part.summary() for part in validation)):
+    for line in feed.summaries:
         say(line)
 
     if tower.features == "cache":
         towers.image.to(device).eval()
         with StopRequest(patient=world.size > 1) as stop:
             cached = world.in_turn(
-                lambda: _features(train_split, test_split, towers, tower, data, loop, transform, folder, device, stop)
+                lambda: _features(splits, towers, tower, data, loop, transform, folder, device, stop)
             )
         regions: Literal["patches", "pooled"] = "pooled" if "pooled" in (model.regions, baseline.sees) else "patches"
         feed = feed.from_features(*cached, regions=regions)
@@ -189,7 +217,7 @@ def train(
         say(f"going on from step {state.step} of the run in {folder}")
         _tell_of_other_length(saved["config"]["loop"]["epochs"], loop.epochs)
     if loop.compile:
-        built.compile()
+        compile_model(built, of_features=cached is not None)
 
     told = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, "data": feed.summaries}
 
@@ -205,15 +233,20 @@ def train(
     record = {**told, **process}
 
     monitor = Monitor(
-        folder if world.rank == 0 else None, step=state.step, tensorboard=run.tensorboard, log_every=run.log_every
+        folder if world.rank == 0 else None,
+        step=state.step,
+        evaluated="test" if splits.validation is None else "validation",
+        tensorboard=run.tensorboard,
+        log_every=run.log_every,
     )
     views: Views | None = None
     if monitor.board is not None:
-        views = Views(monitor.board, built, test_split, transform, device=device, precision=loop.precision)
+        watched = splits.test if splits.validation is None else splits.validation
+        views = Views(monitor.board, built, watched, transform, device=device, precision=loop.precision)
         views.about({"configuration": sections, "record": {**record, "config": "above"}}, sections)
         if state.step == 0:
             view = None if cached is None else min(1, tower.feature_views - 1)
-            views.inputs(shown_inputs(train_split, transform, seed=loop.seed, view=view))
+            views.inputs(shown_inputs(splits.train, transform, seed=loop.seed, view=view))
 
     def show(found: Predictions) -> None:
         if views is not None and not monitor.has_evaluation(state.step):
@@ -223,6 +256,16 @@ def train(
         monitor.flush()
         return {**state.to_dict(), "config": sections, "identity": identity}
 
+    def best() -> int | None:
+        found = checkpoints.best()
+        return None if found is None else found[0]
+
+    def report_on(
+        batches: Iterator[Batch], stop: StopRequest, seen: Callable[[Predictions], object] = lambda found: None
+    ) -> MultiLabelReport:
+        watched = stop.watch(batches, "evaluation")
+        return evaluate(built, watched, feed.labels, device=device, precision=loop.precision, world=world, seen=seen)
+
     with StopRequest(patient=world.size > 1) as stop:
         try:
             report = fit(
@@ -231,39 +274,41 @@ def train(
                 loop=loop,
                 loss=loss,
                 schedule=schedule,
-                evaluate=lambda: evaluate(
-                    built,
-                    stop.watch(feed.testing(shared=True), "evaluation"),
-                    feed.labels,
-                    device=device,
-                    precision=loop.precision,
-                    world=world,
-                    seen=show,
-                ),
+                evaluate=lambda: report_on(feed.evaluating(shared=True), stop, show),
                 save=lambda: world.first(lambda: checkpoints.save(snapshot(), step=state.step)),
                 offer=lambda score: world.first(lambda: checkpoints.offer(snapshot, step=state.step, score=score)),
+                best=lambda: world.first(best),
                 monitor=monitor,
                 clip_norm=optimizer.clip_norm,
                 device=device,
                 stop=stop,
                 world=world,
             )
-            if isinstance(built, PVLR):
-                with state.average.applied():
+            steps, seconds, of = state.step, state.seconds, "final epoch"
+            if loop.patience and (chosen := world.first(best)) is not None:
+                found = world.together(lambda: checkpoints.load(chosen))
+                if found is not None:
+                    state.load(found[1])
+                    of = "best on validation"
+            with state.average.applied():
+                if splits.validation is not None:
+                    report = report_on(feed.testing(shared=True), stop)
+                    monitor.result(step=steps, report=report)
+                if isinstance(built, PVLR):
                     world.first(
                         lambda: calibrate_on(
-                            validation,
+                            splits.validation,
                             built,
-                            lambda part: stop.watch(feed.of(part), "the calibration"),
+                            stop.watch(feed.evaluating(), "the calibration"),
                             calibration,
                             device=device,
                             precision=loop.precision,
                             board=monitor.board,
-                            step=state.step,
+                            step=steps,
                         )
                     )
             if monitor.board is not None:
-                monitor.board.finished(state.step)
+                monitor.board.finished(steps)
         finally:
             monitor.close()
 
@@ -277,9 +322,9 @@ def train(
             return _baselines(model, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
 
         baselines = world.first(finish)
-    results = Results(report=report, baselines=baselines, folder=folder, seconds=state.seconds)
+    results = Results(report=report, of=of, baselines=baselines, folder=folder, seconds=seconds)
     name = "PVLR" if baseline.kind == "none" else baseline.kind
-    finished = {"steps": state.step, "seconds": state.seconds, "results": _told(name, results)}
+    finished = {"steps": steps, "result_of_step": state.step, "seconds": seconds, "results": _told(name, results)}
     world.first(lambda: write_record(folder, {**record, "status": "finished", **finished}))
     _show(name, results, run)
     return results
@@ -313,13 +358,13 @@ def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]
     return saved
 
 
-def _splits(data: DataConfig, loop: LoopConfig, folder: Path) -> list[LabelledImages]:
-    """The training and the test split, and the validation pictures if there are to be some; each picture looked at."""
-    train, test = data.splits(loop.seed)
-    train, validation = data.set_aside(train, loop.seed)
-    splits = [train, test] if validation is None else [train, test, validation]
+def _splits(data: DataConfig, loop: LoopConfig, folder: Path) -> Splits:
+    """The parts of the data, after a look at every picture."""
+    parts = [part for part in data.splits(loop.seed) if part is not None]
     folder.mkdir(parents=True, exist_ok=True)
-    return without_bad_images(splits, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress)
+    return Splits(
+        *without_bad_images(parts, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress)
+    )
 
 
 def _require_choice(model: PVLRConfig, baseline: BaselineConfig) -> None:
@@ -356,8 +401,7 @@ def _require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None
 
 
 def _features(
-    train: LabelledImages,
-    test: LabelledImages,
+    splits: Splits,
     towers: Towers,
     tower: TowerConfig,
     data: DataConfig,
@@ -366,8 +410,8 @@ def _features(
     folder: Path,
     device: torch.device,
     stop: StopRequest,
-) -> tuple[CachedFeatures, CachedFeatures]:
-    """What the frozen tower sees in both splits, from the disk as far as it is there."""
+) -> list[CachedFeatures]:
+    """What the frozen tower sees in all splits, from the disk as far as it is there."""
     place = Path(tower.feature_folder) if tower.feature_folder is not None else folder / "features"
 
     def of(part: LabelledImages, name: str, views: int) -> CachedFeatures:
@@ -387,7 +431,9 @@ def _features(
             watch=lambda batches: stop.watch(batches, "the features"),
         )
 
-    return of(train, "train", tower.feature_views), of(test, "test", 1)
+    views = {"train": tower.feature_views}
+    parts = splits._asdict().items()
+    return [of(part, name, views.get(name, 1)) for name, part in parts if part is not None]
 
 
 @torch.no_grad()
@@ -407,7 +453,7 @@ def _baselines(
     loop: LoopConfig,
     device: torch.device,
     stop: StopRequest,
-    cached: tuple[CachedFeatures, CachedFeatures] | None,
+    cached: Sequence[CachedFeatures] | None,
 ) -> dict[str, Baseline]:
     if tower.train != "frozen":  # The model has trained its tower; the baselines are measured on it as it comes.
         towers = build_towers(replace(tower, train="frozen", layer_decay=1.0, gradient_checkpointing=False))
@@ -422,7 +468,7 @@ def _baselines(
         train, test = encode(feed.plain_training()), encode(feed.testing())
     else:
         train, test = (
-            PooledFeatures(F.normalize(part.pooled(), dim=-1), part.data.target, part.data.known) for part in cached
+            PooledFeatures(F.normalize(part.pooled(), dim=-1), part.data.target, part.data.known) for part in cached[:2]
         )
     text = encode_knowledge(PromptBank(feed.labels, templates=model.templates), towers.text.encode)
     return {
@@ -449,7 +495,7 @@ def _told(name: str, results: Results) -> dict[str, Any]:
 
 
 def _show(name: str, results: Results, run: RunConfig) -> None:
-    rows = {f"{name} (final epoch, averaged)": (results.report, results.seconds)}
+    rows = {f"{name} ({results.of}, averaged)": (results.report, results.seconds)}
     rows |= {name: (found.report, found.seconds) for name, found in results.baselines.items()}
     say(f"\n{label_table(results.report.ap)}")
     say(f"\n{results_table(rows)}")

@@ -255,7 +255,7 @@ def _regions(model: PVLR | BaselineModel, sections: Sections) -> tuple[Tensor, L
     """What the model reads of every test picture, and what is known about all labels."""
     tower, data = sections["tower"], replace(sections["data"], unseen=None)
     towers = build_towers(tower)
-    test = data.splits(sections["loop"].seed)[1]
+    test = data.splits(sections["loop"].seed).test
     place, transform = Path(tower.feature_folder) / "test", transform_config(towers.preprocess, data)
     shared = {"dtype": tower.feature_dtype, "precision": sections["loop"].precision}
     cached = cache_features(test, towers.image, place, fingerprint=towers.fingerprint, transform=transform, **shared)

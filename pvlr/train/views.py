@@ -39,7 +39,7 @@ CHARTS = {
         "learning rates": "lr/.*",
         "share of the knowledge relation, by head": "fusion/mix_head_.*",
     },
-    "test": {"precision, recall, F1": "test/.*", "average precision by label": "ap/.*"},
+    "test": {"precision, recall, F1": "(test|validation)/.*", "average precision by label": "ap/.*"},
 }
 
 

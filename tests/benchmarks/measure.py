@@ -40,17 +40,27 @@ def _measured(build: Callable[..., Callable[[], object]], repeat: int, options: 
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     work = build(**options)
-    before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # Starts the high-water mark anew.
+    before = start_high_water()
     start = time.perf_counter()
     work()
     times = [time.perf_counter() - start] if repeat == 0 else []
-    megabytes = _memory("VmHWM") - before
+    megabytes = high_water() - before
     for _ in range(repeat):
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
     return Measured(min(times), megabytes)
+
+
+def start_high_water() -> float:
+    """Begin to watch this process's memory anew; what it holds now, in MiB."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
+
+
+def high_water() -> float:
+    """The most memory that this process held since it is watched, in MiB."""
+    return _memory("VmHWM")
 
 
 def _memory(field: str) -> float:

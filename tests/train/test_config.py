@@ -68,6 +68,8 @@ ALL = (
         (OptimizerConfig, "betas", (0.9, 1.0), r"optimizer\.betas: expected a finite number >= 0 and < 1, got 1\.0"),
         (ScheduleConfig, "warmup", 1.0, r"schedule\.warmup: expected a finite number >= 0 and < 1, got 1\.0"),
         (LoopConfig, "epochs", 0, r"loop\.epochs: expected a whole number of at least 1, got 0"),
+        (LoopConfig, "evaluate_every_steps", -1, r"loop\.evaluate_every_steps: expected a whole number of at least 0"),
+        (LoopConfig, "patience", -1, r"loop\.patience: expected a whole number of at least 0, got -1"),
         (LoopConfig, "ema", 1.0, r"loop\.ema: expected a finite number >= 0 and < 1, got 1\.0"),
         (RunConfig, "folder", "", r"run\.folder: expected a non-empty path, got ''"),
     ],
@@ -76,6 +78,12 @@ ALL = (
 def test_values_out_of_range_are_refused_by_name(kind: Any, field: str, value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         kind(**{field: value})
+
+
+def test_patience_without_evaluations_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"loop\.patience: expected evaluations to look at, but evaluate_every is 0"):
+        LoopConfig(patience=1, evaluate_every=0)
+    assert LoopConfig(patience=1, evaluate_every=0, evaluate_every_steps=5).patience == 1
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -111,7 +111,7 @@ def test_workers_end_when_the_training_process_is_killed() -> None:
 def test_the_digest_is_of_names_and_labels_of_both_splits(tmp_path: Path, split: str, what: str) -> None:
     def digest() -> str:
         data, loop = VOCData(root=str(tmp_path)), LoopConfig()
-        return SplitFeed(*data.splits(loop.seed), data, loop=loop, transform=TRANSFORM).digest
+        return SplitFeed(data.splits(loop.seed), data, loop=loop, transform=TRANSFORM).digest
 
     folder = write_voc(tmp_path)
     before = digest()

@@ -123,7 +123,7 @@ def test_a_wrong_study_is_refused(wrong: dict[str, Any], message: str) -> None:
 def test_labels_left_out_are_in_neither_split(tmp_path: Path) -> None:
     write_voc(tmp_path)
     whole = read_voc(tmp_path, train=True)
-    train, test = VOCData(root=str(tmp_path), unseen=("green",)).splits(seed=0)
+    train, test, _ = VOCData(root=str(tmp_path), unseen=("green",)).splits(seed=0)
     assert train.labels.names == test.labels.names == ("red", "blue")
     assert torch.equal(train.target, whole.target[:, [0, 2]])
     assert train.identifiers == whole.identifiers
