@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.utils.data import default_collate
 
 __all__ = ["Batch", "DataError", "Sample", "collate"]
 
@@ -71,9 +72,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
                 raise DataError(
                     f"sample {sample.index}: expected {name} of shape {expected} like sample {first.index}, got {found}"
                 )
+    # In a worker, torch's own function stacks straight into memory that the training process sees: a copy less.
     return Batch(
-        torch.stack([sample.image for sample in samples]),
-        torch.stack([sample.target for sample in samples]),
-        torch.stack([sample.known for sample in samples]),
+        default_collate([sample.image for sample in samples]),
+        default_collate([sample.target for sample in samples]),
+        default_collate([sample.known for sample in samples]),
         torch.tensor([sample.index for sample in samples], dtype=torch.int64),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pvlr.data.batch import DataError
 
-__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "Picture", "Pixels", "decode_rgb", "picture_of"]
+__all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "Picture", "Pixels", "decode_rgb", "picture_of"]
 
 Picture = str | os.PathLike[str] | bytes | io.BytesIO | io.BufferedReader | Image.Image
 """What is decoded: a file's path, its bytes, the open file, or an image of Pillow."""
@@ -24,10 +24,14 @@ Pixels = np.ndarray | Tensor
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 """Formats that are read; each further decoder would be further code facing unknown bytes."""
+CAMERAS = "MPO"
+"""What Pillow calls a JPEG file in which a camera put a second picture."""
 MAX_BYTES = 200_000_000
 """Ceiling of a picture's file or bytes."""
 MAX_PIXELS = 100_000_000
 """Ceiling of width times height: such a picture takes 400 MB when decoded, and twice as much while it is converted."""
+MAX_SIDE = 65_535
+"""Ceiling of width and of height, which is JPEG's own: Pillow takes the square of the time for longer rows."""
 
 
 def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = None) -> Image.Image:
@@ -37,8 +41,8 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
     laid on white, and 16-bit greys are scaled (not clipped) to 8 bits. The name's ending is not looked at.
 
     Args:
-        picture: A file in one of `FORMATS`, of at most `MAX_BYTES` and `MAX_PIXELS`: its path, its bytes, or the file
-            opened for reading bytes, which stays open. Or an image of Pillow, which is left as it is.
+        picture: A file in one of `FORMATS`, of at most `MAX_BYTES`, `MAX_PIXELS` and `MAX_SIDE`: its path, bytes, or
+            the file opened for reading bytes, which stays open. Or an image of Pillow, which is left as it is.
         name: What messages call it; None: its path, or "picture".
         side: What it is going to be resized to. A JPEG file is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of
             its size at which no side is shorter than this: the inverse cosine transform of a few coefficients instead
@@ -68,7 +72,7 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if isinstance(picture, Image.Image):
-                if picture.format not in (None, *FORMATS):  # It may be a file that is decoded at first use.
+                if picture.format not in (None, CAMERAS, *FORMATS):  # It may be a file that is decoded at first use.
                     raise DataError(f"{name}: expected a picture ({', '.join(FORMATS)}), found one in {picture.format}")
                 return _decoded(picture, name, None, ours=False)
             _require_file(picture, name)
@@ -145,7 +149,9 @@ def _require_file(picture: Path | bytes | io.BytesIO | io.BufferedReader, name: 
 def _decoded(image: Image.Image, name: str, side: int | None, *, ours: bool) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{name}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
-    if side is not None and image.format == "JPEG":
+    if max(image.size) > MAX_SIDE:
+        raise DataError(f"{name}: expected sides of at most {MAX_SIDE:,} pixels, got {image.width} x {image.height}")
+    if side is not None and image.format in ("JPEG", CAMERAS):
         image.draft(None, (side, side))
     image.load()
     return _to_rgb(_upright(image, ours))

@@ -77,7 +77,7 @@ def read_rows(
     entries: list[Entry] = []
     for number in range(len(rows)):
         place = f"{name}: row {number}"
-        row = said[number]
+        row = _row(place, said, number)
         if not isinstance(row, Mapping):
             raise DataError(f"{place}: expected a mapping, found {shown(row)}")
         key = str(number) if identifier is None else require_name(place, "a picture", _get(place, row, identifier))
@@ -102,18 +102,21 @@ class _Row:
     place: str
 
     def __call__(self) -> Picture:
-        try:
-            row = self.rows[self.number]
-        except Exception as err:
-            # A row may decode its picture, or fetch it from anywhere.
-            reason = " ".join(str(err).split()) or type(err).__name__
-            raise DataError(f"{self.place}: expected a picture, but {reason}") from err
-        picture = _get(self.place, row, self.key)
+        picture = _get(self.place, _row(self.place, self.rows, self.number), self.key)
         if isinstance(picture, Mapping):
             picture = picture.get("bytes") or picture.get("path")
         if not isinstance(picture, str | os.PathLike | bytes | Image.Image):
             raise DataError(f"{self.place}: expected an image, a path or bytes, found {shown(picture)}")
         return picture
+
+
+def _row(place: str, rows: Rows, number: int) -> Any:
+    try:
+        return rows[number]
+    except Exception as err:
+        # A row may decode its picture, or fetch it from anywhere.
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise DataError(f"{place}: expected a row, but {reason}") from err
 
 
 def _get(place: str, row: Mapping[str, Any], key: str) -> Any:

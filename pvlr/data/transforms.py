@@ -1,9 +1,7 @@
 """Pictures to tensors: resizing, augmentation and the tower's normalisation."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -19,6 +17,9 @@ __all__ = ["ImageTransform", "TransformConfig", "cutout"]
 GREY = 127
 """Level, of 255, of what augmentation leaves empty."""
 
+RATIOS = (3 / 4, 4 / 3)
+"""Of width to height of what is cut out of a picture."""
+
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 
@@ -26,7 +27,8 @@ INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 class TransformConfig:
     """How pictures become tensors.
 
-    `size`, `mean`, `std` and `interpolation` are the tower's; the others act in training only.
+    `size`, `mean`, `std` and `interpolation` are the tower's; the others act in training only. Augmentations are
+    torchvision's.
 
     Args:
         size: side of the square in pixels; pictures are resized to it without keeping their proportions, so that
@@ -34,6 +36,8 @@ class TransformConfig:
         mean: of red, green and blue, on the scale from 0 to 1.
         std: of red, green and blue, on the same scale.
         interpolation: "bicubic", "bilinear" or "nearest"; the first two smooth when they shrink.
+        crop: smallest share of a picture's area that is cut out at random, in (0, 1]; a label may lie outside of
+            it. 1 takes whole pictures.
         flip: whether half of the pictures are mirrored.
         rand_augment: whether two random operations of RandAugment act on each picture.
         cutout: side of the square that is painted grey, as a share of the picture's side in [0, 1]; 0 for none.
@@ -50,6 +54,7 @@ class TransformConfig:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+    crop: float = 1.0
     flip: bool = True
     rand_augment: bool = True
     cutout: float = 0.5
@@ -67,6 +72,8 @@ class TransformConfig:
             raise DataError(
                 f"transform.interpolation: expected one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}"
             )
+        if not 0 < self.crop <= 1:
+            raise DataError(f"transform.crop: expected a share above 0, at most 1, got {self.crop}")
         if not 0 <= self.cutout <= 1:
             raise DataError(f"transform.cutout: expected a share from 0 to 1, got {self.cutout}")
 
@@ -91,19 +98,27 @@ class ImageTransform:
 
     def __init__(self, config: TransformConfig, train: bool = False) -> None:
         self.config, self.train = config, train
-        mode = v2.InterpolationMode(config.interpolation)
-        self.resize: Callable[[Any], Any] = v2.Resize((config.size, config.size), interpolation=mode, antialias=True)
-        self.augmentations: list[Callable[[Any], Any]] = []
+        size, mode = (config.size, config.size), v2.InterpolationMode(config.interpolation)
+        if train and config.crop < 1:
+            resize: v2.Transform = v2.RandomResizedCrop(
+                size, scale=(config.crop, 1.0), ratio=RATIOS, interpolation=mode
+            )
+        else:
+            resize = v2.Resize(size, interpolation=mode, antialias=True)
+        self.steps: list[v2.Transform] = [resize]
         if train and config.flip:
-            self.augmentations.append(v2.RandomHorizontalFlip(0.5))
+            self.steps.append(v2.RandomHorizontalFlip(0.5))
         if train and config.rand_augment:
+            # Tensors are resized several times faster than images of Pillow; turned and coloured, it is the other way.
             bilinear = v2.InterpolationMode.BILINEAR
-            self.augmentations.append(v2.RandAugment(interpolation=bilinear, fill=[GREY, GREY, GREY]))
+            randomly = v2.RandAugment(interpolation=bilinear, fill=[GREY, GREY, GREY])
+            self.steps += [v2.ToPILImage(), randomly, v2.PILToTensor()]
 
     @property
     def side(self) -> int:
-        """Side of the square that pictures are resized to."""
-        return self.config.size
+        """Side of the square that pictures, or the least part that is cut out of them, are resized to."""
+        crop = self.config.crop if self.train else 1.0
+        return self.config.size if crop == 1 else math.ceil(self.config.size / math.sqrt(RATIOS[0] * crop))
 
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Float[Tensor, "3 s s"]:
         """Transform one picture.
@@ -115,25 +130,28 @@ class ImageTransform:
         Returns:
             the normalised picture, float32.
         """
-        image = self.resize(image)
+        pixels = F.pil_to_tensor(image)
         if not self.train:
-            return self._normalise(F.pil_to_tensor(image))
+            return self._normalise(self._steps(pixels))
         seed = int(torch.randint(2**62, (), generator=generator))
         # torchvision draws from the global generator. `default_generator` and not `torch.manual_seed`, which would
         # also set the generators of GPUs, and those are not put back.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            for augment in self.augmentations:
-                image = augment(image)
-            pixels = F.pil_to_tensor(image)
+            pixels = self._steps(pixels)
             if self.config.cutout > 0:
                 pixels = cutout(pixels, share=self.config.cutout, center=torch.rand(2))
         return self._normalise(pixels)
 
+    def _steps(self, pixels: UInt8[Tensor, "3 y x"]) -> UInt8[Tensor, "3 s s"]:
+        for step in self.steps:
+            pixels = step(pixels)
+        return pixels
+
     def _normalise(self, pixels: UInt8[Tensor, "3 s s"]) -> Float[Tensor, "3 s s"]:
-        # In place, on the scale from 0 to 255: one new tensor instead of four.
+        # In place, on the scale from 0 to 255: one new tensor instead of four; bytes are put in order faster.
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.config.mean, self.config.std))
-        return pixels.float().sub_(mean).div_(std)
+        return pixels.contiguous().float().sub_(mean).div_(std)
 
     def __repr__(self) -> str:
         return f"ImageTransform(config={self.config!r}, train={self.train})"

@@ -47,6 +47,8 @@ class DataConfig:
             thresholds are fitted on after it; null for none.
         val_share: Share of the training pictures that is set aside for that instead, in (0, 1); a function of
             ``loop.seed`` and the pictures' names. Null for none.
+        crop: Smallest share of a training picture's area that is cut out at random and resized, in (0, 1]; a label may
+            lie outside of it. 1 takes whole pictures.
         flip: Flip half of the training pictures left to right.
         rand_augment: Apply RandAugment to the training pictures.
         cutout: Side of the square that is cut out of training pictures, as a share of theirs, in [0, 1); 0 is off.
@@ -63,6 +65,7 @@ class DataConfig:
     test_split: str = "test"
     val_split: str | None = None
     val_share: float | None = None
+    crop: float = 1.0
     flip: bool = True
     rand_augment: bool = True
     cutout: float = 0.5
@@ -74,6 +77,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         with section("data"):
             require_choice("on_bad_image", self.on_bad_image, ("raise", "drop"))
+            if self.crop != 1:
+                require_number("crop", self.crop, above=0.0, below=1.0)
             require_number("cutout", self.cutout, least=0.0, below=1.0)
             require_int("workers", self.workers, least=0)
             if self.val_share is not None:

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Literal, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pvlr.data.batch import Batch, DataError, Sample, collate
 from pvlr.data.features import CachedFeatures
@@ -99,6 +99,48 @@ def _terminate_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+class _Plan(Sampler[list[Draw]]):
+    """What a loader is asked for next: its processes stay, and this changes."""
+
+    sampler: EpochSampler
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class _Reader:
+    """A data set and the processes that read it, from the first batch on until this is gone; for one pass at a time."""
+
+    def __init__(self, dataset: Dataset[Sample], *, workers: int, pin_memory: bool) -> None:
+        self._plan = _Plan()
+        # Left to itself, a loader draws from the global generator.
+        self._generator = torch.Generator()
+        self._loader: DataLoader[Batch | Unreadable] = DataLoader(
+            _Guarded(dataset),  # type: ignore[arg-type]
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            generator=self._generator,
+            persistent_workers=workers > 0,
+        )
+
+    def read(self, sampler: EpochSampler) -> Iterator[Batch]:
+        """The batches of a sampler; what is left of an earlier pass is dropped."""
+        self._plan.sampler = sampler
+        self._generator.manual_seed(derive_seed(sampler.seed, sampler.epoch))
+        with _terminate_held():
+            batches = iter(self._loader)
+        for batch in batches:
+            if isinstance(batch, Unreadable):
+                raise DataError(batch.reason)
+            yield batch
+
+
 class Feed:
     """Batches of the parts of a data set, as functions of (seed, epoch).
 
@@ -128,6 +170,7 @@ class Feed:
         self._train, self._plain, self._test, self._validation = train, plain, test, validation
         self._loop, self._workers, self._pin = loop, workers, pin_memory
         self._world = World() if world is None else world
+        self._readers: dict[int, _Reader] = {}
 
     @property
     def batches_per_epoch(self) -> int:
@@ -150,7 +193,7 @@ class Feed:
             rank=self._world.rank,
             world=self._world.size,
         )
-        return load_batches(self._train, sampler, workers=self._workers, pin_memory=self._pin)
+        return self._read(self._train, sampler)
 
     def plain_training(self, *, shuffle: bool = False) -> Iterator[Batch]:
         """The training split without augmentation.
@@ -186,7 +229,13 @@ class Feed:
     def _in_order(self, dataset: Dataset[Sample], shared: bool) -> Iterator[Batch]:
         world, size = self._world if shared else World(), self._loop.eval_batch_size
         sampler = EpochSampler(_size(dataset), size, rank=world.rank, world=world.size, whole=True)
-        return load_batches(dataset, sampler, workers=self._workers, pin_memory=self._pin)
+        return self._read(dataset, sampler)
+
+    def _read(self, dataset: Dataset[Sample], sampler: EpochSampler) -> Iterator[Batch]:
+        """By processes that stay: what is read once an epoch need not wait for them to start."""
+        if id(dataset) not in self._readers:
+            self._readers[id(dataset)] = _Reader(dataset, workers=self._workers, pin_memory=self._pin)
+        return self._readers[id(dataset)].read(sampler)
 
 
 def load_batches(
@@ -197,22 +246,7 @@ def load_batches(
     Raises:
         DataError: naming the picture that cannot be read.
     """
-    loader: DataLoader[Batch | Unreadable] = DataLoader(
-        _Guarded(dataset),  # type: ignore[arg-type]
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        # Left to itself, a loader draws from the global generator.
-        generator=torch.Generator().manual_seed(derive_seed(sampler.seed, sampler.epoch)),
-    )
-    with _terminate_held():
-        batches = iter(loader)
-    for batch in batches:
-        if isinstance(batch, Unreadable):
-            raise DataError(batch.reason)
-        yield batch
+    return _Reader(dataset, workers=workers, pin_memory=pin_memory).read(sampler)
 
 
 class SplitFeed(Feed):
@@ -269,7 +303,7 @@ class SplitFeed(Feed):
         other._train, other._test = train.with_regions(regions), test.with_regions(regions)
         other._plain = train.with_regions(regions, shown=1)
         other._validation = None if validation is None else validation.with_regions(regions)
-        other._workers = 0
+        other._workers, other._readers = 0, {}
         return other
 
 
@@ -278,13 +312,14 @@ def transform_config(preprocess: dict[str, object], data: DataConfig | None = No
 
     Args:
         preprocess: ``mean``, ``std``, ``size`` and ``interpolation``, as a tower tells them.
-        data: For ``flip``, ``rand_augment`` and ``cutout``.
+        data: For ``crop``, ``flip``, ``rand_augment`` and ``cutout``.
     """
     return TransformConfig(
         size=int(str(preprocess["size"])),
         mean=tuple(preprocess["mean"]),  # type: ignore[arg-type]
         std=tuple(preprocess["std"]),  # type: ignore[arg-type]
         interpolation=str(preprocess["interpolation"]),
+        crop=1.0 if data is None else data.crop,
         flip=data is not None and data.flip,
         rand_augment=data is not None and data.rand_augment,
         cutout=0.0 if data is None else data.cutout,

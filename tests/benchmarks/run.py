@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 import blocks
+import cached
 import imports
 import metrics
 import pictures
@@ -24,18 +25,21 @@ REPORTS = {
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = f"which tables: {', '.join(REPORTS)}, pictures, metrics-large"
+    names = f"which tables: {', '.join(REPORTS)}, pictures, cached, metrics-large"
     parser.add_argument("reports", nargs="*", metavar="REPORT", help=names)
-    parser.add_argument("--photographs", type=Path, help="a folder of JPEG photographs, for the table 'pictures'")
+    parser.add_argument("--photographs", type=Path, help="a folder of JPEG photographs, for 'pictures' and 'cached'")
     given = parser.parse_args()
     reports = dict(REPORTS)
     if given.photographs is not None:
         reports["pictures"] = lambda: pictures.report(given.photographs)
+        reports["cached"] = lambda: cached.report(given.photographs)
     chosen = given.reports or list(reports)
     reports["metrics-large"] = metrics.report_large
     for name in chosen:
         if name not in reports:
-            parser.error(f"REPORT: expected one of {', '.join(reports)}, got {name!r} (pictures need --photographs)")
+            parser.error(
+                f"REPORT: expected one of {', '.join(reports)}, got {name!r} (pictures and cached need --photographs)"
+            )
     for name in chosen:
         for table in reports[name]():
             print(table, flush=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -311,36 +310,6 @@ def test_real_annotations(shared: Path, split: str, images: int, without: int, m
     coarse = {item["image_id"] for item in raw["annotations"] if item.get("image_level_only")}
     assert len(coarse) == (199 if split == "train" else 0)
     assert {file for file, number in numbers.items() if number in coarse} <= set(data.identifiers)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_the_official_counts_of_labelled_pictures(shared: Path, tmp_path: Path) -> None:
-    """82,081 and 40,137: an annotation file of all of COCO 2014 by its image-level labels."""
-    with gzip.open(shared / "data" / "labels" / "coco14_image_labels.csv.gz", "rt") as file:
-        rows = [row for row in csv.DictReader(file) if row["coco2014_split"] == "val2014"]
-    categories = json.loads((shared / "data" / "labels" / "categories.json").read_text())
-    labelled = {int(row["image_id"]): row["category_ids"].split() for row in rows}
-    without = range(1_000_000, 1_000_000 + 40_504 - 40_137)
-    names = {number: f"COCO_val2014_{number:012}.jpg" for number in (*labelled, *without)}
-    path = tmp_path / "instances_val2014.json"
-    whole = {
-        "images": [{"id": number, "file_name": name} for number, name in names.items()],
-        "categories": categories,
-        "annotations": [
-            {"image_id": number, "category_id": int(category)}
-            for number, found in labelled.items()
-            for category in found
-        ],
-    }
-    path.write_text(json.dumps(whole))
-    data = read_coco(tmp_path, path, check_files=False)
-    assert len(data) == 40_137
-    assert len(read_coco(tmp_path, path, check_files=False, keep_unlabelled=True)) == 40_504
-    column = {item["id"]: COCO_LABELS.index(item["name"]) for item in categories}
-    expected = torch.zeros(len(labelled), 80)
-    for row, found in enumerate(labelled.values()):
-        expected[row, [column[int(category)] for category in found]] = 1
-    assert torch.equal(data.target, expected)
 
 
 def test_real_pictures_are_read(shared: Path) -> None:

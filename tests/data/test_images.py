@@ -185,6 +185,15 @@ def test_a_jpeg_is_decoded_no_larger_than_its_use_needs(
     assert np.abs(small[0] - small[1]).mean() < 2
 
 
+def test_a_camera_s_file_of_two_pictures_is_scaled_too(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (800, 400), (200, 40, 90))
+    picture.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[picture])
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert opened.format == "MPO"
+        assert decode_rgb(opened).size == (800, 400), "what somebody else has opened"
+    assert decode_rgb(tmp_path / "a.jpg", side=100).size == (200, 100)
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
 def test_scaled_decoding_keeps_colours_and_orientation(tmp_path: Path, mode: str) -> None:
     picture = Image.new("RGB", (800, 400), (200, 40, 90))

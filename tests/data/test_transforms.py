@@ -30,14 +30,59 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def kernel(name: str, x: float) -> float:
+    """Weight of a pixel at a distance: a triangle, or Keys' cubic of a = -1/2."""
+    x = abs(x)
+    if name == "bilinear":
+        return max(0.0, 1 - x)
+    return 1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def shrink(name: str, before: int, after: int) -> np.ndarray:
+    """Weights ``after before`` of one direction: the kernel as wide as a new pixel."""
+    scale = before / after
+    weights = [
+        [kernel(name, (old + 0.5 - (new + 0.5) * scale) / max(scale, 1.0)) for old in range(before)]
+        for new in range(after)
+    ]
+    return np.array([[weight / sum(row) for weight in row] for row in weights])
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 30), (30, 40), (17, 16), (12, 90)])
 @pytest.mark.parametrize("name", ["bicubic", "bilinear"])
-def test_evaluation_is_resize_and_normalisation(name: str) -> None:
-    picture = noise(0)
-    resized = picture.resize((16, 16), getattr(Image.Resampling, name.upper()))
-    expected = (np.asarray(resized) / 255 - np.array(MEAN)) / np.array(STD)
-    found = ImageTransform(config(interpolation=name))(picture)
+def test_evaluation_is_resize_and_normalisation(name: str, width: int, height: int) -> None:
+    # Of middling levels: no overshoot is cut off on the way, so that rounding to levels is the only difference.
+    levels = np.random.default_rng(0).integers(80, 176, size=(height, width, 3), dtype=np.uint8)
+    exact = np.einsum("yh,hwc,xw->yxc", shrink(name, height, 16), levels.astype(float), shrink(name, width, 16))
+    found = ImageTransform(config(interpolation=name))(Image.fromarray(levels))
     assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    assert found.is_contiguous()
+    shown = (found.permute(1, 2, 0).numpy() * np.array(STD) + np.array(MEAN)) * 255
+    assert np.abs(shown - shown.round()).max() < 1e-3, "levels are whole numbers"
+    assert np.abs(shown - exact).max() <= 1.01
+
+
+@settings(max_examples=25, deadline=None)
+@given(crop=st.floats(0.05, 0.99), side=st.integers(20, 60), seed=st.integers(0, 2**62))
+def test_random_crops_are_large_enough_and_of_allowed_proportions(crop: float, side: int, seed: int) -> None:
+    # Red grows to the right and green downwards: the corners tell what was cut out.
+    rows, columns = np.mgrid[0:side, 0:side]
+    levels = np.stack([columns * 4, rows * 4, 0 * rows], axis=-1).astype(np.uint8)
+    plain = config(crop=crop, interpolation="nearest", flip=False, rand_augment=False, cutout=0.0)
+    found = ImageTransform(plain, train=True)(Image.fromarray(levels), seeded(seed))
+    shown = ((found * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255 / 4).round()
+    wide, high = (float(shown[channel].max() - shown[channel].min()) + 1 for channel in (0, 1))
+    # Nearest neighbours show all but part of a sixteenth at either end; sides are whole pixels.
+    assert (wide + 1) * (1 + 1 / 15) * (high + 1) * (1 + 1 / 15) >= crop * side**2
+    assert 0.5 <= (wide + 1) / (high + 1) <= 2 or min(wide, high) < 8
+    assert torch.equal(found, ImageTransform(plain, train=True)(Image.fromarray(levels), seeded(seed)))
+
+
+def test_what_a_crop_is_resized_from_is_not_decoded_too_small() -> None:
+    assert ImageTransform(config(), train=True).side == 16
+    assert ImageTransform(config(crop=0.25)).side == 16, "evaluation sees whole pictures"
+    # A quarter of the area at 3:4 of a square's proportions: sqrt(3/16) of its side.
+    assert ImageTransform(config(crop=0.25), train=True).side == 37
 
 
 def test_training_without_augmentation_is_evaluation() -> None:
@@ -65,14 +110,14 @@ def test_the_global_generator_comes_back_after_a_failure() -> None:
         raise RuntimeError("broken")
 
     transform = ImageTransform(config(), train=True)
-    transform.augmentations = [broken]
+    transform.steps = [broken]
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="broken"):
         transform(noise(0), seeded(0))
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("switch", [{"flip": True}, {"rand_augment": True}, {"cutout": 0.5}])
+@pytest.mark.parametrize("switch", [{"flip": True}, {"rand_augment": True}, {"cutout": 0.5}, {"crop": 0.3}])
 def test_each_augmentation_acts_when_switched_on(switch: dict[str, object]) -> None:
     plain = {"flip": False, "rand_augment": False, "cutout": 0.0}
     transform = ImageTransform(config(**plain | switch), train=True)
@@ -126,6 +171,8 @@ def test_cutout_is_painted_before_normalisation() -> None:
             {"interpolation": "cubic"},
             "transform.interpolation: expected one of bicubic, bilinear, nearest, got 'cubic'",
         ),
+        ({"crop": 0.0}, "transform.crop: expected a share above 0, at most 1, got 0.0"),
+        ({"crop": float("nan")}, "transform.crop: expected a share above 0, at most 1, got nan"),
         ({"cutout": 1.5}, "transform.cutout: expected a share from 0 to 1, got 1.5"),
         ({"cutout": -0.1}, "transform.cutout: expected a share from 0 to 1, got -0.1"),
         ({"cutout": float("nan")}, "transform.cutout: expected a share from 0 to 1, got nan"),

@@ -39,6 +39,7 @@ ALL = (
 @pytest.mark.parametrize(
     ("kind", "field", "value", "message"),
     [
+        (VOCData, "crop", 1.5, r"data\.crop: expected a finite number > 0 and < 1, got 1\.5"),
         (VOCData, "cutout", 1.0, r"data\.cutout: expected a finite number >= 0 and < 1, got 1\.0"),
         (TableData, "test_share", 1.0, r"data\.test_share: expected a finite number > 0 and < 1, got 1\.0"),
         (COCOData, "images", "", r"data\.images: expected a non-empty text, got ''"),

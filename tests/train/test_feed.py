@@ -106,6 +106,20 @@ def test_workers_end_when_the_training_process_is_killed() -> None:
     assert not worker.exists()
 
 
+def test_the_same_processes_read_epoch_after_epoch_also_after_one_that_was_left_early() -> None:
+    before, reads = set(multiprocessing.active_children()), feed(90, workers=2)
+    first = list(reads.training(0))
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    left = reads.training(1)
+    next(left)
+    assert_same(list(reads.training(2, start=3)), list(feed(90).training(2, start=3)))
+    assert_same(list(reads.training(0)), first)
+    assert set(multiprocessing.active_children()) - before == workers
+    del reads, left
+    assert set(multiprocessing.active_children()) == before
+
+
 @pytest.mark.parametrize("split", ["trainval", "test"])
 @pytest.mark.parametrize("what", ["pictures", "labels"])
 def test_the_digest_is_of_names_and_labels_of_both_splits(tmp_path: Path, split: str, what: str) -> None:

@@ -1,0 +1,33 @@
+"""What an attack is, and what became of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from pvlr.data.batch import DataError
+
+Act = Callable[[], object]
+
+
+class Attack(NamedTuple):
+    """A hostile, broken or unusual input.
+
+    Attributes:
+        name: What it is.
+        make: Makes it in a folder, and returns what its victim does with it.
+        outcome: Part of what `outcome` says: ``refused: …`` with the message, or ``read: …`` with what was seen.
+    """
+
+    name: str
+    make: Callable[[Path], Act]
+    outcome: str
+
+
+def outcome(attack: Attack, folder: Path) -> str:
+    """What becomes of an attack, the folder's own path left out. No error but the project's own is caught."""
+    act = attack.make(folder)
+    try:
+        said = f"read: {act()}"
+    except DataError as err:
+        said = f"refused: {err}"
+    return said.replace(f"{folder}/", "")

@@ -1,0 +1,387 @@
+"""Annotations, tables and folders that are broken, hostile or make no sense."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from attack import Act, Attack
+from hostile_pictures import encoded
+
+from pvlr.core.labels import LabelSet
+from pvlr.data.coco import MAX_JSON_BYTES, read_coco
+from pvlr.data.folders import read_folders
+from pvlr.data.lines import MAX_TABLE_BYTES
+from pvlr.data.nuswide import read_nuswide
+from pvlr.data.table import read_table
+from pvlr.data.voc import read_voc
+
+LABELS = LabelSet(("cat", "dog"))
+PICTURE = encoded("PNG")
+
+
+def annotation(name: str = "cat", box: str = "1 1 9 9", rest: str = "", head: str = "") -> str:
+    sides = zip(("xmin", "ymin", "xmax", "ymax"), box.split(" "), strict=False)
+    inner = "".join(f"<{side}>{value}</{side}>" for side, value in sides)
+    return f"{head}<annotation><object><name>{name}</name>{rest}<bndbox>{inner}</bndbox></object></annotation>"
+
+
+ENTITY = '<!DOCTYPE a [<!ENTITY lol "lol"><!ENTITY lol2 "&lol;&lol;&lol;&lol;">]>'
+EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]>'
+SIZE = "<size><width>48</width><height>40</height></size>"
+
+
+def voc_folder(folder: Path) -> Path:
+    home = folder / "VOC2007"
+    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (home / part).mkdir(parents=True)
+    (home / "ImageSets/Main/trainval.txt").write_text("1\n")
+    (home / "JPEGImages/1.jpg").write_bytes(PICTURE)
+    (home / "Annotations/1.xml").write_text(annotation())
+    return home
+
+
+def voc(name: str, change: Callable[[Path], object], outcome: str) -> Attack:
+    def make(folder: Path) -> Act:
+        change(voc_folder(folder))
+        return lambda: read_voc(folder, train=True).summary()
+
+    return Attack(f"VOC: {name}", make, outcome)
+
+
+def xml(name: str, content: str | bytes, outcome: str) -> Attack:
+    content = content if isinstance(content, bytes) else content.encode()
+    where = "VOC2007/Annotations/1.xml: " if not outcome.startswith("read") else ""
+    said = outcome if outcome.startswith("read") else f"refused: {where}{outcome}"
+    return voc(name, lambda home: (home / "Annotations/1.xml").write_bytes(content), said)
+
+
+def listed(name: str, content: bytes, outcome: str) -> Attack:
+    return voc(
+        name,
+        lambda home: (home / "ImageSets/Main/trainval.txt").write_bytes(content),
+        f"refused: VOC2007/ImageSets/Main/trainval.txt: {outcome}",
+    )
+
+
+def instead(path: str, put: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Puts something in the place of a file."""
+
+    def change(home: Path) -> None:
+        (home / path).unlink()
+        put(home / path)
+
+    return change
+
+
+VOC = (
+    xml("entities", annotation("&lol2;", head=ENTITY), "expected an annotation without document type and entities"),
+    xml("entity that is a file", annotation("&x;", head=EXTERNAL), "expected an annotation without document type and"),
+    xml("entities in UTF-16", annotation(head=ENTITY).encode("utf-16"), "line 1: expected an annotation in UTF-8"),
+    xml(
+        "entities in UTF-16 without mark",
+        annotation(head=ENTITY).encode("utf-16-le"),
+        "line 1: expected an annotation, f",
+    ),
+    xml("UTF-7", annotation(head='<?xml version="1.0" encoding="utf-7"?>'), "read: VOC2007 trainval: 1 images"),
+    xml("1 MB and a byte", b" " * 1_000_001, "expected an annotation of at most 1,000,000 bytes, found more"),
+    xml(
+        "100,000 elements within each other",
+        "<a>" * 100_000 + "</a>" * 100_000,
+        "expected the element <annotation>, found",
+    ),
+    xml("cut short", annotation()[:-9], "expected well-formed XML, but "),
+    xml("other content", "<html/>", "expected the element <annotation>, found <html>"),
+    xml("object without a name", annotation(" "), "expected every <object> to have a <name>, found one without"),
+    xml(
+        "name of 2,000 characters", annotation("x" * 2_000), "expected the name of a label in at most 1,000 characters"
+    ),
+    xml("name with a line end", annotation("a\nb"), "expected the name of a label without control characters, found"),
+    xml("unknown name", annotation("persn"), "unknown label 'persn', the nearest known one is 'person'"),
+    xml(
+        "difficult: 7",
+        annotation(rest="<difficult>7</difficult>"),
+        "expected <difficult> of 'cat' to be 0 or 1, found '7'",
+    ),
+    xml("box without a side", annotation(box="1 1 9"), "'cat': expected <ymax> to be a finite number, found ''"),
+    xml("box of words", annotation(box="1 a 9 9"), "'cat': expected <ymin> to be a finite number, found 'a'"),
+    xml("box without end", annotation(box="1 1 inf 9"), "'cat': expected <xmax> to be a finite number, found 'inf'"),
+    xml("box inside out", annotation(box="9 1 1 9"), "'cat': expected 0 <= <xmin> <= <xmax>, found 9 and 1"),
+    xml("box at negative places", annotation(box="1 -5 9 9"), "'cat': expected 0 <= <ymin> <= <ymax>, found -5 and 9"),
+    xml(
+        "box beside the picture",
+        annotation(box="60 1 70 9").replace("<object>", f"{SIZE}<object>"),
+        "'cat': expected <xmin> within the picture's <width> of 48, found 60",
+    ),
+    listed("the same picture twice", b"1\n1\n", "expected every picture once, found '1' twice"),
+    listed("path out of the folder", b"../../1\n", "expected names of pictures without folders, found '../../1'"),
+    listed("list with a NUL byte", b"1\0\n", "line 1: expected a list of pictures, found a NUL byte"),
+    listed("list in UTF-16", "1\n".encode("utf-16"), "line 1: expected a list of pictures in UTF-8"),
+    voc(
+        "missing picture",
+        instead("JPEGImages/1.jpg", lambda path: None),
+        "refused: VOC2007/JPEGImages/1.jpg: expected the picture of '1', found no such file",
+    ),
+    voc(
+        "missing annotation",
+        instead("Annotations/1.xml", lambda path: None),
+        "the annotation of '1', found no such file",
+    ),
+    voc("annotation is a pipe", instead("Annotations/1.xml", os.mkfifo), "the annotation of '1', found no such file"),
+    voc(
+        "annotation leads out",
+        instead("Annotations/1.xml", lambda path: path.symlink_to("/etc/passwd")),
+        "1.xml: expected the annotation inside VOC2007/Annotations, found a link to /etc/passwd",
+    ),
+    voc(
+        "picture leads out",
+        instead("JPEGImages/1.jpg", lambda path: path.symlink_to("/etc/passwd")),
+        "1.jpg: expected the picture inside VOC2007/JPEGImages, found a link to /etc/passwd",
+    ),
+    voc(
+        "folder of pictures lies elsewhere",
+        lambda home: ((home / "JPEGImages").rename(home / "other"), (home / "JPEGImages").symlink_to(home / "other")),
+        "read: VOC2007 trainval: 1 images",
+    ),
+)
+
+IMAGE = {"id": 1, "file_name": "1.png"}
+CATEGORY = {"id": 1, "name": "cat"}
+OBJECT = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9], "iscrowd": 0}
+
+
+def coco_text(images: object = (IMAGE,), categories: object = (CATEGORY,), annotations: object = (OBJECT,)) -> str:
+    return json.dumps({"images": images, "categories": categories, "annotations": annotations})
+
+
+def coco(
+    name: str, content: str | bytes, outcome: str, *, size: int | None = None, labels: LabelSet | None = None
+) -> Attack:
+    def make(folder: Path) -> Act:
+        (folder / "images").mkdir()
+        (folder / "images" / "1.png").write_bytes(PICTURE)
+        (folder / "images" / "out.png").symlink_to("/etc/passwd")
+        path = folder / "x.json"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        if size is not None:
+            os.truncate(path, size)
+        return lambda: read_coco(folder / "images", path, labels=labels).summary()
+
+    return Attack(f"COCO: {name}", make, outcome if outcome.startswith("read") else f"refused: x.json: {outcome}")
+
+
+def boxed(box: object) -> str:
+    return coco_text(annotations=[{**OBJECT, "bbox": box}])
+
+
+COCO = (
+    coco("2 GB and a byte", b"{", "expected annotations of at most 2,000,000,000 bytes", size=MAX_JSON_BYTES + 1),
+    coco("cut short", coco_text()[:-5], "expected annotations as JSON, but "),
+    coco("in UTF-16", coco_text().encode("utf-16"), "line 1: expected annotations in UTF-8, found other bytes"),
+    coco(
+        "100,000 brackets within each other", "[" * 100_000, "expected annotations as JSON, found far too many brackets"
+    ),
+    coco(
+        "number of 5,000 digits",
+        coco_text(images=[1]).replace("1", "1" * 5_000, 1),
+        "expected annotations as JSON, but ",
+    ),
+    coco("the same key twice", '{"images": [], "images": []}', "expected every key of an object once, found 'images'"),
+    coco(
+        "the same id twice",
+        coco_text(images=[IMAGE, IMAGE]),
+        "images[1]: expected every image once, found the id 1 again",
+    ),
+    coco(
+        "the same file twice",
+        coco_text(images=[IMAGE, {"id": 2, "file_name": "./1.png"}]),
+        "images[1]: expected every file once, found '1.png' again",
+    ),
+    coco(
+        "the same category twice",
+        coco_text(categories=[CATEGORY, CATEGORY]),
+        "categories[1]: expected every category on",
+    ),
+    coco(
+        "object of no image",
+        coco_text(annotations=[{**OBJECT, "image_id": 9}]),
+        "annotations[0]: expected the id of one of",
+    ),
+    coco(
+        "object of no category",
+        coco_text(annotations=[{**OBJECT, "category_id": 9}]),
+        "annotations[0]: expected the id of one of the",
+    ),
+    coco(
+        "label that is no category",
+        coco_text(),
+        "categories: unknown label 'cta', the nearest",
+        labels=LabelSet(("cta",)),
+    ),
+    coco("box of a negative size", boxed([5, 5, -1, 3]), "annotations[0]: expected 'bbox' to have no negative size"),
+    coco(
+        "box that is no number",
+        boxed([0, 0, float("nan"), 3]),
+        "annotations[0]: expected 'bbox' to be four finite numbers",
+    ),
+    coco(
+        "box of three numbers",
+        boxed([0, 0, 3]),
+        "annotations[0]: expected 'bbox' to be four finite numbers, found [0, 0",
+    ),
+    coco("box of words", boxed("all"), "annotations[0]: expected 'bbox' to be four finite numbers, found 'all'"),
+    coco(
+        "crowd: 2", coco_text(annotations=[{**OBJECT, "iscrowd": 2}]), "annotations[0]: expected 'iscrowd' to be 0 or 1"
+    ),
+    *(
+        coco(
+            f"path {path}",
+            coco_text(images=[{"id": 1, "file_name": path}]),
+            f"images[0]: expected a picture inside its folder, found {path!r}",
+        )
+        for path in ("../1.png", "/etc/passwd", "a/../../1.png")
+    ),
+    coco(
+        "path of Windows",
+        coco_text(images=[{"id": 1, "file_name": "C:\\1.png"}]),
+        "images[0]: expected a picture's path w",
+    ),
+    coco(
+        "name with a line end",
+        coco_text(categories=[{"id": 1, "name": "a\nb"}]),
+        "categories[0]: expected the name of a ca",
+    ),
+    Attack(
+        "COCO: picture leads out",
+        coco("", coco_text(images=[{"id": 1, "file_name": "out.png"}]), "").make,
+        "refused: images/out.png: expected the picture inside images, found a link to /etc/passwd",
+    ),
+)
+
+
+def table(name: str, content: str | bytes, outcome: str, *, ending: str = "csv", size: int | None = None) -> Attack:
+    def make(folder: Path) -> Act:
+        (folder / "1.png").write_bytes(PICTURE)
+        (folder / "out.png").symlink_to("/etc/passwd")
+        path = folder / f"x.{ending}"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        if size is not None:
+            os.truncate(path, size)
+        return lambda: read_table(folder, path, labels=LABELS).summary()
+
+    said = outcome if outcome.startswith("out.png") else f"x.{ending}: {outcome}"
+    return Attack(f"{ending.upper()}: {name}", make, f"refused: {said}")
+
+
+HEAD = "file,labels\n"
+TABLES = (
+    table("1 GB and a byte", HEAD, "expected a table of at most 1,000,000,000 bytes", size=MAX_TABLE_BYTES + 1),
+    table(
+        "path out of the folder",
+        f"{HEAD}../1.png,cat",
+        "line 2: expected a picture inside its folder, found '../1.png'",
+    ),
+    table(
+        "absolute path", f"{HEAD}/etc/passwd,cat", "line 2: expected a picture inside its folder, found '/etc/passwd'"
+    ),
+    table("picture leads out", f"{HEAD}out.png,cat", "out.png: expected the picture inside "),
+    table(
+        "the same picture twice", f"{HEAD}1.png,cat\n./1.png,dog", "line 3: expected every picture once, found '1.png'"
+    ),
+    table("unknown label", f"{HEAD}1.png,cta", "line 2: unknown label 'cta', the nearest known one is 'cat'"),
+    table(
+        "quote left open", f'{HEAD}1.png,"cat\n', "line 2: expected comma-separated values, but unexpected end of data"
+    ),
+    table("NUL byte", f"{HEAD}1.png,c\0at", "line 2: expected a table, found a NUL byte"),
+    table("UTF-16", f"{HEAD}1.png,cat".encode("utf-16"), "line 1: expected a table in UTF-8, found other bytes"),
+    table(
+        "cell of 200 kB", f"{HEAD}1.png,{'x' * 200_000}", "line 2: expected comma-separated values, but field larger"
+    ),
+    table("row without labels' cell", f"{HEAD}1.png\n", "line 2: expected 2 values, one per column, found 1"),
+    table(
+        "brackets", "[" * 100_000, "line 1: expected JSON, found far too many brackets within brackets", ending="jsonl"
+    ),
+    table(
+        "the same key twice", '{"file": "1.png", "file": "2"}', "line 1: expected every key once, found", ending="jsonl"
+    ),
+    table(
+        "half a character", '{"file": "\\ud800", "labels": []}', "line 1: expected the name of a pict", ending="jsonl"
+    ),
+    table(
+        "label of another kind", '{"file": "1.png", "labels": [{}]}', "line 1: expected the name of a", ending="jsonl"
+    ),
+)
+
+
+def lists(name: str, content: str, outcome: str) -> Attack:
+    def make(folder: Path) -> Act:
+        (folder / "nus_wid_data.csv").write_text(f"filepath,label,split_name\n{content}\n")
+        return lambda: read_nuswide(folder, lists="asl", check_files=False).summary()
+
+    return Attack(f"NUS-WIDE: {name}", make, f"refused: nus_wid_data.csv: line 2: {outcome}")
+
+
+def tree(name: str, put: Callable[[Path], object], outcome: str) -> Attack:
+    def make(folder: Path) -> Act:
+        (folder / "root" / "cat").mkdir(parents=True)
+        (folder / "root" / "cat" / "1.png").write_bytes(PICTURE)
+        put(folder / "root" / "cat")
+        return lambda: read_folders(folder / "root").summary()
+
+    return Attack(f"folders: {name}", make, f"refused: {outcome}")
+
+
+REST = (
+    lists(
+        "code for a list", "1.jpg,__import__('os').getcwd(),train", "expected 'label' to be a list such as ['sky', 'wa"
+    ),
+    lists(
+        "path out of the folder", "../1.jpg,\"['sky']\",train", "expected a picture inside its folder, found '../1.jpg'"
+    ),
+    lists(
+        "split of another name", "1.jpg,\"['sky']\",all", "expected 'split_name' to be 'train' or 'val', found 'all'"
+    ),
+    tree(
+        "link around for ever",
+        lambda cat: (cat / "up").symlink_to(cat),
+        "root/cat/up: expected folders and pictures, f",
+    ),
+    tree(
+        "picture leads out",
+        lambda cat: (cat / "2.png").symlink_to("/etc/passwd"),
+        "root/cat/2.png: expected the picture inside root, found a link to /etc/passwd",
+    ),
+    tree("label leads out", lambda cat: (cat.parent / "out").symlink_to("/usr"), "root/out/"),
+    tree(
+        "pipe",
+        lambda cat: os.mkfifo(cat / "2.png"),
+        "root/cat/2.png: expected a picture (.jpg, .jpeg, .png, .webp, .bmp",
+    ),
+    tree(
+        "other file",
+        lambda cat: (cat / "a.exe").touch(),
+        "root/cat/a.exe: expected a picture (.jpg, .jpeg, .png, .webp,",
+    ),
+    tree(
+        "name that paints the terminal",
+        lambda cat: (cat / "\x1b[31m.png").touch(),
+        "root/cat: expected the name of a file",
+    ),
+    tree(
+        "name of two lines",
+        lambda cat: (cat / "a\nb").touch(),
+        "root/cat: expected the name of a file or folder without c",
+    ),
+    tree(
+        "name of other bytes",
+        lambda cat: open(os.fsencode(cat) + b"/\xff.png", "w").close(),
+        "root/cat: expected the name",
+    ),
+    tree(
+        "label that is a file",
+        lambda cat: (cat.parent / "dog").touch(),
+        "root/dog: expected only folders named after labe",
+    ),
+)
+
+ANNOTATIONS = (*VOC, *COCO, *TABLES, *REST)
