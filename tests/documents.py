@@ -44,6 +44,8 @@ def prove(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         return "dry run"
     if words[:3] == ["python", "-m", "pytest"]:
         return "named"
+    if words[0] == "torchrun":  # Its own options come before the script.
+        words = ["python", *words[next(place for place, word in enumerate(words) if word.endswith(".py")) :]]
     if words[0] == "python":
         return _prove_script(words[1], words[2:], folder, monkeypatch)
     if words[0] == "tensorboard":
