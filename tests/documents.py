@@ -22,9 +22,14 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def joined(block: str) -> list[str]:
+    """The lines of a block, those that end in a backslash with the next."""
+    return block.replace("\\\n", " ").splitlines()
+
+
 def commands(page: Path) -> list[str]:
     """Every command of a page: the lines of its ``console`` blocks, and what stands between backticks in the text."""
-    shown = [line.split("#")[0].strip() for block in blocks(page, "console") for line in block.splitlines()]
+    shown = [line.split("#")[0].strip() for block in blocks(page, "console") for line in joined(block)]
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     said = [line for line in re.findall(r"`([^`\n]+)`", text) if re.match(rf"(?:{'|'.join(OURS[:4])}) ", line)]
     parts = [part.strip() for line in [*shown, *said] for part in line.split("&&")]
