@@ -12,7 +12,8 @@ from pvlr.train.config import (
 )
 from pvlr.train.data_config import DataConfig, VOCData
 from pvlr.train.predict import Tag, Tagger
-from pvlr.train.run import Results, train
+from pvlr.train.results import Results
+from pvlr.train.run import train
 
 __all__ = [
     "CalibrationConfig",

@@ -8,16 +8,19 @@ from typing import Any, Literal
 import torch
 
 from pvlr.core.protocols import ImageTower
+from pvlr.core.towers import Towers
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures, FeatureStore
 from pvlr.data.sampling import EpochSampler
 from pvlr.data.transforms import ImageTransform, TransformConfig
+from pvlr.train.config import LoopConfig, TowerConfig
+from pvlr.train.data_config import Splits
 from pvlr.train.evaluate import autocast
 from pvlr.train.feed import load_batches
 from pvlr.train.monitor import say
 
-__all__ = ["cache_features"]
+__all__ = ["cache_features", "cache_splits"]
 
 SAVE_EVERY = 1000
 
@@ -102,3 +105,53 @@ def cache_features(
         finally:
             store.save()
     return CachedFeatures(data, store, shown=views)
+
+
+def cache_splits(
+    splits: Splits,
+    towers: Towers,
+    folder: Path,
+    *,
+    tower: TowerConfig,
+    loop: LoopConfig,
+    transform: TransformConfig,
+    workers: int,
+    device: torch.device,
+    watch: Callable[[Iterator[Batch]], Iterator[Batch]],
+) -> list[CachedFeatures]:
+    """What the frozen tower sees in all parts of a data set, from the disk as far as it is there.
+
+    Args:
+        splits: The parts.
+        towers: The towers, on ``device``.
+        folder: Of the run; the features lie in it, unless ``tower`` names another place.
+        tower: How they are kept.
+        loop: Batch size, seed and precision.
+        transform: How pictures are shown.
+        workers: Processes that read pictures.
+        device: Where the towers are.
+        watch: As for :func:`cache_features`.
+
+    Raises:
+        DataError: naming the picture that cannot be read, or where the disk is full.
+    """
+    place = folder / "features" if tower.feature_folder is None else Path(tower.feature_folder)
+    return [
+        cache_features(
+            part,
+            towers.image,
+            place / name,
+            fingerprint=towers.fingerprint,
+            transform=transform,
+            views=tower.feature_views if name == "train" else 1,
+            dtype=tower.feature_dtype,
+            batch_size=loop.eval_batch_size,
+            workers=workers,
+            seed=loop.seed,
+            device=device,
+            precision=loop.precision,
+            watch=watch,
+        )
+        for name, part in splits._asdict().items()
+        if part is not None
+    ]

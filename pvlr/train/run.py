@@ -1,11 +1,8 @@
 """One run from configuration to results: data, towers, model, loop, baselines, files."""
 
 import hashlib
-import math
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +12,6 @@ import torch.nn.functional as F
 from pvlr.core.baselines import BaselineConfig, BaselineModel
 from pvlr.core.files import remove_leftovers, write_atomically
 from pvlr.core.model import PVLR, PVLRConfig
-from pvlr.core.model_card import ModelCard
 from pvlr.core.model_texts import require_same_vectors, text_sources, with_copies, write_texts
 from pvlr.core.prompts import PromptBank, encode_knowledge
 from pvlr.core.report import MultiLabelReport
@@ -23,15 +19,13 @@ from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_
 from pvlr.core.towers import Towers, build_towers
 from pvlr.core.weights import trained_state
 from pvlr.data.batch import Batch
-from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
 from pvlr.data.sampling import derive_seed
 from pvlr.data.scan import without_bad_images
-from pvlr.data.transforms import TransformConfig
 from pvlr.train.baseline_files import save_baseline
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
 from pvlr.train.calibrate import calibrate_on
-from pvlr.train.checkpoint import CheckpointError, Checkpoints
+from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.config import (
     CalibrationConfig,
     ConfigError,
@@ -41,19 +35,20 @@ from pvlr.train.config import (
     RunConfig,
     ScheduleConfig,
     TowerConfig,
-    config_differences,
     config_to_json,
 )
 from pvlr.train.data_config import DataConfig, Splits
 from pvlr.train.device import compile_model, determinism, one_core_free, require_compiler
 from pvlr.train.distributed import World, join_world
 from pvlr.train.evaluate import Predictions, evaluate
-from pvlr.train.features import cache_features
+from pvlr.train.features import cache_splits
 from pvlr.train.feed import Feed, SplitFeed, transform_config
 from pvlr.train.loop import fit
-from pvlr.train.monitor import Monitor, label_table, results_table, say, scan_progress
+from pvlr.train.monitor import Monitor, say, scan_progress
 from pvlr.train.optim import build_optimizer
 from pvlr.train.record import started, write_config, write_record
+from pvlr.train.results import Results, card_of, show
+from pvlr.train.resume import require_same, saved_state, tell_of_other_length
 from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import StopRequest
 from pvlr.train.views import Views, shown_inputs
@@ -63,25 +58,6 @@ __all__ = ["Results", "train"]
 BY_F1 = CalibrationConfig()
 
 PVLR_ITSELF = BaselineConfig()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Results:
-    """What a run reached on the test split.
-
-    Attributes:
-        report: Of the averaged weights.
-        of: Of which ones: ``final epoch``, or ``best on validation``.
-        baselines: By name; empty unless asked for.
-        folder: Where the run's files are.
-        seconds: Time spent training.
-    """
-
-    report: MultiLabelReport
-    of: str
-    baselines: Mapping[str, Baseline]
-    folder: Path
-    seconds: float
 
 
 def train(
@@ -166,7 +142,7 @@ def _train(
         )
     checkpoints = Checkpoints(folder / "checkpoints", keep=run.keep)
     world.first(lambda: _remove_leftovers(folder, checkpoints))
-    saved = world.together(lambda: _saved(checkpoints, run, sections))
+    saved = world.together(lambda: saved_state(checkpoints, run, sections))
     if len(set(world.exchange(-1 if saved is None else saved["step"]))) > 1:
         raise ConfigError(f"run.folder: expected a folder that all processes see, {folder} holds other files for some")
     sources = text_sources(model)
@@ -185,7 +161,7 @@ def _train(
     texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
     identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
     if saved is not None:
-        _require_same(identity, saved)
+        require_same(identity, saved)
     for line in feed.summaries:
         say(line)
 
@@ -193,7 +169,17 @@ def _train(
         towers.image.to(device).eval()
         with StopRequest(patient=world.size > 1) as stop:
             cached = world.in_turn(
-                lambda: _features(splits, towers, tower, data, loop, transform, folder, device, stop)
+                lambda: cache_splits(
+                    splits,
+                    towers,
+                    folder,
+                    tower=tower,
+                    loop=loop,
+                    transform=transform,
+                    workers=data.workers,
+                    device=device,
+                    watch=lambda batches: stop.watch(batches, "the features"),
+                )
             )
         regions: Literal["patches", "pooled"] = "pooled" if "pooled" in (model.regions, baseline.sees) else "patches"
         feed = feed.from_features(*cached, regions=regions)
@@ -215,7 +201,7 @@ def _train(
             require_same_vectors(folder, built)
         state.load(saved)
         say(f"going on from step {state.step} of the run in {folder}")
-        _tell_of_other_length(saved["config"]["loop"]["epochs"], loop.epochs)
+        tell_of_other_length(saved["config"]["loop"]["epochs"], loop.epochs)
     if loop.compile:
         compile_model(built, of_features=cached is not None)
 
@@ -248,7 +234,7 @@ def _train(
             view = None if cached is None else min(1, tower.feature_views - 1)
             views.inputs(shown_inputs(splits.train, transform, seed=loop.seed, view=view))
 
-    def show(found: Predictions) -> None:
+    def show_inside(found: Predictions) -> None:
         if views is not None and not monitor.has_evaluation(state.step):
             views.evaluation(state.step, found)
 
@@ -274,7 +260,7 @@ def _train(
                 loop=loop,
                 loss=loss,
                 schedule=schedule,
-                evaluate=lambda: report_on(feed.evaluating(shared=True), stop, show),
+                evaluate=lambda: report_on(feed.evaluating(shared=True), stop, show_inside),
                 save=lambda: world.first(lambda: checkpoints.save(snapshot(), step=state.step)),
                 offer=lambda score: world.first(lambda: checkpoints.offer(snapshot, step=state.step, score=score)),
                 best=lambda: world.first(best),
@@ -315,7 +301,7 @@ def _train(
         def finish() -> dict[str, Baseline]:
             with state.average.applied():
                 if isinstance(built, PVLR):
-                    built.card = _card(feed, report, process["versions"])
+                    built.card = card_of(feed.summaries, report, process["versions"])
                     built.save_pretrained(folder)
                 else:
                     save_baseline(folder, built, tower=tower, fingerprint=towers.fingerprint)
@@ -324,38 +310,15 @@ def _train(
         baselines = world.first(finish)
     results = Results(report=report, of=of, baselines=baselines, folder=folder, seconds=seconds)
     name = "PVLR" if baseline.kind == "none" else baseline.kind
-    finished = {"steps": steps, "result_of_step": state.step, "seconds": seconds, "results": _told(name, results)}
+    finished = {"steps": steps, "result_of_step": state.step, "seconds": seconds, "results": results.to_json(name)}
     world.first(lambda: write_record(folder, {**record, "status": "finished", **finished}))
-    _show(name, results, run)
+    show(name, results, tensorboard=run.tensorboard)
     return results
 
 
 def _remove_leftovers(folder: Path, checkpoints: Checkpoints) -> None:
     remove_leftovers(folder)
     checkpoints.remove_leftovers()
-
-
-def _saved(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The checkpoint to go on from, once it is sure that the run may."""
-    if run.resume == "never" and checkpoints.paths():
-        raise ConfigError(
-            f"run.folder: {run.folder} holds a run already and run.resume is 'never'; choose another folder"
-        )
-    found = checkpoints.load()
-    if found is None:
-        if run.resume == "require":
-            raise ConfigError(f"run.resume: expected a run to go on with in {run.folder}, found no checkpoint")
-        return None
-    path, saved = found
-    if not {"step", "model", "optimizer", "average", "config", "identity"} <= saved.keys():
-        raise CheckpointError(f"{path}: expected the state of a run, found another content")
-    differences = config_differences(saved["config"], sections)
-    if differences:
-        raise ConfigError(
-            f"run.folder: the run in {run.folder} was started with another configuration ({'; '.join(differences)}); "
-            "give it the same, or choose another folder"
-        )
-    return saved
 
 
 def _splits(data: DataConfig, loop: LoopConfig, folder: Path) -> Splits:
@@ -380,60 +343,6 @@ def _require_choice(model: PVLRConfig, baseline: BaselineConfig) -> None:
         )
     if model.knowledge.startswith(SENTENCE_TRANSFORMERS):
         require_sentence_transformers(model.knowledge.removeprefix(SENTENCE_TRANSFORMERS))
-
-
-def _tell_of_other_length(was: int, now: int) -> None:
-    if was != now:
-        say(
-            f"loop.epochs: {was}, now {now}: from here on the learning rates are those of a run of {now} epochs, so "
-            "the result is not that of an uninterrupted run"
-        )
-
-
-def _require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None:
-    was = saved["identity"]
-    if was["tower"] != identity["tower"]:
-        raise ConfigError("tower.name: the run was started on other weights of this tower")
-    if was["data"] != identity["data"]:
-        raise ConfigError("data.root: the run was started on other pictures or labels")
-    if was["texts"] != identity["texts"]:
-        raise ConfigError("model.descriptions, model.knowledge: the run was started on files of another content")
-
-
-def _features(
-    splits: Splits,
-    towers: Towers,
-    tower: TowerConfig,
-    data: DataConfig,
-    loop: LoopConfig,
-    transform: TransformConfig,
-    folder: Path,
-    device: torch.device,
-    stop: StopRequest,
-) -> list[CachedFeatures]:
-    """What the frozen tower sees in all splits, from the disk as far as it is there."""
-    place = Path(tower.feature_folder) if tower.feature_folder is not None else folder / "features"
-
-    def of(part: LabelledImages, name: str, views: int) -> CachedFeatures:
-        return cache_features(
-            part,
-            towers.image,
-            place / name,
-            fingerprint=towers.fingerprint,
-            transform=transform,
-            views=views,
-            dtype=tower.feature_dtype,
-            batch_size=loop.eval_batch_size,
-            workers=data.workers,
-            seed=loop.seed,
-            device=device,
-            precision=loop.precision,
-            watch=lambda batches: stop.watch(batches, "the features"),
-        )
-
-    views = {"train": tower.feature_views}
-    parts = splits._asdict().items()
-    return [of(part, name, views.get(name, 1)) for name, part in parts if part is not None]
 
 
 @torch.no_grad()
@@ -475,36 +384,3 @@ def _baselines(
         "linear probe": linear_probe(train, test, feed.labels, seed=loop.seed),
         "zero-shot CLIP": zero_shot(train, test, text, feed.labels, scale=towers.logit_scale),
     }
-
-
-def _card(feed: SplitFeed, report: MultiLabelReport, versions: Mapping[str, str]) -> ModelCard:
-    metrics = {name: getattr(report, name) for name in ("mAP", "CF1", "OF1")}
-    return ModelCard(
-        data=tuple(feed.summaries),
-        metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
-        command=shlex.join(["python", *sys.argv]),
-        versions={name: versions[name] for name in ("python", "pvlr", "torch", "open_clip_torch") if name in versions},
-    )
-
-
-def _told(name: str, results: Results) -> dict[str, Any]:
-    told: dict[str, Any] = {name: {"seconds": results.seconds, **results.report.to_json()}}
-    for name, found in results.baselines.items():
-        told[name] = {"seconds": found.seconds, "detail": found.detail, **found.report.to_json()}
-    return told
-
-
-def _show(name: str, results: Results, run: RunConfig) -> None:
-    rows = {f"{name} ({results.of}, averaged)": (results.report, results.seconds)}
-    rows |= {name: (found.report, found.seconds) for name, found in results.baselines.items()}
-    say(f"\n{label_table(results.report.ap)}")
-    say(f"\n{results_table(rows)}")
-    for name, found in results.baselines.items():
-        say(f"{name}: {found.detail}")
-    if results.report.absent:
-        say(f"labels without a positive in the test split: {', '.join(results.report.absent)}")
-    folder = shlex.quote(str(results.folder))
-    say(f"\nrun folder: {results.folder}")
-    if run.tensorboard:
-        say(f"look:       tensorboard --logdir {folder}")
-    say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")
