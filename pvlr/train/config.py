@@ -193,7 +193,7 @@ class LoopConfig:
     Args:
         epochs: Passes over the training split, at least 1. A run may go on with another number, but not to the same
             result as an uninterrupted one: the learning rates of the steps to come are those of a run of that length.
-        batch_size: Images of one forward pass, at least 1.
+        batch_size: Images of one forward pass, of all processes together; at least 1.
         eval_batch_size: Images of one forward pass in evaluation, at least 1.
         accumulate: Batches whose gradients make one step; the loss is the mean over all their known labels.
         ema: Decay of the moving average of the weights that is evaluated and kept, in [0, 1); 0 is off.

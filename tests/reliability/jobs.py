@@ -78,6 +78,13 @@ class Job:
                 return
             time.sleep(0.005)
 
+    def ended(self, timeout: float) -> bool:
+        """Whether all end by themselves within so many seconds."""
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        return not self.alive()
+
     def alive(self) -> bool:
         return any(process.is_alive() for process in self.processes)
 

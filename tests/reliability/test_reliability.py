@@ -25,7 +25,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(tmp_path: Path) -> None:
-    assert kill(tmp_path, 4, loop__epochs=12, data__workers=1) == []
+    assert kill(tmp_path, 4, data__workers=1) == []
 
 
 @pytest.mark.parametrize(

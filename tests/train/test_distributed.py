@@ -10,10 +10,11 @@ import pytest
 import torch
 from processes import on_ranks
 from torch import Tensor, nn
-from training_toys import LinearModel, Output, toy_batch
+from training_toys import LinearModel, Output, ToyModel, toy_batch
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.report import multilabel_report
+from pvlr.core.weights import trained_state
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import EpochSampler
 from pvlr.train.config import ConfigError, LoopConfig, LossConfig, ScheduleConfig
@@ -115,15 +116,13 @@ def test_what_is_not_finite_in_one_process_is_refused_by_all(how: str, message: 
 class Numbered:
     """An epoch of 9 images in batches of 4, 4 and 1, shared as a sampler says."""
 
-    batches_per_epoch = 3
-
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, world: World, images: int = 9) -> None:
+        self.world, self.images, self.batches_per_epoch = world, images, -(-images // 4)
 
     def training(self, epoch: int, start: int = 0) -> Any:
         whole = toy_batch(9, seed=5)
         place = {"rank": self.world.rank, "world": self.world.size}
-        for draws in EpochSampler(9, 4, 1, epoch, shuffle=True, start_step=start, **place):
+        for draws in EpochSampler(self.images, 4, 1, epoch, shuffle=True, start_step=start, **place):
             yield some(whole, [draw.index for draw in draws])
 
 
@@ -283,6 +282,31 @@ def die(world: World) -> str:
 
 def test_a_process_that_dies_is_missed_at_once() -> None:
     assert on_ranks(2, die) == ["soon", None]
+
+
+def normalised(world: World, folder: Path) -> dict[str, Tensor]:
+    """A model with running statistics, after an epoch of two batches."""
+    model = ToyModel()
+    state = TrainingState(model, build_optimizer(model, OptimizerConfig()), WeightAverage(model, 0.9))
+    monitor = Monitor(folder if world.rank == 0 else None, quiet=True)
+    report = multilabel_report(torch.tensor([[0.9], [0.1]]), torch.tensor([[1], [0]]))
+    told = {"evaluate": lambda: report, "save": lambda: None, "offer": lambda score: None, "monitor": monitor}
+    fit(
+        state,
+        Numbered(world, images=8),
+        loop=LoopConfig(epochs=1),
+        loss=LOSS,
+        schedule=ScheduleConfig(),
+        world=world,
+        **told,
+    )
+    return trained_state(model)
+
+
+def test_running_statistics_are_the_same_in_all_processes(tmp_path: Path) -> None:
+    first, second = on_ranks(2, normalised, tmp_path)
+    assert not torch.equal(first["image.norm.running_mean"], torch.zeros(8))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def equalised(world: World) -> list[Tensor]:

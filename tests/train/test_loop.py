@@ -113,6 +113,7 @@ def run_loop(
     loop: LoopConfig,
     stop: StopRequest | None = None,
     evaluate: Callable[[], MultiLabelReport] = lambda: REPORT,
+    offer: Callable[[float], object] = lambda score: None,
 ) -> list[dict[str, Any]]:
     saved: list[dict[str, Any]] = []
 
@@ -134,7 +135,7 @@ def run_loop(
                 schedule=ScheduleConfig(),
                 evaluate=evaluate,
                 save=save,
-                offer=lambda score: None,
+                offer=offer,
                 monitor=monitor,
                 clip_norm=1.0,
                 stop=stop,
@@ -178,7 +179,7 @@ def test_a_run_killed_after_a_checkpoint_repeats_steps_but_not_their_metrics(tmp
     before = rows_of(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "step": 11, "lo')
-    second.load(saved[0])  # Of the end of the first epoch; all rows of the second are there already.
+    second.load(saved[1])  # Of the end of the first epoch; all rows of the second are there already.
     run_loop(second, tmp_path, loop)
     assert rows_of(tmp_path) == before
     steps = [(row["kind"], row["step"]) for row in before]
@@ -196,6 +197,24 @@ def test_evaluation_sees_the_average_and_the_loop_its_own_weights(tmp_path: Path
     run_loop(state, tmp_path, LoopConfig(epochs=4, evaluate_every=2), evaluate=evaluate)
     assert seen == [True, True]
     assert not torch.equal(state.model.scale, state.average.weights["scale"])
+
+
+def test_a_state_is_offered_with_its_own_weights_before_its_evaluation_is_told(tmp_path: Path) -> None:
+    state = new_state(average=0.99)
+    seen = []
+
+    def offer(score: float) -> None:
+        told = sum(row["kind"] == "evaluation" for row in rows_of(tmp_path))
+        own = not torch.equal(state.model.scale, state.average.weights["scale"])
+        seen.append((state.step, score, told, own))
+
+    run_loop(state, tmp_path, LoopConfig(epochs=4, evaluate_every=2), offer=offer)
+    assert seen == [(10, REPORT.mAP, 0, True), (20, REPORT.mAP, 1, True)]
+
+
+def test_there_is_a_state_to_go_back_to_before_the_first_step(tmp_path: Path) -> None:
+    saved = run_loop(new_state(), tmp_path, LoopConfig(epochs=1))
+    assert [one["step"] for one in saved] == [0, 5]
 
 
 def test_stopping_during_an_evaluation_saves_the_weights_themselves(tmp_path: Path) -> None:

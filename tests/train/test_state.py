@@ -8,7 +8,7 @@ from training_toys import ToyModel
 from pvlr.core.weights import StateError, load_trained_state, trained_state
 from pvlr.train.config import OptimizerConfig
 from pvlr.train.optim import build_optimizer
-from pvlr.train.state import TrainingState, WeightAverage
+from pvlr.train.state import TrainingState, WeightAverage, running_statistics
 
 
 def perturb(model: nn.Module, seed: int = 1) -> None:
@@ -25,6 +25,14 @@ def test_frozen_towers_are_left_out_and_statistics_of_trained_ones_are_in() -> N
     names = set(trained_state(ToyModel()))
     assert {"image.last.weight", "image.norm.running_mean", "layer.weight", "scale", "context.context"} <= names
     assert not any(name.startswith(("text.", "image.first")) for name in names)
+
+
+def test_running_statistics_are_those_of_trained_parts_and_the_very_ones() -> None:
+    model = ToyModel()
+    found = running_statistics(model)
+    assert [tuple(value.shape) for value in found] == [(8,), (8,), ()]
+    found[0].fill_(3.0)
+    assert torch.equal(model.image.norm.running_mean, torch.full((8,), 3.0))
 
 
 def test_state_goes_through_a_model_and_back_after_every_value_has_moved() -> None:
