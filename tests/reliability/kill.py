@@ -3,9 +3,10 @@
     python tests/reliability/kill.py                 # 30 times
     python tests/reliability/kill.py --processes 2   # one of two processes is killed, the other has to end by itself
 
-Every kill is a SIGKILL of the training process at a moment drawn uniformly from its start on. After each, the newest
-checkpoint has to load; at the end, weights, optimiser, averages and metrics have to be those of a run that was left
-alone, and no file may be there that is not there then.
+Every kill is a SIGKILL of the training process: three in ten at a moment of its start, the others up to six steps later
+(two epochs, with their evaluations and checkpoints) and a moment. After each, the newest checkpoint has to load; at the
+end, weights, optimiser, averages and metrics have to be those of a run that was left alone, and there may be no file
+that is not there then.
 """
 
 import argparse
@@ -30,22 +31,26 @@ def kill(folder: Path, kills: int, *, processes: int = 1, seed: int = 0, **more:
     draw = random.Random(seed)
     write_inputs(folder)
     whole, run = folder / "whole", folder / "killed"
-    more = {**MORE, "loop__epochs": 2 * kills, **more}
-    begun = time.monotonic()
+    more = {**MORE, "loop__epochs": 4 * kills, **more}
     job = Job(options_of(folder, whole, **more), whole, processes=processes)
-    job.wait_for_steps(1)
-    longest = 2 * (time.monotonic() - begun)
     wrong = [] if set(job.wait()) == {0} else [f"the run left alone ended otherwise: {job.log.read_text()[-1000:]}"]
-    print(f"kills after 0 to {longest:.1f} s, twice the time to the first step")
     print("kill  after  checkpoint  unfinished files")
-    done, starts = 0, 0
+    done, starts, step, start = 0, 0, 0, 0.0
     while True:
         job = Job(options_of(folder, run, **more), run, processes=processes)
         starts += 1
         if done == kills:
             break
-        wait = draw.uniform(0, longest)
-        time.sleep(wait)
+        begun = time.monotonic()
+        if start == 0:
+            job.wait_for_steps(1)
+            start = time.monotonic() - begun
+        elif draw.random() < 0.3:  # While it starts.
+            time.sleep(draw.uniform(0, start))
+        else:  # After a few more steps, somewhere between two of them, in an evaluation or while something is written.
+            job.wait_for_steps(step + draw.randint(0, 6))
+            time.sleep(draw.uniform(0, 0.15))
+        wait = time.monotonic() - begun
         victim = draw.choice(job.processes)
         if not job.alive():
             wrong.append(f"the run ended after {done} of {kills} kills")
@@ -64,7 +69,8 @@ def kill(folder: Path, kills: int, *, processes: int = 1, seed: int = 0, **more:
         except ValueError as err:
             wrong.append(f"kill {done}: {err}")
             continue
-        there = f"step {found[1]['step']}" if found else "none yet"
+        step = found[1]["step"] if found else 0
+        there = f"step {step}" if found else "none yet"
         print(f"{done:4}  {wait:4.1f} s  {there:>10}  {sum('.partial' in name for name in files_of(run))}", flush=True)
     codes = job.wait()
     if set(codes) != {0}:
