@@ -314,12 +314,15 @@ def config_from_json(kind: type[T], data: Mapping[str, Any]) -> T:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in data.items()})
 
 
-def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def config_differences(
+    saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
+) -> list[str]:
     """Fields that differ between two configurations of a run, without those that a resumed run may change.
 
     Args:
         saved: Sections by name, as :func:`config_to_json` makes them.
         now: The same.
+        defaults: The same; what a field that ``saved`` lacks was, for an earlier version did not know it yet.
 
     Returns:
         One text per field, ``section.field: <saved>, now <now>``; empty if the run may go on.
@@ -328,7 +331,7 @@ def config_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list
         >>> config_differences({"loop": {"seed": 0, "epochs": 2}}, {"loop": {"seed": 1, "epochs": 3}})
         ['loop.seed: 0, now 1']
     """
-    left, right = dict(_flat(saved)), dict(_flat(now))
+    left, right = {**dict(_flat(defaults or {})), **dict(_flat(saved))}, dict(_flat(now))
     missing = object()
     found = []
     for name in sorted({*left, *right}):

@@ -10,13 +10,16 @@ from pvlr.train.monitor import say
 __all__ = ["require_same", "saved_state", "tell_of_other_length"]
 
 
-def saved_state(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any]) -> dict[str, Any] | None:
+def saved_state(
+    checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any] | None:
     """The checkpoint to go on from, once it is sure that the run may; None for a new run.
 
     Args:
         checkpoints: Of the run.
         run: Its folder, and whether it may or must be there.
         sections: The configuration, section by section.
+        defaults: The same, if nothing were configured: so are fields that an earlier version did not know.
 
     Raises:
         ConfigError: where the folder holds another run, or ``run.resume`` does not allow what is there.
@@ -34,7 +37,7 @@ def saved_state(checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str,
     path, saved = found
     if not {"step", "model", "optimizer", "average", "config", "identity"} <= saved.keys():
         raise CheckpointError(f"{path}: expected the state of a run, found another content")
-    differences = config_differences(saved["config"], sections)
+    differences = config_differences(saved["config"], sections, defaults=defaults)
     if differences:
         raise ConfigError(
             f"run.folder: the run in {run.folder} was started with another configuration ({'; '.join(differences)}); "

@@ -127,9 +127,9 @@ def _train(
     device: torch.device,
 ) -> Results:
     named = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}
-    named |= {"schedule": schedule, "loop": loop, "calibration": calibration}
+    named |= {"schedule": schedule, "loop": loop, "calibration": calibration, "run": run, "baseline": baseline}
     sections = {name: config_to_json(part) for name, part in named.items()}
-    sections |= {"run": config_to_json(run), "baseline": config_to_json(baseline)}
+    defaults = {name: config_to_json(type(part)()) for name, part in named.items()}
     folder = Path(run.folder)
     if loop.batch_size < world.size:
         raise ConfigError(
@@ -142,7 +142,7 @@ def _train(
         )
     checkpoints = Checkpoints(folder / "checkpoints", keep=run.keep)
     world.first(lambda: _remove_leftovers(folder, checkpoints))
-    saved = world.together(lambda: saved_state(checkpoints, run, sections))
+    saved = world.together(lambda: saved_state(checkpoints, run, sections, defaults))
     if len(set(world.exchange(-1 if saved is None else saved["step"]))) > 1:
         raise ConfigError(f"run.folder: expected a folder that all processes see, {folder} holds other files for some")
     sources = text_sources(model)

@@ -118,6 +118,14 @@ def test_differences_name_fields_both_ways_and_leave_out_what_may_change() -> No
     assert found[-2:] == ["optimizer.betas: [0.9, 0.999], now [0.1, 0.2]", "optimizer.lr: 0.0001, now 0.5"]
 
 
+def test_a_field_that_an_earlier_version_did_not_know_was_its_default() -> None:
+    now, defaults = {"loop": {"seed": 0, "new": 3}}, {"loop": {"seed": 5, "new": 3}}
+    assert config_differences({"loop": {"seed": 0}}, now, defaults=defaults) == []
+    now["loop"]["new"] = 4
+    assert config_differences({"loop": {"seed": 0}}, now, defaults=defaults) == ["loop.new: 3, now 4"]
+    assert config_differences({}, {"loop": {"seed": 0, "new": 3}}, defaults=defaults) == ["loop.seed: 5, now 0"]
+
+
 def test_fields_that_may_change_exist() -> None:
     parts = {"data": (VOCData, TableData), "loop": (LoopConfig,), "tower": (TowerConfig,), "run": (RunConfig,)}
     for name in configs.MAY_CHANGE:
