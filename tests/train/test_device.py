@@ -45,7 +45,7 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("voc")
-    write_voc(folder, train=10, test=4)
+    write_voc(folder, train=8, test=4)  # Batches of one size, so that each graph is traced once.
     return folder
 
 
@@ -83,7 +83,7 @@ def compiled(voc: Path, tower: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("compiled")
     runs = [
         tiny_options(voc, tower, folder / f"{name}{end}", **PLAIN, **more, loop__compile=flag)
-        for name, more in (("pictures", {}), ("features", CACHE))
+        for name, more in (("pictures", {"model__fusion": "knowledge"}), ("features", CACHE))
         for end, flag in (("", "false"), ("_compiled", "true"))
     ]
     done = subprocess.run(
