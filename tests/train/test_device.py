@@ -102,11 +102,11 @@ def test_a_compiled_run_trains_and_evaluates_like_another(name: str, compiled: t
         torch.testing.assert_close(other[key], value, rtol=1e-4, atol=1e-5, msg=key)
     records = [json.loads((folder / part / "run.json").read_text()) for part in (name, f"{name}_compiled")]
     assert records[0]["results"]["PVLR"]["mAP"] == pytest.approx(records[1]["results"]["PVLR"]["mAP"])
-    # One graph is of the try whether it works at all; training and evaluation have others.
+    # One graph is of the try whether it works at all; training and evaluation have others. What comes after the label
+    # vectors in evaluation is the same for cached features, and is not traced again.
     assert counts[0] == 0
     assert counts[1] >= 3
-    assert counts[2] == counts[1]
-    assert counts[3] >= counts[2] + 2
+    assert counts[2] == counts[1] < counts[3]
 
 
 def test_a_compiled_run_goes_on_without_and_the_other_way_round(
