@@ -11,6 +11,7 @@ from PIL import Image
 from tagging_toys import make_tagger
 
 from pvlr.train import data_config, train
+from pvlr.train.study import StudyConfig
 
 README = ROOT / "README.md"
 COMMANDS = sorted({(page.name, command) for page in PAGES for command in commands(page)})
@@ -72,6 +73,7 @@ def test_options_that_are_named_are_there() -> None:
     hints = inspect.get_annotations(train, eval_str=True)
     kinds = [(name, kind) for name, kind in hints.items() if name != "return"]
     kinds += [("data", kind) for kind in vars(data_config).values() if dataclasses.is_dataclass(kind)]
+    kinds.append(("study", StudyConfig))
     known = {f"{name}.{field.name}" for name, kind in kinds for field in dataclasses.fields(kind)}
     for page in PAGES:
         named = set(re.findall(r"--([a-z]+\.[a-z_]+)", page.read_text(encoding="utf-8")))
