@@ -321,12 +321,10 @@ def test_unknown_key_in_a_file_is_one_line(tmp_path: Path, capsys: pytest.Captur
 def test_impossible_download_is_three_lines(
     tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torchvision
-
     def unreachable(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torchvision.datasets, "VOCDetection", unreachable)
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", unreachable)
     options = tiny_options(tmp_path / "new", tower, tmp_path / "run", data__obtain="download")
     assert command(train, options, data=VOCData) == 2
     error = capsys.readouterr().err
