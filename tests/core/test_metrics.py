@@ -291,3 +291,9 @@ REFUSED = [
 def test_refusals_name_the_argument(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_scores_that_differ_in_float64_alone_do_not_tie() -> None:
+    scores = torch.tensor([[1.0], [1.0 + 1e-12], [1.0 + 2e-12]], dtype=torch.float64)
+    assert average_precision(scores, torch.tensor([[1], [0], [0]])).tolist() == pytest.approx([1 / 3])
+    assert average_precision(scores, torch.tensor([[0], [0], [1]])).tolist() == [1.0]
