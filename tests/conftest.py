@@ -40,3 +40,13 @@ def unchecked() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small tower of random weights, as a folder that open_clip reads; who changes a file puts it back."""
+    from tower_models import write_folder
+
+    folder = tmp_path_factory.mktemp("tower")
+    write_folder(folder, "vit")
+    return folder

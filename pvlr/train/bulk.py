@@ -18,6 +18,7 @@ from pvlr.data.folders import ENDINGS
 from pvlr.train.monitor import say
 from pvlr.train.predict import Tagger
 from pvlr.train.tag_file import identity_of
+from pvlr.train.tagging import Tagged, Unreadable, tag_pictures
 
 __all__ = ["BulkError", "Part", "parts_of", "tag_bulk"]
 
@@ -159,7 +160,8 @@ class _PartTagger:
         from pyarrow import parquet
 
         part = Part(*json.loads(str(row["part"])))
-        rows = list(_tagged(self.tagger, part, self.batch_size))
+        found = tag_pictures(self.tagger, _sources(part), batch_size=self.batch_size, workers=1)
+        rows = [_row(one) for one in found]
         schema = pyarrow.schema([
             ("name", pyarrow.string()),
             ("labels", pyarrow.list_(pyarrow.string())),
@@ -171,33 +173,17 @@ class _PartTagger:
         return {"pictures": len(rows), "bad": sum(row["error"] is not None for row in rows)}
 
 
-def _tagged(tagger: Tagger, part: Part, batch_size: int) -> Iterator[dict[str, Any]]:
-    device = next(tagger.model.parameters()).device
-    held: list[tuple[str, torch.Tensor]] = []
-
-    def flush() -> Iterator[dict[str, Any]]:
-        if held:
-            batch = torch.stack([image for _, image in held]).to(device)
-            for (name, _), tags in zip(held, tagger.tag_batch(batch, attention=False), strict=True):
-                yield _row(name, [tag.name for tag in tags], [tag.probability for tag in tags])
-            held.clear()
-
-    for name, source in _sources(part):
-        try:
-            held.append((name, tagger.prepare(source)))
-        except DataError as err:
-            yield from flush()
-            yield _row(name, [], [], error=str(err))
-        if len(held) == batch_size:
-            yield from flush()
-    yield from flush()
+def _row(found: Tagged | Unreadable) -> dict[str, Any]:
+    tags, error = (found.tags, None) if isinstance(found, Tagged) else ([], found.reason)
+    return {
+        "name": found.path,
+        "labels": [tag.name for tag in tags],
+        "probabilities": [tag.probability for tag in tags],
+        "error": error,
+    }
 
 
-def _row(name: str, labels: list[str], probabilities: list[float], error: str | None = None) -> dict[str, Any]:
-    return {"name": name, "labels": labels, "probabilities": probabilities, "error": error}
-
-
-def _sources(part: Part) -> Iterator[tuple[str, Any]]:
+def _sources(part: Part) -> Iterator[tuple[str, str | bytes]]:
     """Name and bytes, or path, of each picture of a part."""
     if part.kind == "files":
         yield from ((path, path) for path in part.members)
@@ -231,16 +217,16 @@ def _rows(path: str) -> int:
     except ImportError:
         raise BulkError("pyarrow: expected the package, found none; pip install 'pvlr[ray]'") from None
     try:
-        schema = parquet.read_schema(path)
-        rows: int = parquet.read_metadata(path).num_rows
+        about = parquet.read_metadata(path)
     except (OSError, ArrowException) as err:
         raise DataError(
             f"{path}: expected a Parquet file, but {(str(err).splitlines() or ['it is none'])[0]}"
         ) from None
+    columns = about.schema.to_arrow_schema().names
     for column in ("name", "image"):
-        if column not in schema.names:
-            raise DataError(f"{path}: expected the column {column!r}, found {', '.join(schema.names)}")
-    return rows
+        if column not in columns:
+            raise DataError(f"{path}: expected the column {column!r}, found {', '.join(columns)}")
+    return int(about.num_rows)
 
 
 def _claim(folder: Path, about: Mapping[str, Any], parts: Sequence[Part]) -> None:

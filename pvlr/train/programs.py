@@ -117,11 +117,14 @@ def label_vectors(model: PVLR) -> Float[Tensor, "c d"]:
 
 def write_label_vectors(folder: Path, model: PVLR) -> Path:
     """Write ``labels.npz`` (arrays ``names``, ``vectors``) for a program whose label vectors are an input."""
+    return _write_vectors(folder, model.labels.names, label_vectors(model))
+
+
+def _write_vectors(folder: Path, names: Sequence[str], vectors: Tensor) -> Path:
     import numpy as np
 
-    path = folder / VECTORS_NAME
-    vectors = label_vectors(model).cpu().numpy()
-    write_atomically(path, lambda file: np.savez(file, names=np.array(model.labels.names), vectors=vectors))
+    path, rows = folder / VECTORS_NAME, vectors.cpu().numpy()
+    write_atomically(path, lambda file: np.savez(file, names=np.array(names), vectors=rows))
     return path
 
 
@@ -165,7 +168,7 @@ def write_program(
     finally:
         partial.unlink(missing_ok=True)
     if vectors is not None:
-        write_label_vectors(folder, model)
+        _write_vectors(folder, model.labels.names, vectors)
     size, count = model.image.image_size, len(model.labels)
     described = {
         "program": path.name,

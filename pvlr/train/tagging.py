@@ -16,7 +16,7 @@ from pvlr.data.batch import DataError
 from pvlr.data.images import decode_rgb
 from pvlr.train.predict import Tagger
 
-__all__ = ["Tagged", "Unreadable", "tag_files"]
+__all__ = ["Tagged", "Unreadable", "tag_files", "tag_pictures"]
 
 AHEAD = 2
 """Batches that are read while one is seen."""
@@ -26,7 +26,7 @@ class Tagged(NamedTuple):
     """What was said about a picture.
 
     Attributes:
-        path: Its file.
+        path: Its file, or what it is called where it is none.
         tags: Its labels, most probable first.
         thumbnail: It, smaller, as a WebP file; None unless asked for.
     """
@@ -40,8 +40,8 @@ class Unreadable(NamedTuple):
     """A picture that cannot be read.
 
     Attributes:
-        path: Its file.
-        reason: One sentence, which names it.
+        path: Its file, or what it is called where it is none.
+        reason: One sentence: what was expected, and what was found.
     """
 
     path: str
@@ -80,22 +80,47 @@ def tag_files(
     Raises:
         ValueError: where a number is out of range.
     """
+    pictures = ((path, path) for path in paths)
+    return tag_pictures(
+        tagger, pictures, batch_size=batch_size, workers=workers, threshold=threshold, thumbnails=thumbnails
+    )
+
+
+def tag_pictures(
+    tagger: Tagger,
+    pictures: Iterable[tuple[str, str | bytes]],
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    threshold: float | None = None,
+    thumbnails: int = 0,
+) -> Iterator[Tagged | Unreadable]:
+    """As :func:`tag_files`, for pictures that need not be files: each is what it is called, and its path or bytes."""
     require_int("batch_size", batch_size, least=1)
     require_int("workers", workers, least=1)
+    return _tag_pictures(tagger, iter(pictures), batch_size, workers, threshold, thumbnails)
 
-    def read(path: str) -> _Read | Unreadable:
+
+def _tag_pictures(
+    tagger: Tagger,
+    remaining: Iterator[tuple[str, str | bytes]],
+    batch_size: int,
+    workers: int,
+    threshold: float | None,
+    thumbnails: int,
+) -> Iterator[Tagged | Unreadable]:
+    def read(path: str, picture: str | bytes) -> _Read | Unreadable:
         try:
-            return _Read(path, tagger.prepare(path), _thumbnail(path, thumbnails) if thumbnails else None)
+            return _Read(path, tagger.prepare(picture), _thumbnail(picture, thumbnails) if thumbnails else None)
         except DataError as err:
             return Unreadable(path, str(err))
 
     waiting: deque[Future[_Read | Unreadable]] = deque()
-    remaining = iter(paths)
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
                 room = (AHEAD + 1) * batch_size - len(waiting)
-                waiting.extend(pool.submit(read, path) for path in islice(remaining, room))
+                waiting.extend(pool.submit(read, *named) for named in islice(remaining, room))
                 if not waiting:
                     return
                 batch = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
@@ -114,8 +139,8 @@ def _tagged(
         yield one if isinstance(one, Unreadable) else Tagged(one.path, next(found), one.thumbnail)
 
 
-def _thumbnail(path: str, side: int) -> bytes:
-    picture = decode_rgb(path, side=side)
+def _thumbnail(source: str | bytes, side: int) -> bytes:
+    picture = decode_rgb(source, side=side)
     picture.thumbnail((side, side))
     content = io.BytesIO()
     picture.save(content, "WEBP", quality=70)

@@ -8,18 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tower_models import write_folder
 from training_toys import LABELS, tiny_options, write_voc
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRAIN, TEST = 8, 4
-
-
-@pytest.fixture(scope="module")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tower")
-    write_folder(folder, "vit")
-    return folder
 
 
 @pytest.fixture

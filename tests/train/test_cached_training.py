@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tower_models import write_folder
 from training_toys import tiny_options, write_voc
 
 from pvlr.core.towers import load_towers
@@ -19,13 +18,6 @@ from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 from pvlr.train.features import cache_features
 from pvlr.train.feed import transform_config
-
-
-@pytest.fixture(scope="module")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tower")
-    write_folder(folder, "vit")
-    return folder
 
 
 @pytest.fixture(scope="module")

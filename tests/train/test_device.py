@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tower_models import small_model, write_folder
+from tower_models import small_model
 from training_toys import tiny_options, toy_batch, write_voc
 
 from pvlr.core.image_tower import OpenClipImageTower
@@ -33,13 +33,6 @@ from pvlr.train.state import WeightAverage, trained_state
 CPU = torch.device("cpu")
 PLAIN = {"data__flip": "false", "data__rand_augment": "false", "data__cutout": 0.0}
 CACHE = {"tower__features": "cache", "tower__feature_dtype": "float32"}
-
-
-@pytest.fixture(scope="module")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tower")
-    write_folder(folder, "vit")
-    return folder
 
 
 @pytest.fixture(scope="module")

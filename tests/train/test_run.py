@@ -27,13 +27,6 @@ SCRIPT = REPOSITORY / "examples" / "train_voc.py"
 
 
 @pytest.fixture(scope="module")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tower")
-    write_folder(folder, "vit")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("voc")
     write_voc(root, train=24, test=6)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tower_models import write_folder
 from training_toys import LABELS, tiny_options, write_voc
 
 from pvlr.core.labels import LabelSet
@@ -44,13 +43,6 @@ def stub(monkeypatch: pytest.MonkeyPatch, encode: Any = letters) -> None:
     module = types.ModuleType("sentence_transformers")
     module.SentenceTransformer = SentenceTransformer
     monkeypatch.setitem(sys.modules, "sentence_transformers", module)
-
-
-@pytest.fixture(scope="module")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tower")
-    write_folder(folder, "vit")
-    return folder
 
 
 @pytest.fixture(scope="module")

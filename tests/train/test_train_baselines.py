@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from strategies import Draw, perturb
-from tower_models import write_folder
 from training_toys import tiny_options, write_voc
 
 from pvlr.core.baselines import BaselineConfig, BaselineModel, DualPrompter
@@ -21,13 +20,6 @@ from pvlr.train.data_config import VOCData
 from pvlr.train.optim import parameter_groups
 
 SMALL = {"baseline__width": 8, "baseline__heads": 2, "baseline__hidden": 8, "baseline__context_tokens": 2}
-
-
-@pytest.fixture(scope="module")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tower")
-    write_folder(folder, "vit")
-    return folder
 
 
 @pytest.fixture(scope="module")
