@@ -20,9 +20,13 @@ from pvlr.data.entries import (
 )
 from pvlr.data.lines import Record, csv_records, json_records
 
-__all__ = ["Mark", "read_table"]
+__all__ = ["Mark", "NoSplitError", "read_table"]
 
 Mark = Literal["present", "absent", "unknown"]
+
+
+class NoSplitError(DataError):
+    """A split that was asked for of data that is not split."""
 
 
 def read_table(
@@ -120,7 +124,7 @@ def read_table(
     parts: list[str | None] = []
     for part, entry in rows:
         if part is None and split is not None:
-            raise DataError(f"{entry.place}: expected {split_column!r} to say the split, found none")
+            raise NoSplitError(f"{entry.place}: expected {split_column!r} to say the split, found none")
         entries.append(entry)
         parts.append(part)
     if not entries:

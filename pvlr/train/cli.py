@@ -10,6 +10,7 @@ import shlex
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, get_type_hints
 
@@ -54,7 +55,8 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
     except ProcessLost as err:
         return _end(f"error: {err}", 1)
     except ArgumentError as err:
-        return _refuse(" ".join(str(err).split()) + _nearest(str(err), _specialised(function, types)))
+        said = _naming_files(" ".join(str(err).split()), sys.argv[1:] if args is None else args)
+        return _refuse(said + _nearest(str(err), _specialised(function, types)))
     except OSError as err:
         return _refuse(str(err))
     except ValueError as err:
@@ -101,6 +103,13 @@ def _options(types: Mapping[str, Any], prefix: str) -> Iterator[str]:
         yield f"{prefix}{name}"
         if dataclasses.is_dataclass(kind):
             yield from _options(get_type_hints(kind), f"{prefix}{name}.")
+
+
+def _naming_files(message: str, args: Sequence[str]) -> str:
+    """The YAML reader is given a text and does not know which file it came from."""
+    words = [word for arg in args for word in arg.split("=", 1)]
+    files = [name for option, name in pairwise(words) if option == "--config"]
+    return message.replace('"<unicode string>"', " or ".join(files)) if files else message
 
 
 def _refuse(message: str) -> int:

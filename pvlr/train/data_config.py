@@ -6,13 +6,14 @@ from typing import Literal, NamedTuple
 
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.labels import LabelSet
+from pvlr.data.batch import DataError
 from pvlr.data.coco import read_coco
 from pvlr.data.dataset import LabelledImages, hide_labels, split_by_name
 from pvlr.data.folders import read_folders
 from pvlr.data.nuswide import read_nuswide
 from pvlr.data.sampling import derive_seed
 from pvlr.data.scenes import ScenesConfig, write_scenes
-from pvlr.data.table import read_table
+from pvlr.data.table import NoSplitError, read_table
 from pvlr.data.voc import obtain_voc, read_voc
 from pvlr.train.config import ConfigError, section
 
@@ -282,7 +283,10 @@ class TableData(DataConfig):
         """Read a split, or (None) everything."""
         labels = LabelSet(tuple(self.labels)) if labels is None and self.labels is not None else labels
         if self.table is None:
-            return read_folders(self.images if split is None else Path(self.images, split), labels=labels)
+            folder = Path(self.images) if split is None else Path(self.images, split)
+            if split is not None and not folder.is_dir():
+                raise NoSplitError(f"{self.images}: expected a folder {split!r} in it, found none")
+            return read_folders(folder, labels=labels)
         return read_table(
             self.images,
             self.table,
@@ -296,6 +300,9 @@ class TableData(DataConfig):
 
     def _both(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
         if self.test_share is None:
-            return super()._both(seed)
+            try:
+                return super()._both(seed)
+            except NoSplitError as err:
+                raise DataError(f"{err}; data.test_share sets a share of all pictures aside instead") from None
         train, test = split_by_name(self.read(None, train=True), share=self.test_share, seed=seed)
         return train, test

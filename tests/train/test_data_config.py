@@ -7,6 +7,7 @@ import pytest
 import torch
 from training_toys import write_voc
 
+from pvlr.data.batch import DataError
 from pvlr.train.config import ConfigError
 from pvlr.train.data_config import TableData, VOCData
 
@@ -73,6 +74,17 @@ def test_shares_for_test_and_validation_are_drawn_apart(tmp_path: Path) -> None:
     assert sum(map(len, parts)) == len(set.union(*parts)) == 200
     assert 40 <= len(parts[1]) <= 80
     assert 0.2 * (200 - len(parts[1])) <= len(parts[2]) <= 0.4 * (200 - len(parts[1]))
+
+
+def test_pictures_that_are_not_split_are_refused_with_the_setting_that_splits_them(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.jpg").touch()
+    (tmp_path / "labels.csv").write_text("file,labels\ncat/1.jpg,cat\n")
+    way = r"; data\.test_share sets a share of all pictures aside instead$"
+    with pytest.raises(DataError, match="labels.csv: line 2: expected 'split' to say the split, found none" + way):
+        TableData(images=str(tmp_path), table=str(tmp_path / "labels.csv")).splits(0)
+    with pytest.raises(DataError, match=f"{tmp_path}: expected a folder 'train' in it, found none" + way):
+        TableData(images=str(tmp_path)).splits(0)
 
 
 @pytest.mark.usefixtures("unchecked")

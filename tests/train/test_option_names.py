@@ -38,3 +38,13 @@ def test_and_the_nearest_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert error.endswith("; the nearest option is --loop.epochs\n")
     assert error.count("\n") == 1
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text("loop:\n\tepochs: 3\n")
+    for words in (["--config", str(path)], [f"--config={path}"]):
+        assert command(show, words) == 2
+        error = capsys.readouterr().err
+        assert f"{path}, line 2" in error
+        assert error.count("\n") == 1
