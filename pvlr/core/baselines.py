@@ -15,6 +15,7 @@ from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.block import Block
 from pvlr.core.decoders import GroupDecoder, LabelDecoder
 from pvlr.core.functional import cosine_scores, prior_bias, standardise
+from pvlr.core.kept import Kept
 from pvlr.core.labels import LabelSet
 from pvlr.core.prompts import ContextPrompter, PromptBank
 from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
@@ -216,7 +217,7 @@ class BaselineModel(nn.Module):
         if isinstance(text, nn.Module):
             text.requires_grad_(False).eval()
         self.head: Any = _make_head(config, labels, text, image)
-        self._kept: tuple[list[int], tuple[Tensor, Tensor]] | None = None
+        self._kept: Kept[tuple[Tensor, Tensor]] = Kept()
         if config.kind == "dualcoop":
             self._set_labels(labels)
 
@@ -268,12 +269,9 @@ class BaselineModel(nn.Module):
         return BaselineOutput(positive - negative)
 
     def _texts(self) -> tuple[Tensor, Tensor]:
-        if self.training or torch.is_grad_enabled():
+        if self.training:
             return self._encode()
-        versions = [parameter._version for parameter in self.head.parameters()]
-        if self._kept is None or self._kept[0] != versions:
-            self._kept = versions, self._encode()
-        return self._kept[1]
+        return self._kept.get([*self.head.parameters(), self.prompt_ids, self.prompt_ends], self._encode)
 
     def _encode(self) -> tuple[Tensor, Tensor]:
         found: tuple[Tensor, Tensor] = self.head(self.text, self._prompts())
@@ -285,7 +283,7 @@ class BaselineModel(nn.Module):
 
     def train(self, mode: bool = True) -> "BaselineModel":
         """Switch the mode, but not the text tower's, and forget the text vectors kept for evaluation."""
-        self._kept = None
+        self._kept.forget()
         super().train(mode)
         if isinstance(self.text, nn.Module):
             self.text.eval()

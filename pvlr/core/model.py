@@ -18,10 +18,12 @@ from pvlr.core.decision import Decision
 from pvlr.core.functional import prior_bias
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
+from pvlr.core.kept import Kept
 from pvlr.core.labels import LabelSet
 from pvlr.core.model_card import ModelCard
 from pvlr.core.model_config import PVLRConfig, read_descriptions
-from pvlr.core.model_output import Kept, LabelParts, LabelSide, PVLROutput
+from pvlr.core.model_output import LabelParts, LabelSide, PVLROutput
+from pvlr.core.pictures import read_picture
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
 from pvlr.core.sentence_encoders import HeldEncoder, SentenceEncoder, find_encoder
@@ -129,7 +131,7 @@ class PVLR(nn.Module):
             aggregation=config.aggregation,
             temperature=config.aggregation_temperature,
         )
-        self._kept: Kept | None = None
+        self._kept: Kept[LabelSide] = Kept()
         self.decision, self.card = Decision(), ModelCard()
         self.origin: TowerOrigin | None = None
 
@@ -256,7 +258,12 @@ class PVLR(nn.Module):
             raise ValueError("labels: cannot be exchanged in a model with class_specific_context, which fixes them")
         other = PVLR.__new__(PVLR)
         nn.Module.__init__(other)
-        other.training, other.config, other.keeps_bias, other._kept = self.training, self.config, self.keeps_bias, None
+        other.training, other.config, other.keeps_bias, other._kept = (
+            self.training,
+            self.config,
+            self.keeps_bias,
+            Kept(),
+        )
         # By name: the towers need not be modules, and the encoder is none.
         for name in ("text", "image", "knowledge", "context", "fusion", "attention", "head", "_encoder"):
             setattr(other, name, getattr(self, name))
@@ -303,36 +310,43 @@ class PVLR(nn.Module):
         attended = self.attention(self.label_vectors(patches) if labels is None else labels, patches, maps=maps)
         return PVLROutput(self.head(attended.patches, attended.labels), *attended)
 
-    def tag(self, image: Float[Tensor, "3 s s"], *, threshold: float | None = None) -> list[Tag]:
+    def tag(self, picture: Any, *, threshold: float | None = None) -> list[Tag]:
         """Say what is in a picture.
 
-        The core reads no pictures: :class:`~pvlr.train.predict.Tagger` does the same for files, PIL images and arrays.
-
         Args:
-            image: One image as :meth:`forward` takes a batch of them.
+            picture: A file's path, its bytes, an image of Pillow, an array ``h w 3`` or a tensor ``3 h w`` of 8-bit
+                levels or of floats from 0 to 1; it need not have the tower's size, nor be normalised.
             threshold: Least probability of any label; None: each label's own.
 
         Returns:
             The labels it has, most probable first, with where each looked.
 
         Raises:
-            ShapeError: where it is no such image.
+            ValueError: where it is no such picture, or the model was not made :meth:`from_towers`, and so does not
+                know what they ask of one.
 
         Example:
             >>> from pvlr.core.towers import load_towers
-            >>> towers = load_towers("pvlr:scenes-clip")
-            >>> model = PVLR.from_towers(PVLRConfig(), LabelSet(("star", "red circle")), towers).eval()
-            >>> [(tag.name, tag.attention.shape) for tag in model.tag(torch.zeros(3, 128, 128), threshold=0.0)]
+            >>> labels, towers = LabelSet(("star", "red circle")), load_towers("pvlr:scenes-clip")
+            >>> model = PVLR.from_towers(PVLRConfig(), labels, towers).eval()
+            >>> [(tag.name, tag.attention.shape) for tag in model.tag(torch.zeros(3, 40, 30), threshold=0.0)]
             [('red circle', torch.Size([8, 8])), ('star', torch.Size([8, 8]))]
         """
-        expect("image", image, "rgb height width", dtype="float")
-        return self.tag_batch(image.unsqueeze(0), threshold=threshold)[0]
+        if self.origin is None:
+            raise ValueError("model: expected one that was made by PVLR.from_towers, this one knows no transform")
+        images = read_picture(picture, self.origin.preprocess).unsqueeze(0)
+        return self.tag_batch(images, threshold=threshold)[0]
 
     @torch.no_grad()
     def tag_batch(
         self, images: Float[Tensor, "b 3 s s"], *, threshold: float | None = None, attention: bool = True
     ) -> list[list[Tag]]:
-        """Say what is in each of some pictures; as :meth:`tag`, with ``attention`` for whether to tell where.
+        """Say what is in each of some images ``b 3 s s``, as :meth:`forward` takes them.
+
+        Args:
+            images: Of the image tower's size, normalised as it asks for.
+            threshold: As for :meth:`tag`.
+            attention: Whether to tell where each label looked.
 
         Raises:
             ShapeError: where they are no such images.
@@ -373,29 +387,12 @@ class PVLR(nn.Module):
         )
 
     def _label_side(self) -> LabelSide:
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if self.training:
             return self._compute_label_side()
-        if torch.compiler.is_compiling():
-            # What was kept belongs to no graph: a compiled one would compute the texts anew for every batch. Not as a
-            # decorator, with which importing this package would load the compiler (two seconds).
-            return cast(LabelSide, torch.compiler.disable(self._kept_label_side)())  # type: ignore[no-untyped-call]
-        return self._kept_label_side()
-
-    def _kept_label_side(self) -> LabelSide:
         blocks = [block for block in (self.knowledge, self.context, self.fusion) if block is not None]
-        sources: list[Tensor] = [parameter for block in blocks for parameter in block.parameters()]
-        sources += [self.knowledge_vectors, self.prompt_ids, self.prompt_ends]
-        if any(source.is_inference() for source in sources):
-            return self._compute_label_side()  # Such tensors do not tell when they change.
-        # Changes in place raise a tensor's version, and what was replaced is elsewhere: its old place stays taken,
-        # because the sources are kept too. What was computed under autocast is too coarse to serve without.
-        device = self.knowledge_vectors.device.type
-        autocasts = device != "meta" and torch.is_autocast_enabled(device)
-        autocast = torch.get_autocast_dtype(device) if autocasts else None
-        state = (autocast, *((source.data_ptr(), source.dtype, source._version) for source in sources))
-        if self._kept is None or self._kept.state != state:
-            self._kept = Kept(state, tuple(source.detach() for source in sources), self._compute_label_side())
-        return self._kept.side
+        parameters = [parameter for block in blocks for parameter in block.parameters()]
+        sources = [*parameters, self.knowledge_vectors, self.prompt_ids, self.prompt_ends]
+        return self._kept.get(sources, self._compute_label_side)
 
     def _compute_label_side(self) -> LabelSide:
         knowledge, knowledge_map, soft = None, None, None
@@ -415,15 +412,11 @@ class PVLR(nn.Module):
 
     def train(self, mode: bool = True) -> "PVLR":
         """Switch the mode, but not the text tower's, and forget the label vectors kept for evaluation."""
-        self._kept = None
+        self._kept.forget()
         super().train(mode)
         if isinstance(self.text, nn.Module):
             self.text.eval()
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Neither a copy nor a file needs what was kept.
-        return {**self.__dict__, "_kept": None}
 
     @torch.no_grad()
     def fit_prior(self, patches: Float[Tensor, "b n d"]) -> None:

@@ -92,9 +92,9 @@ class ModelCard:
         )
         shown = ", ".join(labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
         parts = {
-            "Labels": f"{len(labels)}: {shown}.\n\nOther names can be asked for: `tagger.with_labels([...])`.",
-            "Use": f'```python\nfrom pvlr.train import Tagger\n\ntagger = Tagger.from_pretrained("{name}")\n'
-            'for tag in tagger.tag("picture.jpg"):\n    print(tag.name, tag.probability)\n```',
+            "Labels": f"{len(labels)}: {shown}.\n\nOther names can be asked for: `model.with_labels([...])`.",
+            "Use": f'```python\nfrom pvlr.core import PVLR\n\nmodel = PVLR.from_pretrained("{name}")\n'
+            'for tag in model.tag("picture.jpg"):\n    print(tag.name, tag.probability)\n```',
             "Towers": f"`{tower['name']}`{weights} ({held}); images of {told['preprocess']['size']} pixels; "
             f"sha256 of the weights `{told['tower_fingerprint']}`.",
             "Data": "\n".join(f"- {line}" for line in self.data) or "Not told.",

@@ -1,13 +1,13 @@
-"""What PVLR yields, and what it keeps between images."""
+"""What PVLR yields, and the vectors on the way there."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from pvlr.core.attention import RelationMap
 
-__all__ = ["Kept", "LabelParts", "LabelSide", "PVLROutput"]
+__all__ = ["LabelParts", "LabelSide", "PVLROutput"]
 
 
 class PVLROutput(NamedTuple):
@@ -51,11 +51,3 @@ class LabelSide(NamedTuple):
     knowledge_map: RelationMap | None
     soft: Tensor | None
     fused: Tensor | None
-
-
-class Kept(NamedTuple):
-    """A label side, and all it was computed from."""
-
-    state: tuple[Any, ...]
-    sources: tuple[Tensor, ...]
-    side: LabelSide

@@ -11,8 +11,8 @@ from pvlr.core.model import PVLR
 from pvlr.core.pretrained import PretrainedError
 from pvlr.core.sentence_encoders import SentenceEncoder
 from pvlr.core.tags import Tag
-from pvlr.data.images import Picture, Pixels, decode_rgb, picture_of
-from pvlr.data.transforms import ImageTransform, TransformConfig
+from pvlr.data.images import Picture, Pixels
+from pvlr.data.pictures import as_tensor, still_transform
 from pvlr.train.device import find_device
 
 __all__ = ["Tag", "Tagger"]
@@ -46,9 +46,7 @@ class Tagger:
         if model.origin is None:
             raise PretrainedError("model: expected one that was made by PVLR.from_towers, this one knows no transform")
         self.model = model
-        self.transform = ImageTransform(
-            TransformConfig(**model.origin.preprocess, flip=False, rand_augment=False, cutout=0.0)
-        )
+        self.transform = still_transform(model.origin.preprocess)
 
     @classmethod
     def from_pretrained(
@@ -101,9 +99,7 @@ class Tagger:
         Raises:
             DataError: naming the picture that cannot be read.
         """
-        if isinstance(picture, Pixels):
-            return self.transform(picture_of(picture))
-        return self.transform(decode_rgb(picture, side=self.transform.side))
+        return as_tensor(picture, self.transform)
 
     def tag(self, picture: Picture | Pixels, *, threshold: float | None = None) -> list[Tag]:
         """Say what is in a picture.
@@ -118,7 +114,7 @@ class Tagger:
         Raises:
             DataError: naming the picture that cannot be read.
         """
-        return self.model.tag(self.prepare(picture), threshold=threshold)
+        return self.tag_batch(self.prepare(picture).unsqueeze(0), threshold=threshold)[0]
 
     def tag_batch(
         self, images: Float[Tensor, "b 3 s s"], *, threshold: float | None = None, attention: bool = True

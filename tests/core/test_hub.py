@@ -143,7 +143,7 @@ def test_publishing_hands_over_a_model_that_can_be_read(tmp_path: Path, monkeypa
         (tmp_path / "got" / name).write_bytes(content)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(PVLR.from_pretrained(tmp_path / "got")(images).logits, model(images).logits)
-    assert 'Tagger.from_pretrained("hf-hub:me/mine")' in upload["files"]["README.md"].decode()
+    assert 'PVLR.from_pretrained("hf-hub:me/mine")' in upload["files"]["README.md"].decode()
     StandIn.fails = True
     with pytest.raises(PretrainedError, match=r"^me/mine: could not be published on the Hugging Face Hub: 401 Unauth"):
         model.push_to_hub("me/mine", include_towers=True)

@@ -368,7 +368,7 @@ def test_a_tag_is_its_definition(dma: str, tower: Path) -> None:
     with torch.no_grad():
         output = model(image.unsqueeze(0), maps=True)
     expected = (output.logits[0] / 1.5).sigmoid()
-    everything = model.tag(image, threshold=0.0)
+    everything = model.tag_batch(image.unsqueeze(0), threshold=0.0)[0]
     assert [tag.probability for tag in everything] == sorted(expected.tolist(), reverse=True)
     for tag in everything:
         column = NAMES.index(tag.name)
@@ -382,7 +382,7 @@ def test_a_tag_is_its_definition(dma: str, tower: Path) -> None:
             cosines = torch.cosine_similarity(output.patches[0], output.labels[0, column], dim=-1)
             assert torch.allclose(tag.attention.flatten(), (10 * cosines).softmax(0), atol=1e-6)
     own = {"cat": 0.25, "cow": 0.75, "traffic light": 0.5}
-    said = {tag.name for tag in model.tag(image)}
+    said = {tag.name for tag in model.tag_batch(image.unsqueeze(0))[0]}
     assert said == {name for name, value in zip(NAMES, expected.tolist(), strict=True) if value >= own[name]}
-    with pytest.raises(ValueError, match="image: expected axes 'rgb height width'"):
-        model.tag(image.unsqueeze(0))
+    with pytest.raises(ValueError, match="images: expected axes 'b rgb height width'"):
+        model.tag_batch(image)

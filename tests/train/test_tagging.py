@@ -44,9 +44,9 @@ def test_one_picture_in_every_form_has_the_same_tags(tagger: Tagger, paths: list
     expected = tagger.tag(paths[3], threshold=0.0)
     assert len(expected) == 3
     for form in forms:
-        found = tagger.tag(form, threshold=0.0)
-        assert [tag[:2] for tag in found] == [tag[:2] for tag in expected]
-        assert all(torch.equal(one.attention, other.attention) for one, other in zip(found, expected, strict=True))
+        for found in (tagger.tag(form, threshold=0.0), tagger.model.tag(form, threshold=0.0)):
+            assert [tag[:2] for tag in found] == [tag[:2] for tag in expected]
+            assert all(torch.equal(one.attention, other.attention) for one, other in zip(found, expected, strict=True))
     grey = Image.new("L", (9, 7), 100)
     assert [tag[:2] for tag in tagger.tag(np.asarray(grey))] == [tag[:2] for tag in tagger.tag(grey)]
 
@@ -66,14 +66,17 @@ def test_one_picture_in_every_form_has_the_same_tags(tagger: Tagger, paths: list
     ],
 )
 def test_what_is_no_picture_is_refused(picture: Any, message: str, tagger: Tagger) -> None:
-    with pytest.raises(DataError, match=message):
-        tagger.tag(picture)
+    for model in (tagger, tagger.model):
+        with pytest.raises(DataError, match=message):
+            model.tag(picture)
 
 
 def test_a_model_that_knows_no_transform_is_refused() -> None:
     model = PVLR(PVLRConfig(heads=2), TOY_LABELS, ToyText(), ToyImage())
     with pytest.raises(PretrainedError, match=r"expected one that was made by PVLR\.from_towers"):
         Tagger(model)
+    with pytest.raises(ValueError, match=r"expected one that was made by PVLR\.from_towers"):
+        model.tag(torch.zeros(3, 8, 8))
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (4, 3), (50, 2)])
