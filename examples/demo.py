@@ -57,6 +57,8 @@ def build(tagger: Tagger) -> Any:
         with gradio.Row():
             with gradio.Column():
                 picture = gradio.Image(type="filepath", sources=["upload"], label="Picture", elem_id="picture")
+                # As it came: what cannot be read is refused in words. (Gradio writes stubs of subclasses beside them.)
+                picture.preprocess = lambda dropped: None if dropped is None else dropped.path
                 labels = gradio.Textbox(
                     ", ".join(tagger.labels), lines=3, label="Labels, with commas between", elem_id="labels"
                 )

@@ -22,9 +22,7 @@ def test_without_it_or_without_what_it_needs_one_sentence_says_so(monkeypatch: p
         monkeypatch.delitem(sys.modules, name, raising=False)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "PIL", None)
-        with pytest.raises(
-            ValueError, match=r"needs the package PIL: pip install 'pvlr\[data\]'$"
-        ):
+        with pytest.raises(ValueError, match=r"needs the package PIL: pip install 'pvlr\[data\]'$"):
             read_picture(torch.ones(3, 9, 7), ASKED)
     monkeypatch.setattr(pictures, "entry_points", lambda group: ())
     with pytest.raises(ValueError, match=r"^picture: expected pvlr to be installed"):

@@ -107,6 +107,14 @@ def test_from_a_picture_dropped_to_its_tags_and_back_to_other_labels(page: Any, 
     assert [name for name in page.execute_script(elsewhere) if name.startswith("http")] == []
 
 
+def test_a_picture_that_cannot_be_read_is_refused_in_words(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    page.refresh()
+    until(lambda: by(page, "#picture input[type=file]"), "the page")[0].send_keys(str(tmp_path / "broken.jpg"))
+    answer = until(lambda: said(page), "a refusal")
+    assert answer == "Refused: broken.jpg: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else"
+
+
 def test_without_a_model_the_command_says_so_in_one_line(tmp_path: Path) -> None:
     require_extra("demo", "gradio")
     command = [sys.executable, "examples/demo.py", "--run", str(tmp_path / "none")]
