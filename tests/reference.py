@@ -174,7 +174,7 @@ def dual_modal(
             out = [add(x, more) for x, more in zip(start[side], branch, strict=True)]
             if norm == "post":
                 out = [layer_norm(state, f"{name}.norm", x) for x in out]
-            if feedforward:
+            if feedforward and side == "labels":
                 out = [_feed_forward(state, f"{name}.feedforward", x, norm) for x in out]
             result[side] = out
         labels, patches = result["labels"], result["patches"]

@@ -219,11 +219,12 @@ class _DualModalLayer(nn.Module):
         self.norm_first = norm_first
         both = {name: direction in ("both", name) for name in ("labels", "patches")}
 
-        def side() -> _Side:
-            return _Side(dim=dim, heads=heads, feedforward=feedforward, norm_first=norm_first)
+        def side(hidden: int) -> _Side:
+            return _Side(dim=dim, heads=heads, feedforward=hidden, norm_first=norm_first)
 
-        self.labels = side() if both["labels"] else None
-        self.patches = side() if both["patches"] else None
+        self.labels = side(feedforward) if both["labels"] else None
+        # Patches are many: one of theirs would cost most of the block, and gained nothing (docs/results.md).
+        self.patches = side(0) if both["patches"] else None
 
     def forward(self, labels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, _Factors | None, _Factors | None]:
         # Each is read twice: as queries and as source.
@@ -240,9 +241,9 @@ class _DualModalLayer(nn.Module):
 class DualModalAttention(Block):
     """Labels look at patches and patches look at labels, in parallel and from the same inputs.
 
-    ``pre``, the default: ``T' = T + MHA(q=LN T, kv=LN X)``, ``X' = X + MHA(q=LN X, kv=LN T)``, then for each side
-    ``x + W2 gelu(W1 LN x)`` if asked for; the last projection of every branch starts at zero. ``post``: ``LN(x +
-    branch(x))`` without the inner norms. Patches that look at labels mix them: adding a label then changes the
+    ``pre``, the default: ``T' = T + MHA(q=LN T, kv=LN X)``, ``X' = X + MHA(q=LN X, kv=LN T)``, then for the
+    labels ``T' + W2 gelu(W1 LN T')`` if asked for; the last projection of every branch starts at zero. ``post``: ``LN(x
+    + branch(x))`` without the inner norms. Patches that look at labels mix them: adding a label then changes the
     others' scores. Labels that look at patches do not.
 
     Args:
@@ -250,7 +251,7 @@ class DualModalAttention(Block):
         heads: Number of heads ``h``.
         direction: Who looks: ``"both"``, ``"labels"`` or ``"patches"`` alone, or ``"none"``.
         layers: How many times.
-        feedforward: Hidden width of the feed-forward after the attention; 0 for none.
+        feedforward: Hidden width of the feed-forward of labels that have looked; 0 for none.
         norm: Where the layer norms sit.
 
     Example:

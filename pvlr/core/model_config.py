@@ -40,7 +40,7 @@ class PVLRConfig:
         dma: Dual-modal attention in `both` directions, one of them (`labels` look at patches, `patches` look at
             labels), or `none`.
         dma_layers: Layers of it.
-        dma_feedforward: Hidden width of a feed-forward after each of its layers; 0: none.
+        dma_feedforward: Hidden width of the feed-forward of labels that have looked, in each of its layers; 0: none.
         aggregation: Scores of the patches become one per label by `max`, `mean`, or `softmax`-weighted mean.
         aggregation_temperature: Temperature of that softmax, on cosines times the scale.
         scale_from: The scale of the cosine starts at `value` (the field `scale`) or at the `tower`'s own.
@@ -74,8 +74,8 @@ class PVLRConfig:
     fusion: Literal["gate", "sum", "knowledge", "context"] = "gate"
     dma: Literal["both", "labels", "patches", "none"] = "both"
     dma_layers: int = 1
-    dma_feedforward: int = 0
-    aggregation: Literal["max", "mean", "softmax"] = "max"
+    dma_feedforward: int = 512
+    aggregation: Literal["max", "mean", "softmax"] = "softmax"
     aggregation_temperature: float = 1.0
     scale_from: Literal["value", "tower"] = "value"
     scale: float = 10.0

@@ -217,14 +217,21 @@ def is_zero_shot(model: PVLR, texts: Tensor, patches: Tensor) -> None:
     """The logits are the cosines of the tower's own vectors, but for the scale and the bias of the head."""
     with torch.no_grad():
         logits = model.forward_features(patches).logits
-        found = (logits - model.head.bias) / model.head.log_scale.exp()
-        assert_close(found, cosines(texts, patches).amax(dim=1).to(found), **CLOSE)
+        scale, temperature = model.head.log_scale.exp(), model.config.aggregation_temperature
+        found, each = (logits - model.head.bias) / scale, cosines(texts, patches).to(logits)
+        pooled = {
+            "max": each.amax(dim=1),
+            "mean": each.mean(dim=1),
+            "softmax": ((scale * each / temperature).softmax(dim=1) * each).sum(dim=1),
+        }
+        assert_close(found, pooled[model.config.aggregation], **CLOSE)
 
 
-@given(draws(), seeds(), st.booleans())
-def test_law_6_an_untrained_model_is_zero_shot(draw: Draw, seed: int, class_specific: bool) -> None:
+@given(draws(), seeds(), st.booleans(), st.sampled_from(["max", "mean", "softmax"]))
+def test_law_6_an_untrained_model_is_zero_shot(draw: Draw, seed: int, class_specific: bool, aggregation: str) -> None:
     torch.manual_seed(seed)
-    model = build({"heads": 2, "class_specific_context": class_specific}, LabelSet(NAMES), seed=None)
+    chosen = {"heads": 2, "class_specific_context": class_specific, "aggregation": aggregation}
+    model = build(chosen, LabelSet(NAMES), seed=None)
     texts = model.text.encode([f"a photo of a {text}." for text in model.labels.texts])
     is_zero_shot(model, texts, patches_for(draw))
     images = draw.normal(2, 3, 12, 12)

@@ -73,10 +73,10 @@ def test_projections_start_uniform_but_the_last_of_a_pre_norm_branch_at_zero(mak
 def test_a_feed_forward_starts_at_nothing_in_a_pre_norm_branch_and_as_torch_does_in_the_other(norm: str) -> None:
     block = DualModalAttention(dim=64, heads=4, feedforward=128, norm=norm)
     for layer in block.layers:
-        for side in (layer.labels, layer.patches):
-            down = side.feedforward.down
-            assert bool(down.weight.any()) == bool(down.bias.any()) == (norm == "post")
-            assert side.feedforward.up.weight.any()
+        down = layer.labels.feedforward.down
+        assert bool(down.weight.any()) == bool(down.bias.any()) == (norm == "post")
+        assert layer.labels.feedforward.up.weight.any()
+        assert layer.patches.feedforward is None
 
 
 def test_the_gate_opens_at_one_half_for_every_channel_and_head() -> None:
