@@ -75,7 +75,7 @@ class PVLRConfig:
     dma: Literal["both", "labels", "patches", "none"] = "both"
     dma_layers: int = 1
     dma_feedforward: int = 512
-    aggregation: Literal["max", "mean", "softmax"] = "softmax"
+    aggregation: Literal["max", "mean", "softmax"] = "max"
     aggregation_temperature: float = 1.0
     scale_from: Literal["value", "tower"] = "value"
     scale: float = 10.0

@@ -119,14 +119,19 @@ class LossConfig:
         gamma_pos: How strongly easy positives are faded, at least 0.
         gamma_neg: How strongly easy negatives are faded, at least 0.
         clip: Negatives of a probability up to this cost nothing, in [0, 1).
+        unknown: What an unknown label counts as in training: `ignore` it, or take it for `negative`, which is right for
+            most of them; where only positives are known (one of each picture), nothing else tells one from the other
+            (arXiv 2106.09708).
     """
 
     gamma_pos: float = 0.0
     gamma_neg: float = 2.0
     clip: float = 0.0
+    unknown: Literal["ignore", "negative"] = "ignore"
 
     def __post_init__(self) -> None:
         with section("loss"):
+            require_choice("unknown", self.unknown, ("ignore", "negative"))
             require_number("gamma_pos", self.gamma_pos, least=0.0)
             require_number("gamma_neg", self.gamma_neg, least=0.0)
             require_number("clip", self.clip, least=0.0, below=1.0)

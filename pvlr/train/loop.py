@@ -91,6 +91,8 @@ def train_step(
     """
     place = torch.device("cpu") if device is None else device
     everyone = World() if world is None else world
+    if loss.unknown == "negative":  # Their target is 0 already.
+        batches = [batch._replace(known=torch.ones_like(batch.known)) for batch in batches]
     mine = [index for batch in batches for index in batch.index.tolist()]
     images, known = map(int, everyone.sum(len(mine), sum(int(batch.known.sum()) for batch in batches)))
     if not images:

@@ -64,6 +64,7 @@ ALL = (
         (TowerConfig, "gradient_checkpointing", True, r"tower\.gradient_checkpointing: is for a tower that is trained"),
         (TowerConfig, "image_size", 0, r"tower\.image_size: expected a whole number of at least 1, got 0"),
         (LossConfig, "clip", 1.0, r"loss\.clip: expected a finite number >= 0 and < 1, got 1\.0"),
+        (LossConfig, "unknown", "positive", r"loss\.unknown: expected one of 'ignore', 'negative', got 'positive'"),
         (LossConfig, "gamma_neg", float("nan"), r"loss\.gamma_neg: expected a finite number >= 0, got nan"),
         (OptimizerConfig, "lr", 0.0, r"optimizer\.lr: expected a finite number > 0, got 0\.0"),
         (OptimizerConfig, "betas", (0.9, 1.0), r"optimizer\.betas: expected a finite number >= 0 and < 1, got 1\.0"),

@@ -53,6 +53,20 @@ def test_step_without_a_known_label_moves_nothing() -> None:
     assert torch.equal(model.layer.weight, before)
 
 
+def test_unknown_labels_may_count_as_negatives() -> None:
+    known = toy_batch(4)._replace(known=torch.ones(4, 3, dtype=torch.bool))
+    hidden = known._replace(known=known.target > 0)  # Positives alone: what is hidden has the target 0.
+    steps = {}
+    for name, batch, unknown in (
+        ("all known", known, "ignore"), ("assumed", hidden, "negative"), ("ignored", hidden, "ignore")
+    ):  # fmt: skip
+        model, loss = LinearModel(), LossConfig(unknown=unknown)  # type: ignore[arg-type]
+        result = train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), [batch], loss=loss)
+        steps[name] = (result.loss, model.layer.weight.detach())
+    assert steps["assumed"][0] == steps["all known"][0] != steps["ignored"][0]
+    assert torch.equal(steps["assumed"][1], steps["all known"][1])
+
+
 class Poisoned(LinearModel):
     """NaN logits for one image, or a finite loss with an infinite gradient."""
 
