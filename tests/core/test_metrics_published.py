@@ -131,7 +131,7 @@ def test_the_two_conventions_of_top_3(shared: Path) -> None:
     logits, target = inputs(files)
     probabilities = torch.sigmoid(logits)
     sure = precision_recall(top_k(probabilities, 3, threshold=0.5), target == 1)
-    for name in NAMES:
+    for name in (*NAMES, *(f"{name}_difficult" for name in NAMES)):  # Difficult ones count as negatives here too.
         theirs = files[f"{name}_top3_OP_OR_OF1_CP_CR_CF1"]
         assert pytest.approx(theirs) == [sure.OP, sure.OR, sure.OF1, sure.CP, sure.CR, sure.CF1], name
     always = precision_recall(top_k(probabilities, 3), target == 1)
@@ -140,6 +140,24 @@ def test_the_two_conventions_of_top_3(shared: Path) -> None:
     assert pytest.approx(tuple(files["mkt_top3_F1_P_R"])) == (always.OF1, always.OP, always.OR)
     five = precision_recall(top_k(probabilities, 5), target == 1)
     assert pytest.approx(tuple(files["mkt_top5_F1_P_R"])) == (five.OF1, five.OP, five.OR)
+
+
+@pytest.mark.shared
+def test_top_3_with_absent_classes(shared: Path) -> None:
+    """Every top-3 score is above 0.5 here, so that both conventions agree; absent classes are where others differ."""
+    files = golden(shared, "coco80_nopos2")
+    logits, target = inputs(files)
+    probabilities = torch.sigmoid(logits)
+    found = precision_recall(top_k(probabilities, 3), target)
+    assert found == precision_recall(top_k(probabilities, 3, threshold=0.5), target)
+    for name in NAMES:
+        theirs = files[f"{name}_top3_OP_OR_OF1_CP_CR_CF1"]
+        assert pytest.approx(tuple(theirs[:3])) == (found.OP, found.OR, found.OF1)
+        # They count the two classes as precision 0, and divide by their zero positives for the recall.
+        assert theirs[3] == pytest.approx(found.CP * 78 / 80)
+        assert np.isnan(theirs[4:]).all()
+    assert pytest.approx(tuple(files["dualcoop_zsl_top3_P_R_F1"] / 100)) == (found.OP, found.OR, found.OF1)
+    assert pytest.approx(tuple(files["mkt_top3_F1_P_R"])) == (found.OF1, found.OP, found.OR)
 
 
 @pytest.mark.shared
