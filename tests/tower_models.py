@@ -10,6 +10,8 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from pvlr.core.image_tower import OpenClipImageTower
+
 VOCABULARY = 49408
 SENTENCES = ("a photo of a dog.", "a photo of a traffic light.", "a photo of a tv monitor seen from afar.")
 
@@ -149,3 +151,12 @@ def register(folder: Path) -> None:
     uneven["text_cfg"]["proj_type"] = "none"
     (folder / "pvlr-test-uneven.json").write_text(json.dumps(uneven))
     open_clip.add_model_config(folder)
+
+
+def fresh(kind: str, how: str = "value") -> OpenClipImageTower:
+    return OpenClipImageTower(small_model(kind).visual, patch_features=how)
+
+
+def some_images(tower: OpenClipImageTower, count: int = 2, seed: int = 0) -> Tensor:
+    shape = (count, 3, tower.image_size, tower.image_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

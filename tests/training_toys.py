@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -144,3 +144,9 @@ def events_of(folder: Path) -> list[tuple[str, int]]:
 
     records = [record for path in sorted(folder.glob("events.*")) for record in RawEventFileLoader(str(path)).Load()]
     return [(value.tag, event.step) for event in map(Event.FromString, records) for value in event.summary.value]
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """What a run wrote about its steps, but for its speed."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]

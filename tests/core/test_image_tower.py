@@ -5,14 +5,13 @@ import pickle
 from functools import cache
 from typing import Any
 
-import jaxtyping
 import open_clip
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from tower_models import CONFIGS, small_model
+from tower_models import CONFIGS, fresh, small_model, some_images
 
 from pvlr.core.image_families import resize_positions
 from pvlr.core.image_tower import OpenClipImageTower
@@ -34,26 +33,9 @@ CASES = [
 ]
 
 
-@pytest.fixture
-def unchecked():
-    """Switch the annotations' run-time checks off, so that the library's own messages are seen."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-def fresh(kind: str, how: str = "value") -> OpenClipImageTower:
-    return OpenClipImageTower(small_model(kind).visual, patch_features=how)
-
-
 @cache
 def small(kind: str, how: str) -> OpenClipImageTower:
     return fresh(kind, how)
-
-
-def some_images(tower: OpenClipImageTower, count: int = 2, seed: int = 0) -> Tensor:
-    shape = (count, 3, tower.image_size, tower.image_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def vit_reference(visual: Any, images: Tensor, how: str) -> Tensor:
@@ -220,150 +202,6 @@ def test_refused_image_sizes(kind, size, message):
     for method in (tower.check_image_size, tower.set_image_size):
         with pytest.raises(TowerError, match=message):
             method(size)
-
-
-# ------------------------------------------------------------------------------------------------------- training
-
-
-@pytest.mark.parametrize("mode", ["frozen", 1, "all"])
-def test_frozen_batch_norms_do_not_move(mode):
-    tower = fresh("resnet")
-    tower.set_trainable(mode)
-    nn.Sequential(tower).train()
-    before = {name: buffer.clone() for name, buffer in tower.named_buffers()}
-    tower(some_images(tower))
-    moved = {name for name, buffer in tower.named_buffers() if not torch.equal(buffer, before[name])}
-    expected = {"frozen": set(), "all": set(before), 1: {name for name in before if "layer4" in name}}[mode]
-    assert moved == expected
-    tower.eval()
-    assert not any(module.training for module in tower.modules())
-
-
-TAILS = {
-    "vit": ["visual.ln_post", "visual.proj"],
-    "vit_avg": ["visual.ln_post", "visual.proj"],
-    "resnet": ["visual.attnpool"],
-    "siglip": ["visual.trunk.norm", "visual.trunk.attn_pool"],
-}
-LAST = {
-    "vit": ["visual.transformer.resblocks.2", "visual.transformer.resblocks.1"],
-    "vit_avg": ["visual.transformer.resblocks.2", "visual.transformer.resblocks.1"],
-    "resnet": ["visual.layer4.0", "visual.layer3.0"],
-    "siglip": ["visual.trunk.blocks.5", "visual.trunk.blocks.4"],
-}
-
-
-@pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize("kind", TAILS)
-def test_the_last_blocks_are_trained_and_nothing_else(kind, blocks):
-    tower = fresh(kind)
-    tower.set_trainable(blocks)
-    tower.train()
-    parts = tuple(f"{part}." for part in LAST[kind][:blocks] + TAILS[kind])
-    trained = {name for name, _ in tower.named_parameters() if f"{name}.".startswith(parts)}
-    assert trained
-    assert {name for name, parameter in tower.named_parameters() if parameter.requires_grad} == trained
-    patches, pooled = tower(some_images(tower))
-    (patches.square().sum() + pooled.square().sum()).backward()
-    assert {name for name, parameter in tower.named_parameters() if parameter.grad is not None} == trained
-    # What is saved: those parameters, and the statistics that move with them.
-    saved = set(tower.trained_state_dict())
-    assert saved - trained == {name for name, _ in tower.named_buffers() if name.startswith(parts)}
-    tower.set_trainable("frozen")
-    assert not any(parameter.requires_grad for parameter in tower.parameters())
-    assert not any(module.training for module in tower.modules())
-    assert tower.trained_state_dict() == {}
-
-
-@pytest.mark.parametrize("kind", ["vit", "vit_avg", "resnet", "siglip"])
-def test_all_is_all_but_what_is_fixed(kind):
-    tower = fresh(kind)
-    tower.set_trainable("all")
-    tower.set_image_size(tower.image_size * 2)  # and stays so
-    frozen = {name for name, parameter in tower.named_parameters() if not parameter.requires_grad}
-    assert frozen == ({"visual.positional_embedding"} if kind == "vit_avg" else set())  # sine and cosine
-    tower.train()
-    assert all(module.training for module in tower.modules())
-    assert "trainable='all'" in repr(tower)
-    everything = set(tower.state_dict()) - frozen
-    assert set(tower.trained_state_dict()) == everything
-
-
-@pytest.mark.parametrize("mode", ["all", 2])
-@pytest.mark.parametrize(
-    ("kind", "how"), [("vit", "value"), ("vit_avg", "final"), ("resnet", "value"), ("siglip", "value")]
-)
-def test_checkpointed_gradients_are_the_same_from_less_memory(kind, how, mode):
-    found = []
-    for enabled in (False, True):
-        tower, kept = fresh(kind, how), []
-        tower.set_trainable(mode)
-        tower.set_gradient_checkpointing(enabled)
-        tower.train()
-
-        def keep(tensor, kept=kept):
-            kept.append(tensor)
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            patches, pooled = tower(some_images(tower))
-        # What is kept anyway, such as weights, is counted once.
-        places = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
-        (patches.square().sum() + pooled.square().sum()).backward()
-        found.append((tower, sum(places.values())))
-    (plain, much), (again, little) = found
-    assert little < (0.8 if mode == "all" else 1) * much
-    gradients = {name: parameter.grad for name, parameter in again.named_parameters()}
-    for name, parameter in plain.named_parameters():
-        assert (parameter.grad is None) == (gradients[name] is None), name
-        assert parameter.grad is None or torch.equal(parameter.grad, gradients[name]), name
-    # A batch that is seen twice counts once.
-    statistics = dict(again.named_buffers())
-    assert all(torch.equal(buffer, statistics[name]) for name, buffer in plain.named_buffers())
-
-
-# Where a graph ends (at what surrounds the second run, or what jaxtyping wraps), torch looks at every tensor's grad.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
-def test_checkpointed_towers_compile(kind):
-    gradients = []
-    for compiled in (False, True):
-        tower = fresh(kind)
-        tower.set_trainable("all")
-        tower.set_gradient_checkpointing(True)
-        tower.train()
-        if compiled:
-            tower.compile(backend="eager")
-        tower(some_images(tower)).patches.square().sum().backward()
-        gradients.append({name: p.grad for name, p in tower.named_parameters()} | dict(tower.named_buffers()))
-    for name, value in gradients[0].items():
-        assert (value is None) == (gradients[1][name] is None), name
-        if value is not None:
-            torch.testing.assert_close(gradients[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
-@pytest.mark.parametrize(("kind", "blocks"), [("vit", 3), ("vit_avg", 3), ("resnet", 5), ("siglip", 6)])
-def test_depths_follow_the_way_through_the_tower(kind, blocks):
-    tower = fresh(kind)
-    depths = tower.parameter_depths()
-    assert depths.keys() == dict(tower.named_parameters()).keys()
-    assert set(depths.values()) == set(range(blocks + 2))
-    tails = tuple(f"{part}." for part in TAILS[kind])
-    assert {name for name, depth in depths.items() if depth == blocks + 1} == {
-        name for name in depths if f"{name}.".startswith(tails)
-    }
-    for back, part in enumerate(LAST[kind]):
-        assert {depth for name, depth in depths.items() if name.startswith(f"{part}.")} == {blocks - back}
-    stem = {"vit": "visual.conv1.weight", "resnet": "visual.bn2.bias", "siglip": "visual.trunk.pos_embed"}
-    assert depths[stem.get(kind, "visual.class_embedding")] == 0
-
-
-@pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("mode", ["some", 0, -1, 4, True, 1.0, None])
-def test_refused_training_modes(mode):
-    with pytest.raises(TowerError, match=f"trainable: expected 'frozen', 'all' or 1 to 3 blocks, got {mode!r}"):
-        small("vit", "value").set_trainable(mode)
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "siglip"])
