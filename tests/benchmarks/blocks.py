@@ -13,12 +13,13 @@ BATCH, PATCHES, WIDTH, HEADS, HIDDEN = 16, 196, 512, 8, 2048
 class Blocks(nn.Module):
     """Relation of both kinds of label vectors, fusion, attention both ways, similarity."""
 
-    def __init__(self, labels: int, maps: bool) -> None:
+    def __init__(self, labels: int, maps: bool, feedforward: int = 0) -> None:
         super().__init__()
         from pvlr.core import DualModalAttention, FusionBlock, KnowledgePrompter, LabelRelation, SimilarityHead
 
         self.knowledge, self.context = KnowledgePrompter(dim=WIDTH), LabelRelation(dim=WIDTH)
-        self.fusion, self.attention, self.head = FusionBlock(dim=WIDTH), DualModalAttention(dim=WIDTH), SimilarityHead()
+        self.fusion, self.head = FusionBlock(dim=WIDTH), SimilarityHead()
+        self.attention = DualModalAttention(dim=WIDTH, feedforward=feedforward)
         self.vectors = nn.Parameter(torch.randn(labels, WIDTH))
         self.register_buffer("fixed", torch.randn(labels, WIDTH))
         self.maps = maps
@@ -91,6 +92,7 @@ class GroupDecoder(nn.Module):
 KINDS: dict[str, Callable[[int], nn.Module]] = {
     "pvlr, both directions": lambda labels: Blocks(labels, maps=False),
     "pvlr, with its attention maps": lambda labels: Blocks(labels, maps=True),
+    "pvlr, with the labels' feed-forward of 512": lambda labels: Blocks(labels, maps=False, feedforward=512),
     "one cross-attention layer": OneDirection,
     "nn.TransformerDecoderLayer": Decoder,
     "group decoder": GroupDecoder,
