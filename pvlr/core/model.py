@@ -258,12 +258,8 @@ class PVLR(nn.Module):
             raise ValueError("labels: cannot be exchanged in a model with class_specific_context, which fixes them")
         other = PVLR.__new__(PVLR)
         nn.Module.__init__(other)
-        other.training, other.config, other.keeps_bias, other._kept = (
-            self.training,
-            self.config,
-            self.keeps_bias,
-            Kept(),
-        )
+        other.training, other.config = self.training, self.config
+        other.keeps_bias, other._kept = self.keeps_bias, Kept()
         # By name: the towers need not be modules, and the encoder is none.
         for name in ("text", "image", "knowledge", "context", "fusion", "attention", "head", "_encoder"):
             setattr(other, name, getattr(self, name))
