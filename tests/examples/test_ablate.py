@@ -40,6 +40,23 @@ def test_shipped_configurations_parse_and_begin_with_their_command(
             assert resolved[section][name] == value, f"{section}.{name}"
 
 
+def test_the_choice_of_settings_is_the_study_on_validation_with_other_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    study_of, choice = (EXAMPLES / "configs" / f"{name}_scenes.yaml" for name in ("ablation", "choice"))
+    assert choice.read_text().startswith(
+        "# python examples/ablate.py --config examples/configs/ablation_scenes.yaml "
+        "--config examples/configs/choice_scenes.yaml\n"
+    )
+    with pytest.raises(SystemExit) as end:
+        command(study, ["--config", str(study_of), "--config", str(choice), "--print_config"], data=VOCData)
+    assert end.value.code == 0
+    chosen, reported = (yaml.safe_load(text) for text in (capsys.readouterr().out, study_of.read_text()))
+    assert chosen["data"]["test_split"] == "val" != reported["data"]["test_split"]
+    assert not set(chosen["study"]["seeds"]) & {0, 1, 2}  # Those of a study that names none.
+    assert "seeds" not in reported["study"]
+    for section in ("optimizer", "loop", "schedule"):
+        assert chosen[section].items() >= reported[section].items()
+
+
 def test_a_study_in_small_compares_every_kind_of_method(tmp_path: Path) -> None:
     options = {
         "data.root": tmp_path / "scenes",

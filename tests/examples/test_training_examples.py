@@ -15,8 +15,9 @@ from pvlr.train.cli import command
 from pvlr.train.data_config import COCOData, NUSWideData, TableData, VOCData
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-# Those of studies are tested beside `ablate.py`.
-CONFIGS = [path for path in sorted((EXAMPLES / "configs").rglob("*.yaml")) if not path.name.startswith("ablation_")]
+STUDIES = ("ablation_", "choice_")
+"""What the names of studies begin with, which are tested beside `ablate.py`."""
+CONFIGS = [path for path in sorted((EXAMPLES / "configs").rglob("*.yaml")) if not path.name.startswith(STUDIES)]
 
 
 # Each script is its kind of data; a configuration names its script in its first line.
