@@ -127,6 +127,7 @@ def tiny_options(data: Path, tower: Path, run: Path, **more: object) -> list[str
         "data.workers": 0,
         "tower.name": f"local-dir:{tower}",
         "model.heads": 4,
+        "model.dma_feedforward": 16,  # To a width of 24, what its default is to the widths of real towers.
         "loop.epochs": 2,
         "loop.batch_size": 4,
         "loop.device": "cpu",

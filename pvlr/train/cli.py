@@ -14,7 +14,7 @@ from itertools import pairwise
 from types import TracebackType
 from typing import Any, get_type_hints
 
-from pvlr.train.distributed import EndedElsewhere, ProcessLost, leave_world, tells
+from pvlr.train.distributed import EndedElsewhere, ProcessLost, leave_world, tells, wait_for_others
 from pvlr.train.stop import Interrupted
 
 __all__ = ["command"]
@@ -51,6 +51,7 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
     except KeyboardInterrupt:
         return _end("interrupted", 130)
     except EndedElsewhere:
+        wait_for_others()
         return 2
     except ProcessLost as err:
         return _end(f"error: {err}", 1)
@@ -63,10 +64,12 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
         # A refusal is raised by this package. Anything else is a defect, and its traceback is wanted.
         if not _from_here(err.__traceback__):
             tells()
+            wait_for_others()
             raise
         return _refuse(str(err))
     except Exception:
         tells()  # By its traceback.
+        wait_for_others()
         raise
     leave_world()
     return 0
@@ -119,6 +122,7 @@ def _refuse(message: str) -> int:
 def _end(message: str, code: int) -> int:
     if tells():
         print(message, file=sys.stderr, flush=True)
+    wait_for_others()
     return code
 
 

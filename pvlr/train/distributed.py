@@ -9,6 +9,7 @@ another, or none, and accumulation talks to nobody. What is given up is the over
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,7 +23,16 @@ from pvlr.train.config import ConfigError
 from pvlr.train.device import find_device
 from pvlr.train.stop import Interrupted, StopRequest
 
-__all__ = ["EndedElsewhere", "ProcessLost", "World", "is_first", "join_world", "leave_world", "tells"]
+__all__ = [
+    "EndedElsewhere",
+    "ProcessLost",
+    "World",
+    "is_first",
+    "join_world",
+    "leave_world",
+    "tells",
+    "wait_for_others",
+]
 
 T = TypeVar("T")
 
@@ -31,6 +41,7 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)
 PATIENCE = timedelta(days=2)
 PART = 2**24  # Numbers that are summed at once.
+GRACE = 3.0  # Seconds that the first process lasts for others which end with it.
 
 
 class EndedElsewhere(ValueError):
@@ -114,14 +125,17 @@ class World:
 
         Args:
             work: What this process does.
-            stop: If any process was asked to stop, all are from here on.
+            stop: If any process was asked to stop, all agree upon it here.
 
         Raises:
             Interrupted: where the work of a process was.
             EndedElsewhere: where the work of another process failed.
         """
         if self.size == 1:
-            return work()
+            alone = work()
+            if stop is not None:
+                stop.agreed = stop.requested
+            return alone
         outcome: T | None = None
         failure: Exception | None = None
         try:
@@ -136,7 +150,7 @@ class World:
         if stop is not None:
             asked = max(self.exchange(stop.requested or 0))
             if asked:
-                stop.requested = asked
+                stop.requested = stop.agreed = asked
         return outcome  # type: ignore[return-value]
 
     def first(self, work: Callable[[], T]) -> T:
@@ -267,6 +281,23 @@ def tells() -> bool:
         return bool(_joined._store.add("told", 1) == 1)
     except RuntimeError:  # Whoever keeps the notes has ended as well.
         return is_first()
+
+
+def wait_for_others() -> None:
+    """Before the end of a run that did not go well: the process that keeps the notes lets the others read them.
+
+    Without it whoever asks a moment later finds nobody there, of which torch prints a page. It waits for a few seconds
+    at most, since another process may be gone already.
+    """
+    if _joined is None or _joined._store is None:
+        return
+    try:
+        ended, deadline = _joined._store.add("ended", 1), time.monotonic() + GRACE
+        while is_first() and ended < _joined.size and time.monotonic() < deadline:
+            time.sleep(0.02)
+            ended = _joined._store.add("ended", 0)
+    except RuntimeError:  # As above.
+        return
 
 
 @contextmanager

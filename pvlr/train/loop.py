@@ -236,8 +236,8 @@ def fit(
             _train_epoch(
                 state, steps, loop, loss, schedule, total, clip_norm, device, monitor, asked, everyone, ends_here
             )
-        if asked.requested is not None:
-            raise Interrupted(f"at step {state.step} of {total}, saved as {save()}", asked.requested)
+        if asked.agreed is not None:
+            raise Interrupted(f"at step {state.step} of {total}, saved as {save()}", asked.agreed)
         if state.step % per_epoch == 0 and ((epoch + 1) % loop.checkpoint_every == 0 or state.step == total):
             save()
 
@@ -269,7 +269,7 @@ def _train_epoch(
     before = time.perf_counter()
     while True:
         batches = world.together(lambda: next(steps, None), stop=stop)
-        if batches is None or stop.requested is not None:
+        if batches is None or stop.agreed is not None:
             return
         waiting = time.perf_counter() - before
         paused = time.perf_counter()

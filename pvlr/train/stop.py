@@ -33,6 +33,11 @@ class StopRequest:
         patient: A second one is remembered as well. For processes started by torchrun, which passes on to each of them
             a signal that may have reached them before.
 
+    Attributes:
+        requested: The signal that has reached this process, None so far; it may come between any two lines.
+        agreed: The signal that all processes of the run know of, as :meth:`~pvlr.train.distributed.World.together`
+            found it: what decides whether to go on, since one that stopped alone would leave the others waiting.
+
     Example:
         >>> with StopRequest() as stop:
         ...     stop.requested is None
@@ -41,6 +46,7 @@ class StopRequest:
 
     def __init__(self, *, patient: bool = False) -> None:
         self.requested: int | None = None
+        self.agreed: int | None = None
         self._patient = patient
         self._previous: dict[int, Any] = {}
 

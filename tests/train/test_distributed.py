@@ -18,7 +18,7 @@ from pvlr.core.weights import trained_state
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import EpochSampler
 from pvlr.train.config import ConfigError, LoopConfig, LossConfig, ScheduleConfig
-from pvlr.train.distributed import EndedElsewhere, ProcessLost, World, join_world, tells
+from pvlr.train.distributed import GRACE, EndedElsewhere, ProcessLost, World, join_world, tells, wait_for_others
 from pvlr.train.evaluate import predict_logits
 from pvlr.train.loop import TrainingError, fit, train_step
 from pvlr.train.monitor import Monitor
@@ -220,6 +220,33 @@ def fates(world: World) -> list[str]:
     world.together(lambda: None, stop=stop)
     told = world.gather(tells())
     return [*ends, str(stop.requested == signal.SIGTERM), str(sum(told))]
+
+
+def ends(world: World) -> tuple[float, bool]:
+    """The first process ends at once, the second asks half a second later; how long each then waited, who told."""
+    time.sleep(0.5 * world.rank)
+    start, told = time.monotonic(), tells()
+    wait_for_others()
+    return time.monotonic() - start, told
+
+
+def test_the_first_process_lasts_until_the_others_have_asked_who_tells() -> None:
+    (first, told), (second, told_too) = on_ranks(2, ends)
+    assert first > 0.3
+    assert second < 0.3
+    assert (told, told_too) == (True, False)
+
+
+def ends_alone(world: World) -> float:
+    """The second process is gone without a word."""
+    start = time.monotonic()
+    if world.rank == 0:
+        wait_for_others()
+    return time.monotonic() - start
+
+
+def test_but_not_for_one_that_never_comes() -> None:
+    assert GRACE <= on_ranks(2, ends_alone)[0] < 2 * GRACE
 
 
 def test_what_happens_to_one_is_known_to_all() -> None:

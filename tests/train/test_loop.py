@@ -17,6 +17,7 @@ from pvlr.core.report import MultiLabelReport, multilabel_report
 from pvlr.core.weights import trained_state
 from pvlr.data.batch import Batch
 from pvlr.train.config import LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from pvlr.train.distributed import World
 from pvlr.train.loop import TrainingError, fit, train_step
 from pvlr.train.monitor import Monitor
 from pvlr.train.optim import build_optimizer
@@ -128,6 +129,7 @@ def run_loop(
     stop: StopRequest | None = None,
     evaluate: Callable[[], MultiLabelReport] = lambda: REPORT,
     offer: Callable[[float], object] = lambda score: None,
+    world: World | None = None,
 ) -> list[dict[str, Any]]:
     saved: list[dict[str, Any]] = []
 
@@ -153,6 +155,7 @@ def run_loop(
                 monitor=monitor,
                 clip_norm=1.0,
                 stop=stop,
+                world=world,
             )
     finally:
         monitor.close()
@@ -241,6 +244,22 @@ def test_stopping_during_an_evaluation_saves_the_weights_themselves(tmp_path: Pa
     assert saved[-1]["step"] == 5
     assert torch.equal(saved[-1]["model"]["scale"], state.model.scale)
     assert not torch.equal(saved[-1]["model"]["scale"], saved[-1]["average"]["weights"]["scale"])
+
+
+class LateSignal(World):
+    """A signal comes just after each agreement about going on, when the others know nothing of it."""
+
+    def together(self, work: Callable[[], Any], *, stop: StopRequest | None = None) -> Any:
+        found = super().together(work, stop=stop)
+        if stop is not None:
+            stop.requested = signal.SIGTERM
+        return found
+
+
+def test_a_signal_that_was_not_agreed_upon_is_obeyed_at_the_next_step_with_all_others(tmp_path: Path) -> None:
+    state = new_state()
+    run_loop(state, tmp_path, LoopConfig(epochs=2), StopRequest(), world=LateSignal())
+    assert state.step == 1  # Had it stopped at 0, another process would wait for it in the first step for ever.
 
 
 def test_a_finished_run_is_evaluated_again_and_not_told_twice(tmp_path: Path) -> None:
