@@ -42,8 +42,6 @@ def test_trained_saved_loaded_and_the_same_from_cached_features(
 ) -> None:
     plain = {"data__flip": "false", "data__rand_augment": "false", "data__cutout": 0.0, "loop__epochs": 1}
     cache = {"tower__features": "cache", "tower__feature_dtype": "float32"}
-    if "baseline__kind" in method:
-        plain |= {"model__heads": 8}  # The section's default.
     for name, options in (("pictures", {}), ("features", cache)):
         args = tiny_options(voc, tower, tmp_path / name, **plain, **options, **method)
         assert command(train, args, data=VOCData) == 0
@@ -81,10 +79,13 @@ def test_both_sections_at_once_are_refused(
     voc: Path, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for options, message in (
-        ({"baseline__kind": "dualcoop"}, "error: model: expected its defaults with baseline.kind 'dualcoop'"),
+        (
+            {"baseline__kind": "dualcoop", "model__heads": 4},
+            "error: model: expected its defaults with baseline.kind 'dualcoop'",
+        ),
         ({"baseline__groups": 3}, "error: baseline.kind: expected a method where the section is set, got 'none'"),
     ):
-        args = tiny_options(voc, tower, tmp_path / "run", **options)  # Which sets model.heads.
+        args = tiny_options(voc, tower, tmp_path / "run", **options)
         assert command(train, args, data=VOCData) == 2
         assert message in capsys.readouterr().err
 
