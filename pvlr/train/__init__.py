@@ -1,5 +1,14 @@
 """Everything with side effects: configuration, training, evaluation, checkpoints, monitoring, prediction."""
 
+from pvlr.packages import require_packages
+
+# Before the imports below, which would tell of a module and not of what to do.
+require_packages(
+    "pvlr.train",
+    "train",
+    ("PIL", "torchvision", "open_clip", "safetensors", "huggingface_hub", "jsonargparse", "tensorboard", "tqdm"),
+)
+
 from pvlr.train.config import (
     CalibrationConfig,
     ConfigError,

@@ -1,7 +1,7 @@
 """Build the package, install it where there is nothing else, and use it: ``python tests/packaging/check.py``.
 
-The wheel goes into an empty environment; then one extra after the other is added, each with a smoke test of what it is
-for and of what must not be there yet. About 6 GB and a few minutes, nearly all of it torch; what it needs is fetched.
+The wheel alone, then with each extra, goes into an empty environment of its own, with a smoke test of what the extra is
+for and of what it must not bring. About 6 GB and two minutes each, nearly all of it torch; what it needs is fetched.
 """
 
 import argparse
@@ -37,22 +37,83 @@ model = PVLR(PVLRConfig(), LabelSet(("red_circle", "blue_square")), towers.text,
 with torch.no_grad():
     if model(torch.zeros(1, 3, 128, 128)).logits.shape != (1, 2): raise SystemExit("wrong shape")
 """
-RUN = """
-import sys
+TRAINED = """
+from pathlib import Path
 from pvlr.train import train
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 words = "--data.root data --data.obtain scenes --data.scenes.train 8 --data.scenes.val 1 --data.scenes.test 8"
 words += " --data.workers 0 --tower.name pvlr:scenes-clip --loop.epochs 1 --loop.batch_size 4 --run.folder run"
-sys.exit(command(train, [*words.split(), "--data.train_split", "train"], data=VOCData))
+if command(train, [*words.split(), "--data.train_split", "train"], data=VOCData) != 0: raise SystemExit(1)
 """
-# In this order none brings what the next is for: extra, its smoke test, what must not be importable yet.
-STEPS = (
-    ("", BLOCK, ("PIL", "torchvision", "open_clip", "jsonargparse")),
-    ("data", PICTURE, ("open_clip", "jsonargparse")),
-    ("clip", TOWERS, ("jsonargparse", "tensorboard")),
-    ("train", RUN, ("pytest", "sentence_transformers")),
-)
+SENTENCES = """
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import StaticEmbedding
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from pvlr.core import KnowledgePrompter, LabelSet, PromptBank, encode_knowledge
+from pvlr.core.sentence_encoders import load_sentence_transformer
+tokens = Tokenizer(WordLevel({"cat": 0, "dog": 1, "[UNK]": 2}, unk_token="[UNK]"))
+tokens.pre_tokenizer = Whitespace()
+SentenceTransformer(modules=[StaticEmbedding(tokens, embedding_dim=6)], device="cpu").save("encoder")
+vectors = encode_knowledge(PromptBank(LabelSet(("cat", "dog"))), load_sentence_transformer("encoder"))
+if KnowledgePrompter(dim=8, heads=2, source_dim=6)(vectors)[0].shape != (2, 8): raise SystemExit("wrong shape")
+"""
+ONNX = """
+from pvlr.train.predict import Tagger
+from pvlr.train.programs import write_program
+print(write_program(Path("program"), Tagger.from_pretrained("run").model, kind="onnx", labels="input").difference)
+"""
+DEMO = f"""
+import runpy
+from pvlr.train.predict import Tagger
+runpy.run_path({str(ROOT / "examples" / "demo.py")!r})["build"](Tagger.from_pretrained("run"))
+"""
+RAY = """
+import pyarrow.dataset
+from pvlr.train.bulk import tag_bulk
+tag_bulk(run="run", pictures="data/VOCdevkit/VOC2007/JPEGImages", out="tags", workers=1, part_size=10)
+found = pyarrow.dataset.dataset([str(path) for path in Path("tags").glob("*.parquet")]).count_rows()
+if found != 17: raise SystemExit(f"expected 17 pictures, found {found}")
+"""
+PLOT = """
+from pvlr.train.study_report import write_report
+cell = {"group": "methods", "row": "PVLR", "mAP": 0.5, "CF1": 0.5, "OF1": 0.5, "parameters": 1, "seconds": 2.0,
+    "inference": 1e-5}
+write_report(Path(), [cell])
+if not Path("report.png").is_file(): raise SystemExit("no figure")
+"""
+TESTS = f"""
+import sys, pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-n", "1", {str(ROOT / "tests" / "core" / "test_fusion.py")!r}]))
+"""
+TOOLS = """
+import subprocess, sys
+for tool in ("ruff", "mypy", "build"): subprocess.run([sys.executable, "-m", tool, "--version"], check=True)
+"""
+PAGES = f"""
+import os, subprocess, sys
+words = [sys.executable, "-m", "mkdocs", "build", "-f", {str(ROOT / "mkdocs.yml")!r}, "-d", os.path.abspath("site")]
+subprocess.run(words, check=True, env={{**os.environ, "NO_MKDOCS_2_WARNING": "1"}})
+"""
+EVERY = "import gradio, matplotlib, mypy, onnxruntime, pytest, ray, torchvision"
+# What each extra is for, in an environment with it alone, and what it must not bring.
+SMOKE = {
+    "": (BLOCK, ("PIL", "torchvision", "open_clip", "jsonargparse")),
+    "data": (PICTURE, ("open_clip", "jsonargparse")),
+    "clip": (TOWERS, ("jsonargparse", "tensorboard")),
+    "sentence": (SENTENCES, ("open_clip", "torchvision")),
+    "train": (TRAINED, ("pytest", "sentence_transformers", "matplotlib", "gradio", "ray", "onnx")),
+    "onnx": (TRAINED + ONNX, ("pytest", "gradio", "ray")),
+    "demo": (TRAINED + DEMO, ("pytest", "ray", "onnx")),
+    "ray": (TRAINED + RAY, ("pytest", "gradio", "onnx")),
+    "plot": (TRAINED + PLOT, ("pytest", "gradio", "ray", "onnx")),
+    "test": (TESTS, ("ruff", "gradio", "ray", "onnx")),
+    "dev": (TOOLS, ("gradio", "ray", "onnx")),
+    "docs": (PAGES, ("pytest", "gradio", "ray", "onnx")),
+    "all": (EVERY, ("mkdocs", "sentence_transformers")),
+}
 
 
 def build(folder: Path) -> tuple[Path, Path]:
@@ -78,21 +139,19 @@ def look_into(wheel: Path, source: Path) -> None:
     require(needed <= held, f"{source.name}: expected {sorted(needed)}, missing {sorted(needed - held)}")
 
 
-def install(wheel: Path, folder: Path, constraints: Path, extras: list[str]) -> None:
-    """Each extra in turn, in one environment that was empty."""
+def install(wheel: Path, folder: Path, constraints: Path, extra: str) -> None:
+    """One extra (or none) in an environment that was empty, used for what it is for."""
+    code, absent = SMOKE[extra]
     venv.create(folder / "venv", with_pip=True)
     python = str(folder / "venv" / "bin" / "python")
-    for extra, code, absent in STEPS:
-        if extra and extra not in extras:
-            continue
-        what = f"{wheel}[{extra}]" if extra else str(wheel)
-        run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints), what)
-        # From a folder of its own, with an isolated interpreter: what is imported is what was installed.
-        run(python, "-I", "-W", "error::DeprecationWarning:pvlr", "-c", code, folder=folder)
-        look = f"import importlib.util as u; print([name for name in {absent!r} if u.find_spec(name)])"
-        found = run(python, "-I", "-c", look).strip()
-        require(found == "[]", f"extra {extra or 'none'}: expected without {', '.join(absent)}, found {found}")
-        print(f"extra {extra or '(none)':<8} installed, imported, used", flush=True)
+    what = f"{wheel}[{extra}]" if extra else str(wheel)
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints), what)
+    # From a folder of its own, with an isolated interpreter: what is imported is what was installed.
+    run(python, "-I", "-W", "error::DeprecationWarning:pvlr", "-c", code, folder=folder)
+    look = f"import importlib.util as u; print([name for name in {absent!r} if u.find_spec(name)])"
+    found = run(python, "-I", "-c", look).strip()
+    require(found == "[]", f"extra {extra or 'none'}: expected without {', '.join(absent)}, found {found}")
+    print(f"extra {extra or '(none)':<8} installed, imported, used", flush=True)
 
 
 def run(*words: str, folder: Path = ROOT) -> str:
@@ -120,7 +179,9 @@ def main() -> None:
         look_into(wheel, source)
         print(f"{wheel.name} {wheel.stat().st_size:,} bytes, {source.name} {source.stat().st_size:,} bytes", flush=True)
         if not given.only_build:
-            install(wheel, folder, constraints, given.extras)
+            for extra in ("", *given.extras):
+                with tempfile.TemporaryDirectory(dir=folder) as apart:
+                    install(wheel, Path(apart), constraints, extra)
 
 
 if __name__ == "__main__":

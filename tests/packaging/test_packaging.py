@@ -2,11 +2,13 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 import pvlr
@@ -71,3 +73,28 @@ def test_tests_can_fail_under_python_o(tmp_path: Path) -> None:
     done = subprocess.run([*words, str(tmp_path)], cwd=tmp_path, env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "AssertionError: seen" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("part", "package"), [("data", "PIL"), ("data", "torchvision"), ("train", "open_clip"), ("train", "jsonargparse")]
+)
+def test_a_part_without_its_extra_says_what_to_install(part: str, package: str) -> None:
+    """In a process of its own, to which the package is not there."""
+    code = f"""
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+class Without(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] == {package!r} else PathFinder.find_spec(name, path, target)
+sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not PathFinder] + [Without()]
+import pvlr.{part}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    said = f"ModuleNotFoundError: pvlr.{part} needs the package {package}: pip install 'pvlr[{part}]'"
+    assert done.stderr.splitlines()[-1] == said
+
+
+def test_each_extra_is_tried_alone() -> None:
+    check = runpy.run_path(str(ROOT / "tests/packaging/check.py"))
+    assert check["SMOKE"].keys() == {"", *EXTRAS}

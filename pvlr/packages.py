@@ -1,0 +1,29 @@
+"""What a part of the library needs that its extra installs, asked for before anything of it is imported."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+__all__ = ["require_packages"]
+
+
+def require_packages(part: str, extra: str, names: Sequence[str]) -> None:
+    """Refuse to go on where a package that ``part`` imports is not installed.
+
+    Args:
+        part: Who asks.
+        extra: Extra of the distribution that brings the packages.
+        names: Of the packages, as they are imported.
+
+    Raises:
+        ModuleNotFoundError: naming the part, the first package missing and the extra.
+
+    Example:
+        >>> require_packages("pvlr.train", "train", ("torch",))
+        >>> require_packages("pvlr.train", "train", ("torch", "absent"))
+        Traceback (most recent call last):
+            ...
+        ModuleNotFoundError: pvlr.train needs the package absent: pip install 'pvlr[train]'
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"{part} needs the package {name}: pip install 'pvlr[{extra}]'", name=name)
