@@ -16,6 +16,7 @@ from pvlr.core.functional import splice_context
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.protocols import ImageFeatures, PromptTokens
+from pvlr.core.weights import trained_state
 
 DIM, WIDTH, HEADS, SOURCE = 8, 6, 2, 5
 NAMES = ("cat", "traffic_light", "cow", "bus", "tv_monitor")
@@ -122,7 +123,7 @@ def build(chosen: Switches, labels: LabelSet = LABELS, *, file: Path | None = No
 @torch.no_grad()
 def moved(model: PVLR, seed: int) -> PVLR:
     draw = Draw(seed)
-    for value in model.head_state_dict().values():
+    for value in trained_state(model).values():
         value.add_(0.3 * draw.normal(*value.shape).to(value.dtype))
     return model
 

@@ -83,10 +83,10 @@ def push_to_hub(model: "PVLR", repository: str, *, private: bool = False, includ
     from pvlr.core.pretrained import FILES, save_pretrained
 
     _repository(repository)
-    if model.origin is not None and model.origin.spec.is_local and not include_towers:
+    origin = model.origin
+    if origin is not None and origin.copies is None and origin.spec.is_local and not include_towers:
         raise PretrainedError(
-            f"include_towers: expected True, the towers are '{model.origin.spec.name}' of this machine, which nobody "
-            "else has"
+            f"include_towers: expected True, the towers are '{origin.spec.name}' of this machine, which nobody else has"
         )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -130,7 +130,9 @@ class OpenClipImageTower(nn.Module):
 
     def trained_state_dict(self) -> dict[str, Tensor]:
         """The trained parameters and the buffers (BatchNorm statistics) of the trained parts, by name."""
-        names = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        parts = [[part] if isinstance(part, nn.Parameter) else part.parameters() for part in self._trained_parts()]
+        chosen = {id(parameter) for part in parts for parameter in part}
+        names = {name for name, value in self.named_parameters() if id(value) in chosen and name not in self._fixed}
         trained = {id(module) for part in self._trained_modules() for module in part.modules()}
         for prefix, module in self.named_modules():
             if id(module) in trained:

@@ -15,8 +15,9 @@ class Kept(Generic[T]):
     """The result of a computation without gradients, which serves until a tensor that it was made of has changed.
 
     Changes in place raise a tensor's version, and what was replaced is elsewhere: its old place stays taken, because
-    the sources are kept too. Changes through ``.data`` leave no trace: :meth:`forget` then. Neither a copy nor a file
-    of it has the result.
+    the sources are kept too. Changes through ``.data``, and those of fused kernels such as optimisers have, leave no
+    trace; so whatever is computed with gradients, as before a step, makes it forget too. Neither a copy nor a file of
+    it has the result.
 
     Example:
         >>> kept, weight = Kept(), torch.ones(2)
@@ -39,6 +40,7 @@ class Kept(Generic[T]):
             compute: The computation.
         """
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
+            self.forget()
             return compute()
         if torch.compiler.is_compiling():
             # What was kept belongs to no graph: a compiled one would compute it anew for every batch. Not as a
@@ -53,12 +55,15 @@ class Kept(Generic[T]):
         # What was computed under autocast is too coarse to serve without.
         device = sources[0].device.type
         autocasts = device != "meta" and torch.is_autocast_enabled(device)
-        state = (
-            torch.get_autocast_dtype(device) if autocasts else None,
-            *((source.data_ptr(), source.dtype, source._version) for source in sources),
-        )
+        try:
+            places = [(source.data_ptr(), source.dtype, source._version) for source in sources]
+        except RuntimeError:  # Tensors of a transformation such as vmap are nowhere.
+            return compute()
+        state = (torch.get_autocast_dtype(device) if autocasts else None, *places)
         if self._held is None or self._held[0] != state:
-            self._held = state, tuple(source.detach() for source in sources), compute()
+            # As tensors that may serve outside of inference mode too.
+            with torch.inference_mode(False), torch.no_grad():
+                self._held = state, tuple(source.detach() for source in sources), compute()
         return self._held[2]
 
     def forget(self) -> None:

@@ -6,7 +6,7 @@ The abstract of arXiv 2401.17881 fixes the parts; what it leaves open is a field
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,7 @@ from pvlr.core.labels import LabelSet
 from pvlr.core.model_card import ModelCard
 from pvlr.core.model_config import PVLRConfig, read_descriptions
 from pvlr.core.model_output import LabelParts, LabelSide, PVLROutput
+from pvlr.core.model_texts import digests, unchanged
 from pvlr.core.pictures import read_picture
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
@@ -32,8 +33,6 @@ from pvlr.core.tags import Tag, choose_tags, evidence
 from pvlr.core.towers import TowerOrigin, Towers
 
 __all__ = ["PVLR", "PVLRConfig", "PVLROutput", "read_descriptions"]
-
-FROZEN = ("text.", "image.")
 
 
 class PVLR(nn.Module):
@@ -49,6 +48,8 @@ class PVLR(nn.Module):
         logit_bias: The tower's own bias, used with it where it is not zero.
         encoder: From a list of ``s`` sentences to vectors ``s k``; asked for by ``knowledge="encoder"``, and only by
             it. It is no part of the model: not trained, not saved, not moved; copies share it.
+        extra_descriptions: Whether the file of descriptions may tell of labels that are not asked for, which otherwise
+            are taken for mistakes.
 
     Raises:
         ValueError: where the towers do not share a width, or it is not a multiple of the heads; where the encoder is
@@ -56,7 +57,8 @@ class PVLR(nn.Module):
         LabelError: where descriptions or label vectors do not fit the labels.
 
     In evaluation without gradients the label side is computed once, and again when a parameter it is made of was
-    replaced or changed in place (changes through ``.data`` leave no trace; :meth:`train` makes it forget).
+    replaced or changed in place (changes through ``.data`` leave no trace; :meth:`train`, and whatever is computed with
+    gradients, makes it forget). ``load_state_dict`` encodes the fixed prompts again.
 
     Example:
         >>> from pvlr.core.towers import load_towers
@@ -80,6 +82,7 @@ class PVLR(nn.Module):
         logit_scale: float = 10.0,
         logit_bias: float = 0.0,
         encoder: SentenceEncoder | None = None,
+        extra_descriptions: bool = False,
     ) -> None:
         super().__init__()
         if text.dim != image.dim:
@@ -90,7 +93,8 @@ class PVLR(nn.Module):
             text.requires_grad_(False).eval()
         dim, shared = text.dim, {"heads": config.heads, "norm": config.residual}
         self._encoder = None if encoder is None else HeldEncoder(encoder)
-        self._set_labels(labels)
+        self._set_labels(labels, extra_descriptions=extra_descriptions)
+        self.text_digests = digests(config)
         source = self.knowledge_vectors.shape[1] if config.knowledge != "text_tower" else None
         uses = {"knowledge": config.fusion != "context", "context": config.fusion != "knowledge"}
         # A prompt that the fusion leaves out has no parameters either: nothing is trained that nothing reads.
@@ -134,10 +138,17 @@ class PVLR(nn.Module):
         self._kept: Kept[LabelSide] = Kept()
         self.decision, self.card = Decision(), ModelCard()
         self.origin: TowerOrigin | None = None
+        self.register_load_state_dict_post_hook(_encode_again)  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_towers(
-        cls, config: PVLRConfig, labels: LabelSet, towers: Towers, *, encoder: SentenceEncoder | None = None
+        cls,
+        config: PVLRConfig,
+        labels: LabelSet,
+        towers: Towers,
+        *,
+        encoder: SentenceEncoder | None = None,
+        extra_descriptions: bool = False,
     ) -> "PVLR":
         """A new model, untrained, that knows where its towers came from, and so can be saved.
 
@@ -146,9 +157,18 @@ class PVLR(nn.Module):
             labels: What to recognise.
             towers: Both towers of one model.
             encoder: As for the constructor.
+            extra_descriptions: As for the constructor.
         """
-        scale, bias = towers.logit_scale, towers.logit_bias
-        model = cls(config, labels, towers.text, towers.image, logit_scale=scale, logit_bias=bias, encoder=encoder)
+        model = cls(
+            config,
+            labels,
+            towers.text,
+            towers.image,
+            logit_scale=towers.logit_scale,
+            logit_bias=towers.logit_bias,
+            encoder=encoder,
+            extra_descriptions=extra_descriptions,
+        )
         model.origin = towers.origin
         return model
 
@@ -215,10 +235,9 @@ class PVLR(nn.Module):
     prompt_ids: Tensor
     prompt_ends: Tensor
 
-    def _set_labels(self, labels: LabelSet, like: Tensor | None = None) -> None:
+    def _set_labels(self, labels: LabelSet, *, like: Tensor | None = None, extra_descriptions: bool = True) -> None:
         config, path = self.config, self.config.descriptions
-        # Labels that came later need not be all that the file describes; at the start, others are taken for mistakes.
-        descriptions = None if path is None else read_descriptions(path, labels, others=like is not None)
+        descriptions = None if path is None else read_descriptions(path, labels, others=extra_descriptions)
         bank = PromptBank(
             labels,
             templates=config.templates,
@@ -239,6 +258,12 @@ class PVLR(nn.Module):
         self.register_buffer("prompt_ids", prompts.ids.to(like.device), persistent=False)
         self.register_buffer("prompt_ends", prompts.end.to(like.device), persistent=False)
         self._prompt_start, self._prompt_used = prompts.start, prompts.used
+        self._encoded_by = self._text_places()
+
+    def _text_places(self) -> list[tuple[int, int]]:
+        """Where the text tower's weights are and how often they were changed."""
+        parameters = self.text.parameters() if isinstance(self.text, nn.Module) else ()
+        return [(value.data_ptr(), -1 if value.is_inference() else value._version) for value in parameters]
 
     def with_labels(self, labels: LabelSet | Sequence[str]) -> "PVLR":
         """The same model for other labels: all modules are shared, only the texts are new.
@@ -252,10 +277,12 @@ class PVLR(nn.Module):
         Raises:
             ValueError: if every label has a context of its own.
             LabelError: where the file of label vectors lacks a label.
+            PretrainedError: where that file, or the one of descriptions, has changed since or is gone.
             SentenceEncoderError: where the sentence encoder cannot be loaded again.
         """
         if self.context is not None and self.context.classes is not None:
             raise ValueError("labels: cannot be exchanged in a model with class_specific_context, which fixes them")
+        unchanged(self.config, self.text_digests)
         other = PVLR.__new__(PVLR)
         nn.Module.__init__(other)
         other.training, other.config = self.training, self.config
@@ -266,8 +293,9 @@ class PVLR(nn.Module):
         if not isinstance(labels, LabelSet):  # Which refuses a single text; it is not taken apart here.
             labels = LabelSet(cast(tuple[str, ...], labels) if isinstance(labels, str) else tuple(labels))
         other._set_labels(labels, like=self.knowledge_vectors)
-        other.decision, other.origin = self.decision, self.origin
+        other.decision, other.origin, other.text_digests = self.decision, self.origin, self.text_digests
         other.card = self.card if other.labels == self.labels else self.card.for_other_labels()
+        other.register_load_state_dict_post_hook(_encode_again)  # type: ignore[no-untyped-call]
         return other
 
     def forward(self, images: Float[Tensor, "b 3 s s"], maps: bool = False) -> PVLROutput:
@@ -330,7 +358,7 @@ class PVLR(nn.Module):
         """
         if self.origin is None:
             raise ValueError("model: expected one that was made by PVLR.from_towers, this one knows no transform")
-        images = read_picture(picture, self.origin.preprocess).unsqueeze(0)
+        images = read_picture(picture, {**self.origin.preprocess, "size": self.image.image_size}).unsqueeze(0)
         return self.tag_batch(images, threshold=threshold)[0]
 
     @torch.no_grad()
@@ -347,7 +375,7 @@ class PVLR(nn.Module):
         Raises:
             ShapeError: where they are no such images.
         """
-        output = self(images.to(self.knowledge_vectors.device), maps=attention)
+        output = self(images.to(self.knowledge_vectors), maps=attention)
         where = evidence(output.label_maps, output.labels, output.patches).cpu() if attention else None
         least = self.decision.for_labels(self.labels) if threshold is None else (threshold,) * len(self.labels)
         rows = self.decision.probabilities(output.logits).cpu()
@@ -359,12 +387,14 @@ class PVLR(nn.Module):
     def label_vectors(self, patches: Tensor | None = None) -> Tensor:
         """The fused label vectors `T`: `c d`, or `b c d` where the context is conditioned on `patches`.
 
+        They are the caller's own: what he changes in them changes nothing here.
+
         Raises:
             ValueError: where it is conditioned and there are no patches.
         """
         side = self._label_side()
         if self.context is None or side.soft is None or side.fused is not None:
-            return cast(Tensor, side.fused)
+            return cast(Tensor, _own(side.fused))
         context, context_map = self.context.relate(side.soft, patches)
         return cast(Tensor, self.fusion(side.knowledge, context, side.knowledge_map, context_map))
 
@@ -376,17 +406,17 @@ class PVLR(nn.Module):
         """
         side = self._label_side()
         if self.context is None or side.soft is None:
-            return LabelParts(side.knowledge, side.knowledge_map, None, None)
+            return LabelParts(_own(side.knowledge), side.knowledge_map, None, None)
         conditioned = self.config.image_conditioned_context
-        return LabelParts(
-            side.knowledge, side.knowledge_map, *self.context.relate(side.soft, patches if conditioned else None)
-        )
+        context, context_map = self.context.relate(side.soft, patches if conditioned else None)
+        return LabelParts(_own(side.knowledge), side.knowledge_map, _own(context), context_map)
 
     def _label_side(self) -> LabelSide:
         if self.training:
             return self._compute_label_side()
-        blocks = [block for block in (self.knowledge, self.context, self.fusion) if block is not None]
-        parameters = [parameter for block in blocks for parameter in block.parameters()]
+        # The text tower is frozen, and yet another one's weights may be loaded into it.
+        blocks = (self.knowledge, self.context, self.fusion, self.text)
+        parameters = [value for block in blocks if isinstance(block, nn.Module) for value in block.parameters()]
         sources = [*parameters, self.knowledge_vectors, self.prompt_ids, self.prompt_ends]
         return self._kept.get(sources, self._compute_label_side)
 
@@ -422,25 +452,16 @@ class PVLR(nn.Module):
         """
         if self.keeps_bias:
             return
-        self.head.bias.zero_()
-        self.head.bias.fill_(prior_bias(self.forward_features(patches).logits, self.config.prior))
+        logits = self.forward_features(patches).logits
+        self.head.bias.fill_(prior_bias(logits - self.head.bias, self.config.prior))
 
-    def head_state_dict(self) -> dict[str, Tensor]:
-        """All parameters but those of the towers, by name."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(FROZEN)}
 
-    def load_head_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load what :meth:`head_state_dict` gave; every name must be there, and no other.
+def _own(vectors: Tensor | None) -> Tensor | None:
+    """A copy of what is kept or is a buffer, which no caller may change; what has gradients is neither."""
+    return vectors if vectors is None or vectors.requires_grad else vectors.clone()
 
-        Raises:
-            ValueError: naming the first missing, unknown or misshapen parameter.
-        """
-        own = self.head_state_dict()
-        for name in sorted(own.keys() ^ state.keys()):
-            raise ValueError(f"state: parameter {name!r} is {'missing' if name in own else 'not one of this model'}")
-        for name, value in state.items():
-            if value.shape != own[name].shape:
-                raise ValueError(
-                    f"state: parameter {name!r} has shape {tuple(value.shape)}, expected {tuple(own[name].shape)}"
-                )
-        self.load_state_dict(dict(state), strict=False)
+
+def _encode_again(model: PVLR, _: object) -> None:
+    """The fixed prompts, where ``load_state_dict`` brought other weights of the text tower: no file holds them."""
+    if model._text_places() != model._encoded_by:
+        model._set_labels(model.labels, like=model.knowledge_vectors)

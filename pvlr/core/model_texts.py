@@ -2,17 +2,29 @@
 
 import hashlib
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pvlr.core.files import write_atomically
 from pvlr.core.hub import PretrainedError
-from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.model_config import PVLRConfig
 from pvlr.core.prompts import load_label_vectors
 from pvlr.core.sentence_encoders import is_encoded
 
-__all__ = ["SOURCES", "copies", "require_same_vectors", "text_sources", "with_copies", "write_texts"]
+if TYPE_CHECKING:
+    from pvlr.core.model import PVLR
+
+__all__ = [
+    "SOURCES",
+    "copies",
+    "digests",
+    "require_same_vectors",
+    "text_sources",
+    "texts_of",
+    "unchanged",
+    "with_copies",
+]
 
 SOURCES = {"descriptions": "descriptions.json", "knowledge": "knowledge.npz"}
 # How far, as a share of its length, a label's vector may be from the one that was trained on: more than rounding on
@@ -48,29 +60,44 @@ def copies(config: PVLRConfig) -> list[str]:
     return [SOURCES[field] for field in _files(config)] + made
 
 
-def write_texts(folder: Path, model: PVLR) -> dict[str, str]:
-    """Write the copies, and what a sentence encoder made of the labels, as a file of label vectors.
+def digests(config: PVLRConfig) -> dict[str, str]:
+    """sha256 of each file of :func:`text_sources`, by the same names."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in text_sources(config).items()}
 
-    Returns:
-        Name to sha256.
+
+def unchanged(config: PVLRConfig, known: Mapping[str, str]) -> dict[str, bytes]:
+    """The files as :func:`text_sources` reads them, which must be those of ``known`` digests.
 
     Raises:
-        PretrainedError: naming the file that cannot be read.
+        PretrainedError: naming the file that cannot be read, or has changed.
+    """
+    contents = text_sources(config)
+    for field, path in _files(config).items():
+        if hashlib.sha256(contents[SOURCES[field]]).hexdigest() != known[SOURCES[field]]:
+            raise PretrainedError(
+                f"model.{field}: expected {path} as it was when the model was built, its content is another"
+            )
+    return contents
+
+
+def texts_of(model: "PVLR") -> dict[str, bytes]:
+    """What the copies hold, and what a sentence encoder made of the labels, as a file of label vectors; by name.
+
+    Raises:
+        PretrainedError: naming the file that cannot be read, or is another than the model was built with.
     """
     import numpy as np
 
-    contents = text_sources(model.config)
+    contents = unchanged(model.config, model.text_digests)
     if is_encoded(model.config.knowledge):
         content = io.BytesIO()
         np.savez(content, names=np.array(model.labels.names), vectors=model.knowledge_vectors.float().cpu().numpy())
         contents[SOURCES["knowledge"]] = content.getvalue()
-    for name, data in contents.items():
-        write_atomically(folder / name, data)
-    return {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    return contents
 
 
-def require_same_vectors(folder: Path, model: PVLR) -> None:
-    """Refuse a sentence encoder that makes other vectors of the labels than :func:`write_texts` kept in a folder.
+def require_same_vectors(folder: Path, model: "PVLR") -> None:
+    """Refuse a sentence encoder that makes other vectors of the labels than :func:`texts_of` kept in a folder.
 
     Raises:
         PretrainedError: naming the choice of knowledge.

@@ -21,10 +21,10 @@ from pvlr.core.hub import PretrainedError, fetch
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.model_card import MARK, ModelCard
-from pvlr.core.model_texts import SOURCES, copies, require_same_vectors, with_copies, write_texts
+from pvlr.core.model_texts import SOURCES, copies, require_same_vectors, texts_of, with_copies
 from pvlr.core.sentence_encoders import SentenceEncoder, SentenceEncoderError
 from pvlr.core.tower_files import CONFIG_NAME, FOLDER_PREFIX, WEIGHT_NAMES
-from pvlr.core.towers import TowerSpec, build_towers, save_towers
+from pvlr.core.towers import TowerOrigin, TowerSpec, build_towers, save_towers
 from pvlr.core.weights import load_trained_state, trained_state
 
 __all__ = ["CARD_NAME", "FILES", "MODEL_NAME", "WEIGHTS_NAME", "PretrainedError", "load_pretrained", "save_pretrained"]
@@ -67,26 +67,38 @@ def save_pretrained(
         include_towers: Whether to write the frozen towers too.
         name: What the README calls the model; None: the folder.
 
+    Towers that came with a model go with it again. What can be refused is, before anything is written.
+
     Raises:
-        PretrainedError: where the model does not know its towers, or a file that it is made of is gone.
+        PretrainedError: where the model does not know its towers, or they are not as they were built; where a file that
+            it is made of is gone or another; where the folder cannot be made.
         TowerError: where the towers cannot be loaded again to be included, or their tokenizer cannot be.
     """
     from safetensors.torch import save as to_bytes
 
     if model.origin is None:
         raise PretrainedError("model: expected one that was made by PVLR.from_towers, of this one no towers are known")
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.cpu().clone().contiguous() for name, value in trained_state(model).items()}
-    files = {WEIGHTS_NAME: write_atomically(place / WEIGHTS_NAME, to_bytes(weights)), **write_texts(place, model)}
+    _require_as_built(model, model.origin)
+    place, spec, texts = Path(folder), model.origin.spec, texts_of(model)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise PretrainedError(f"{place}: expected a folder to write the model to, but {err.strerror or err}") from None
+    files = {}
+    include_towers = include_towers or model.origin.copies is not None
     if include_towers:
-        save_towers(model.origin.spec, place / TOWERS)
-        files |= {name: _sha256(place / name) for name in TOWER_FILES}
+        save_towers(_at(spec, model.origin.copies), place / TOWERS)
+        files = {name: _sha256(place / name) for name in TOWER_FILES}
+        # The place of the copies, and not a path of this machine, which tells others nothing.
+        spec = _at(spec, TOWERS) if spec.is_local else spec
+    weights = {name: value.cpu().clone().contiguous() for name, value in trained_state(model).items()}
+    contents = {WEIGHTS_NAME: to_bytes(weights), **texts}
+    files |= {name: write_atomically(place / name, content) for name, content in contents.items()}
     told = {
         "format": FORMAT,
         "model": json.loads(json.dumps(asdict(with_copies(model.config, None)))),
         "labels": model.labels.to_json(),
-        "tower": model.origin.spec.to_json(),
+        "tower": spec.to_json(),
         "tower_fingerprint": model.origin.fingerprint,
         "included": include_towers,
         "preprocess": dict(model.origin.preprocess),
@@ -143,20 +155,38 @@ def load_pretrained(
         if told["files"].keys() != needed:
             raise ValueError(f"files: expected {', '.join(sorted(needed))}, got {', '.join(sorted(told['files']))}")
     _require_encoder(folder, config, encoder)
-    towers = build_towers(
-        replace(spec, name=f"{FOLDER_PREFIX}{folder / TOWERS}", weights=None) if told["included"] else spec
-    )
+    copied = str(folder / TOWERS) if told["included"] else None
+    towers = build_towers(_at(spec, copied))
     if towers.fingerprint != told["tower_fingerprint"]:
         raise PretrainedError(f"{folder}: the model was trained on other weights of the tower '{spec.name}'")
     with _parts_of(path):
         if json.loads(json.dumps(towers.preprocess)) != told["preprocess"]:
             raise ValueError(f"preprocess: expected {towers.preprocess}, got {told['preprocess']}")
-        model = PVLR.from_towers(config, labels, towers, encoder=encoder)
+        model = PVLR.from_towers(config, labels, towers, encoder=encoder, extra_descriptions=True)
+    model.origin = towers.origin._replace(spec=spec, copies=copied)
     require_same_vectors(folder, model)
     with _parts_of(path):
         load_trained_state(model, _weights(folder / WEIGHTS_NAME))
     model.decision, model.card = decision, card
     return model.eval()
+
+
+def _at(spec: TowerSpec, folder: str | None) -> TowerSpec:
+    """The towers of a folder, asked for in the same way."""
+    return spec if folder is None else replace(spec, name=f"{FOLDER_PREFIX}{folder}", weights=None)
+
+
+def _require_as_built(model: PVLR, origin: TowerOrigin) -> None:
+    """Refuse what the files could not tell of: the image tower is built again as its origin says."""
+    for what, built, now in (
+        ("trained parts", origin.spec.train, getattr(model.image, "trainable", origin.spec.train)),
+        ("image size", origin.preprocess["size"], model.image.image_size),
+    ):
+        if built != now:
+            raise PretrainedError(
+                f"model.image: expected the {what} {built!r} that its towers were built with, found {now!r}; build the "
+                "model with a TowerSpec that says so"
+            )
 
 
 @contextmanager

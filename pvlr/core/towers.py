@@ -22,6 +22,8 @@ from pvlr.core.tower_files import (
     find_source,
     make_tokenizer,
     read_weights,
+    reason,
+    shown,
 )
 from pvlr.core.tower_spec import TowerSpec
 
@@ -44,11 +46,13 @@ class TowerOrigin(NamedTuple):
         spec: What they were asked for by.
         fingerprint: Of their weights as loaded.
         preprocess: What images must go through.
+        copies: Folder of those that came with a saved model; None: they came from where ``spec`` says.
     """
 
     spec: TowerSpec
     fingerprint: str
     preprocess: dict[str, Any]
+    copies: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,6 @@ def load_towers(
     source = find_source(name, weights, cache_dir)
     _refuse_unsupported(source.name, source.config)
     tokenizer = make_tokenizer(source, cache_dir)
-    model = _build(source.name, source.config)
     spec = TowerSpec(
         name=name,
         weights=None if weights is None else str(weights),
@@ -124,7 +127,10 @@ def load_towers(
         patch_features=patch_features,
         cache_dir=cache_dir,
     )
-    text, image = OpenClipTextTower(model, tokenizer), OpenClipImageTower(model.visual, patch_features=patch_features)
+    with _as_described(source.name):
+        model = _build(source.config)
+        text = OpenClipTextTower(model, tokenizer)
+        image = OpenClipImageTower(model.visual, patch_features=patch_features)
     if image_size is not None:
         image.check_image_size(image_size)
     if text.dim != image.dim:
@@ -183,9 +189,10 @@ def save_towers(spec: TowerSpec, folder: Path) -> None:
     source = find_source(spec.name, None if spec.is_random else spec.weights, spec.cache_dir)
     tokenizer = source.config["text_cfg"].get("hf_tokenizer_name")
     if tokenizer:
-        raise TowerError(f"name: the towers of '{spec.name}' cannot be included, for their tokenizer is '{tokenizer}'")
+        raise TowerError(f"name: the towers of '{spec.name}' cannot be included, for their tokenizer is {shown(tokenizer)}")
     with _drawn(spec):
-        model = _build(source.name, source.config)
+        with _as_described(source.name):
+            model = _build(source.config)
         read_weights(model, source, spec.cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {
@@ -237,7 +244,18 @@ def _refuse_unsupported(name: str, config: Mapping[str, Any]) -> None:
         raise TowerError(f"name: '{name}' has a text tower of the class HFTextEncoder, which is not supported")
 
 
-def _build(name: str, config: Mapping[str, Any]) -> Any:
+@contextmanager
+def _as_described(name: str) -> Iterator[None]:
+    """Make one sentence of whatever a wrong entry in a configuration leads to."""
+    try:
+        yield
+    except TowerError:
+        raise
+    except Exception as err:
+        raise TowerError(f"name: the configuration of '{name}' does not describe a model: {reason(err)}") from err
+
+
+def _build(config: Mapping[str, Any]) -> Any:
     from open_clip import CLIP, CustomTextCLIP
 
     rest = {key: value for key, value in config.items() if key != "custom_text"}
@@ -246,10 +264,7 @@ def _build(name: str, config: Mapping[str, Any]) -> Any:
     if "timm_model_name" in config["vision_cfg"]:
         rest["vision_cfg"]["timm_model_pretrained"] = False
     kind: type[nn.Module] = CustomTextCLIP if config.get("custom_text", False) else CLIP
-    try:
-        return kind(**rest)
-    except Exception as err:  # whatever a wrong number in a configuration leads to
-        raise TowerError(f"name: the configuration of '{name}' does not describe a model: {err}") from err
+    return kind(**rest)
 
 
 def _activation(config: Mapping[str, Any]) -> str:

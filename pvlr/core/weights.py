@@ -19,12 +19,12 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """All weights of a model but those of its frozen towers, by name, detached.
 
     Frozen towers (``text.`` and whatever of ``image.`` is not trained) are known by name and fingerprint instead. The
-    running statistics of trained parts of the image tower are in.
+    running statistics of trained parts of the image tower are in. What the tower says of itself counts, whatever its
+    parameters require now: a model whose gradients were switched off to serve it was trained all the same.
     """
-    kept = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     image: Any = getattr(model, "image", None)
-    if hasattr(image, "trained_state_dict"):
-        kept |= {f"image.{name}" for name in image.trained_state_dict()}
+    trained = image.trained_state_dict() if hasattr(image, "trained_state_dict") else ()
+    kept = {f"image.{name}" for name in trained}
     state = model.state_dict()
     return {name: value.detach() for name, value in state.items() if name in kept or not name.startswith(TOWERS)}
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from pvlr.core.baselines import BaselineConfig, BaselineModel
 from pvlr.core.files import remove_leftovers, write_atomically
 from pvlr.core.model import PVLR, PVLRConfig
-from pvlr.core.model_texts import require_same_vectors, text_sources, with_copies, write_texts
+from pvlr.core.model_texts import require_same_vectors, text_sources, texts_of, with_copies
 from pvlr.core.prompts import PromptBank, encode_knowledge
 from pvlr.core.report import MultiLabelReport
 from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
@@ -209,7 +209,8 @@ def _train(
 
     def write_down() -> dict[str, Any]:
         if isinstance(built, PVLR):
-            write_texts(folder, built)
+            for name, content in texts_of(built).items():
+                write_atomically(folder / name, content)
         write_config(folder, sections)
         process = started(folder, step=state.step)
         write_record(folder, {**told, **process})

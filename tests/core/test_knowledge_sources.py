@@ -21,6 +21,7 @@ from torch.testing import assert_close
 from pvlr.core import PVLR, KnowledgePrompter, LabelError, LabelSet, PromptBank, PVLRConfig, asymmetric_loss
 from pvlr.core.prompts import encode_knowledge, load_label_vectors
 from pvlr.core.sentence_encoders import SentenceEncoderError, load_sentence_transformer
+from pvlr.core.weights import load_trained_state, trained_state
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 WIDTH = 7
@@ -105,7 +106,7 @@ def test_it_is_the_same_as_a_file_of_what_the_function_makes(tmp_path: Path) -> 
         tmp_path / "vectors.npz", names=np.array(LABELS.names), vectors=encode_knowledge(PromptBank(LABELS), letters)
     )
     by_file = build({"heads": HEADS, "knowledge": "file"}, file=tmp_path / "vectors.npz", seed=None)
-    by_file.load_head_state_dict(by_function.head_state_dict())
+    load_trained_state(by_file, trained_state(by_function))
     patches = patches_for(Draw(0))
     wanted = by_function.forward_features(patches).logits
     assert_close(by_file.forward_features(patches).logits, wanted, **EXACT)
@@ -131,7 +132,7 @@ def test_copies_and_other_labels_use_the_same_function() -> None:
     encoder, others = Encoder(), LabelSet(("zebra", "fire_truck"))
     model, patches = moved(encoded(encoder), 0), patches_for(Draw(1))
     fresh = encoded(encoder, others)
-    fresh.load_head_state_dict(model.head_state_dict())
+    load_trained_state(fresh, trained_state(model))
     wanted = fresh.forward_features(patches).logits
     copied = copy.deepcopy(model)
     for other in (model, copied, copy.copy(model), model.with_labels(LabelSet(("cow",)))):

@@ -35,6 +35,7 @@ from torch.testing import assert_close
 from pvlr.core import PVLR, LabelError, LabelSet, PVLRConfig, ShapeError
 from pvlr.core.model import read_descriptions
 from pvlr.core.prompts import PromptBank, encode_knowledge
+from pvlr.core.weights import load_trained_state, trained_state
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -343,13 +344,13 @@ def test_label_vectors_come_from_a_file(file: Path, tmp_path: Path) -> None:
 @given(switches(), draws())
 def test_the_head_is_saved_and_loaded_without_the_towers(file: Path, chosen: Switches, draw: Draw) -> None:
     model, fresh, patches = build(chosen, file=file), build(chosen, file=file, seed=None), patches_for(draw)
-    state = model.head_state_dict()
+    state = trained_state(model)
     towers = {name for name, _ in model.named_parameters() if name.startswith(("text.", "image."))}
     assert state.keys() == {name for name, _ in model.named_parameters()} - towers
     assert len(towers) == 5
     wanted = model.forward_features(patches).logits
     assert not torch.equal(fresh.forward_features(patches).logits, wanted)
-    fresh.load_head_state_dict({name: value.clone() for name, value in state.items()})
+    load_trained_state(fresh, {name: value.clone() for name, value in state.items()})
     assert torch.equal(fresh.forward_features(patches).logits, wanted)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301
         assert torch.equal(other.forward_features(patches).logits, wanted)
@@ -357,16 +358,16 @@ def test_the_head_is_saved_and_loaded_without_the_towers(file: Path, chosen: Swi
 
 def test_another_models_state_is_refused_and_changes_nothing() -> None:
     model = build({"heads": HEADS})
-    state = {name: value + 1 for name, value in model.head_state_dict().items()}
-    before = {name: value.clone() for name, value in model.head_state_dict().items()}
+    state = {name: value + 1 for name, value in trained_state(model).items()}
+    before = {name: value.clone() for name, value in trained_state(model).items()}
     for wrong, message in (
-        ({n: v for n, v in state.items() if n != "head.bias"}, "parameter 'head.bias' is missing"),
-        (state | {"text.table": torch.zeros(1)}, "parameter 'text.table' is not one of this model"),
-        (state | {"head.bias": torch.zeros(2)}, "parameter 'head.bias' has shape (2,), expected ()"),
+        ({n: v for n, v in state.items() if n != "head.bias"}, "expected 'head.bias', which is missing"),
+        (state | {"text.table": torch.zeros(1)}, "'text.table' belongs to no part of this model"),
+        (state | {"head.bias": torch.zeros(2)}, "expected 'head.bias' of shape (), got (2,)"),
     ):
-        with pytest.raises(ValueError, match=f"^{re.escape(f'state: {message}')}$"):
-            model.load_head_state_dict(wrong)
-    assert all(torch.equal(value, before[name]) for name, value in model.head_state_dict().items())
+        with pytest.raises(ValueError, match=f"^{re.escape(f'weights: {message}')}$"):
+            load_trained_state(model, wrong)
+    assert all(torch.equal(value, before[name]) for name, value in trained_state(model).items())
 
 
 def test_copies_do_not_carry_what_was_kept() -> None:

@@ -33,6 +33,7 @@ from tower_models import small_model, tokenizer_for
 from pvlr.core import PVLR, LabelSet, PVLRConfig, asymmetric_loss, load_towers
 from pvlr.core.image_tower import OpenClipImageTower
 from pvlr.core.text_tower import OpenClipTextTower
+from pvlr.core.weights import load_trained_state, trained_state
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 CLOSE = {"rtol": 0.0, "atol": 1e-5}
@@ -49,10 +50,10 @@ def test_law_1_permuting_labels_permutes_the_logits(file: Path, chosen: Switches
     labels, order = LABELS.select(NAMES[:count]), draw.order(count)
     model = build(chosen, labels, file=file)
     permuted = build(chosen, labels.select([labels.names[i] for i in order]), file=file, seed=None)
-    state = dict(model.head_state_dict())
+    state = dict(trained_state(model))
     if chosen["class_specific_context"] and model.context is not None:
         state["context.context"] = state["context.context"][order]
-    permuted.load_head_state_dict(state)
+    load_trained_state(permuted, state)
     patches = patches_for(draw)
     wanted, found = model.forward_features(patches), permuted.forward_features(patches)
     assert_close(found.logits, wanted.logits[:, order], **EXACT)
@@ -75,7 +76,7 @@ def test_law_3_a_model_takes_other_labels(file: Path, chosen: Switches, draw: Dr
     model, labels, patches = build(chosen, file=file), LabelSet(OTHERS[:count]), patches_for(draw)
     other = model.with_labels(labels)
     fresh = build(chosen, labels, file=file, seed=None)
-    fresh.load_head_state_dict(model.head_state_dict())
+    load_trained_state(fresh, trained_state(model))
     assert other.labels is labels
     assert not other.training
     assert_close(other.forward_features(patches).logits, fresh.forward_features(patches).logits, **EXACT)
@@ -85,7 +86,7 @@ def test_law_3_a_model_takes_other_labels(file: Path, chosen: Switches, draw: Dr
     before = model.forward_features(patches).logits
     assert before.shape[1] == len(LABELS)
     moved(other, seed=1)  # What one learns, the other knows.
-    fresh.load_head_state_dict(model.head_state_dict())
+    load_trained_state(fresh, trained_state(model))
     assert_close(other.forward_features(patches).logits, fresh.forward_features(patches).logits, **EXACT)
     assert not torch.equal(model.forward_features(patches).logits, before)
 
@@ -136,7 +137,7 @@ def test_law_5_and_again_after_a_parameter_changed_in_place(
     file: Path, chosen: Switches, draw: Draw, data: st.DataObject
 ) -> None:
     model, patches = build(chosen, file=file), patches_for(draw)
-    name = data.draw(st.sampled_from(sorted(model.head_state_dict())))
+    name = data.draw(st.sampled_from(sorted(trained_state(model))))
     with torch.no_grad():
         model.forward_features(patches)
         clear(model).get_parameter(name).add_(0.1)
@@ -146,7 +147,7 @@ def test_law_5_and_again_after_a_parameter_changed_in_place(
 
 
 CHANGES: dict[str, Callable[[PVLR], object]] = {
-    "load_head_state_dict": lambda model: model.load_head_state_dict(model.head_state_dict()),
+    "load_head_state_dict": lambda model: load_trained_state(model, trained_state(model)),
     "float": lambda model: model.float(),
     "to": lambda model: model.to(torch.float32),
     "there and back": lambda model: moved(model.float(), 1).double(),
@@ -242,7 +243,7 @@ def test_law_6_an_untrained_model_is_zero_shot(draw: Draw, seed: int, class_spec
 def test_law_6_so_is_a_trained_one_without_interaction(draw: Draw, seed: int) -> None:
     chosen = {"heads": 2, "dma": "none", "fusion": "knowledge", "relation": "none"}
     model = build(chosen, LabelSet(NAMES), seed=seed)
-    assert sorted(model.head_state_dict()) == ["head.bias", "head.log_scale"]
+    assert sorted(trained_state(model)) == ["head.bias", "head.log_scale"]
     is_zero_shot(model, model.text.encode([f"a photo of a {t}." for t in model.labels.texts]), patches_for(draw))
 
 

@@ -18,6 +18,7 @@ from pvlr.core.decoders import GroupDecoder, LabelDecoder, sine_places
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.text_tower import OpenClipTextTower
+from pvlr.core.weights import load_trained_state
 
 Arrays = Mapping[str, Any]
 HEADS = 2
@@ -149,7 +150,7 @@ def test_pvlr_with_parts_switched_off_is_coop(golden: Any) -> None:
     assert torch.equal(model.prompt_ids, torch.from_numpy(arrays["tokenized"]).long())
     theirs = tensors(arrays, "sd.")
     scale = {"head.log_scale": theirs["logit_scale"], "head.bias": torch.zeros(())}  # Theirs is a softmax's, without.
-    model.load_head_state_dict({"context.context": theirs["prompt_learner.ctx"], **scale})
+    load_trained_state(model, {"context.context": theirs["prompt_learner.ctx"], **scale})
     model.head.requires_grad_(False)
     feats = torch.from_numpy(arrays["feats"]).requires_grad_()
     close(model.label_vectors(), unit(arrays["text_features"]), "text")
