@@ -1,29 +1,77 @@
 """What a frozen image tower sees, computed once and kept in files that are mapped into memory."""
 
 import errno
+import fcntl
+import hashlib
+import io
 import json
 import math
 import os
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pvlr.core.shapes import expect
+from pvlr.data.archives import Member
 from pvlr.data.batch import DataError, Sample
-from pvlr.data.dataset import LabelledImages
+from pvlr.data.dataset import LabelledImages, Source
 from pvlr.data.sampling import Draw
 
-__all__ = ["CachedFeatures", "FeatureStore"]
+__all__ = ["CachedFeatures", "FeatureStore", "state_of_pictures"]
 
 FILES = ("patches", "pooled")
-META, PROGRESS, PARTIAL = "features.json", "progress.json", ".partial"
+META, PROGRESS, PARTIAL, LOCK = "features.json", "progress.json", ".partial", "lock"
 DTYPES = {"float16": np.float16, "float32": np.float32}
+LOOKED_AT = 64
+"""Pictures without a file of their own whose content is looked at, to know a set of them again."""
+
+
+def state_of_pictures(paths: Sequence[Source]) -> str:
+    """A digest that changes when pictures do: of each file's size and time, wherever it is.
+
+    Of pictures that something else than a file or an archive gives, it is of the content of 64 of them, evenly spread.
+
+    Example:
+        >>> state_of_pictures([lambda: b"one"]) == state_of_pictures([lambda: b"two"])
+        False
+    """
+    digest = hashlib.sha256()
+    others = [source for source in paths if not isinstance(source, Path | Member)]
+    for source in paths:
+        if isinstance(source, Path | Member):
+            inside = (source.offset, source.size) if isinstance(source, Member) else ()
+            digest.update(
+                repr((*inside, *_size_and_time(source if isinstance(source, Path) else source.archive))).encode()
+            )
+    for number in range(min(LOOKED_AT, len(others))):
+        picture = others[number * len(others) // min(LOOKED_AT, len(others))]()
+        if isinstance(picture, str | os.PathLike):
+            digest.update(repr(_size_and_time(Path(picture))).encode())
+        elif isinstance(picture, Image.Image):
+            digest.update(repr((picture.mode, picture.size)).encode())
+            digest.update(picture.tobytes())
+        else:
+            file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
+            place = file.tell()
+            digest.update(hashlib.sha256(file.read()).digest())
+            file.seek(place)
+    return digest.hexdigest()
+
+
+def _size_and_time(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:  # Whoever reads it says so.
+        return ()
+    return found.st_size, found.st_mtime_ns
 
 
 class FeatureStore:
@@ -31,7 +79,8 @@ class FeatureStore:
 
     The folder says what its features are of (``key``). What was written before an interruption stays: a store opened
     with the same key goes on after the last row that is sure to be on the disk, one opened with another key begins
-    anew.
+    anew. While a store is not complete, no other may be open in the folder; complete ones serve any number of readers,
+    also where nothing can be written.
 
     Args:
         folder: Of the store; made where it is absent. Nothing else may be in it.
@@ -46,7 +95,7 @@ class FeatureStore:
         renewed: Whether features of another key were removed.
 
     Raises:
-        DataError: where the folder holds something else, or cannot be written.
+        DataError: where the folder holds something else, cannot be written, or is in use for other features.
 
     Example:
         >>> import tempfile
@@ -75,13 +124,20 @@ class FeatureStore:
         self.shapes = {"patches": (patches, dim), "pooled": (dim,)}
         self._maps: dict[str, np.memmap[Any, Any]] | None = None
         meta = json.loads(json.dumps({"key": dict(key), "rows": rows, "patches": patches, "dim": dim, "dtype": dtype}))
+        self.renewed, self._lock = False, None
         try:
+            self._lock = self._locked()
+            if self._holds(meta) and self._progress() == rows:
+                self.done = rows
+                return
+            self._lock_alone("features of another tower, preprocessing or pictures, or not all of them yet")
             self.renewed = self._claim(meta)
             self.done = self._progress()
             for name in FILES:
                 # What lies beyond the last row that was saved may be half a row.
                 with (folder / f"{name}.bin").open("ab") as file:
                     file.truncate(self.done * self._row_bytes(name))
+            self._share()
         except OSError as err:
             raise DataError(f"{folder}: expected a folder for features, but {err.strerror or err}") from None
 
@@ -134,6 +190,14 @@ class FeatureStore:
             _write(self.folder / PROGRESS, {"done": self.done})
         except OSError as err:
             raise self._full(err) from None
+        self._share()
+
+    def close(self) -> None:
+        """Let others have the folder, for other features too; :meth:`read` no more."""
+        self._maps = None
+        if self._lock is not None:
+            self._unlock()
+            self._lock = None
 
     def read(self, row: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"]]:
         """Patch vectors and pooled vector of a row, float32.
@@ -153,20 +217,59 @@ class FeatureStore:
         patches, pooled = (torch.from_numpy(np.array(self._maps[name][row], dtype=np.float32)) for name in FILES)
         return patches, pooled
 
+    def _locked(self) -> int | None:
+        """The folder's lock, shared with whoever reads; None where nobody can write."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            return None
+        except OSError as err:
+            if err.errno != errno.EROFS:
+                raise
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise DataError(
+                f"{self.folder}: expected a folder of features that nobody writes, another run is filling it; start "
+                "again when it has, or choose another folder"
+            ) from None
+        self._unlock = weakref.finalize(self, os.close, file)
+        return file
+
+    def _lock_alone(self, found: str) -> None:
+        if self._lock is None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise DataError(
+                f"{self.folder}: expected a folder that no other run uses, since it holds {found}; choose another one"
+            ) from None
+
+    def _share(self) -> None:
+        """Let others read what is complete."""
+        if self.complete and self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def _holds(self, meta: dict[str, Any]) -> bool:
+        """Whether the folder's features are of this key."""
+        try:
+            return bool(json.loads((self.folder / META).read_text(encoding="utf-8")) == meta)
+        except (FileNotFoundError, ValueError):
+            return False
+
     def _claim(self, meta: dict[str, Any]) -> bool:
         path = self.folder / META
         renewed = path.is_file()
-        if renewed:
-            try:
-                same = json.loads(path.read_text(encoding="utf-8")) == meta
-            except ValueError:
-                same = False
-            if same:
-                return False
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._holds(meta):
+            return False
         # Whatever a kill left of these is ours; what they are of goes last, so that another kill finds it.
         own = [PROGRESS, *(f"{name}.bin" for name in FILES), f"{PROGRESS}{PARTIAL}", f"{META}{PARTIAL}"]
-        others = sorted({entry.name for entry in self.folder.iterdir()} - {META, *own})
+        others = sorted({entry.name for entry in self.folder.iterdir()} - {META, LOCK, *own})
         if others:
             raise DataError(f"{self.folder}: expected a folder for features alone, found {others[0]!r} in it")
         for name in own:
@@ -198,8 +301,8 @@ class FeatureStore:
         return DataError(f"{self.folder}: expected to write features, but {err.strerror or err}")
 
     def __getstate__(self) -> dict[str, Any]:
-        # A process of its own maps the files for itself.
-        return {**self.__dict__, "_maps": None}
+        # A process of its own maps the files for itself, while the one it came from keeps them.
+        return {**self.__dict__, "_maps": None, "_lock": None, "_unlock": None}
 
 
 class CachedFeatures(Dataset[Sample]):

@@ -11,7 +11,7 @@ from pvlr.core.protocols import ImageTower
 from pvlr.core.towers import Towers
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
-from pvlr.data.features import CachedFeatures, FeatureStore
+from pvlr.data.features import CachedFeatures, FeatureStore, state_of_pictures
 from pvlr.data.sampling import EpochSampler
 from pvlr.data.transforms import ImageTransform, TransformConfig
 from pvlr.train.config import LoopConfig, TowerConfig
@@ -64,7 +64,7 @@ def cache_features(
         watch: Sees the batches go by, for a progress bar or a request to stop.
 
     Raises:
-        DataError: naming the picture that cannot be read, or where the disk is full.
+        DataError: naming the picture that cannot be read, or where the disk is full, or another run uses the folder.
     """
     place = torch.device("cpu") if device is None else device
     shown = asdict(transform)
@@ -76,6 +76,7 @@ def cache_features(
         "image_size": tower.image_size,
         "transform": shown,
         "pictures": list(data.identifiers),
+        "files": state_of_pictures(data.paths),
         "views": views,
         "seed": seed if views > 1 else None,
         "precision": precision,
@@ -83,7 +84,7 @@ def cache_features(
     shape: dict[str, Any] = {"rows": views * len(data), "patches": tower.grid**2, "dim": tower.dim}
     store = FeatureStore(folder, key=key, **shape, dtype=dtype)
     if store.renewed:
-        say(f"features in {folder} were of another tower, preprocessing or list of pictures: computed anew")
+        say(f"features in {folder} were of another tower, preprocessing or pictures: computed anew")
     if not store.complete:
         need, there = store.bytes_needed / 1e9, f", {store.done:,} are there" if store.done else ""
         say(f"computing the features of {store.rows:,} pictures into {folder}: {need:.2f} GB{there}")
@@ -102,8 +103,11 @@ def cache_features(
                 if unsaved >= SAVE_EVERY:
                     store.save()
                     unsaved = 0
-        finally:
+        except BaseException:
             store.save()
+            store.close()  # The next call may come while this one is still remembered.
+            raise
+        store.save()
     return CachedFeatures(data, store, shown=views)
 
 

@@ -1,22 +1,28 @@
 """The store of features: what is saved stays, whatever interrupts, and nothing else is taken for it."""
 
 import errno
+import fcntl
+import io
 import json
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from strategies import Draw, draws
 from torch import Tensor
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.shapes import ShapeError
+from pvlr.data.archives import Member
 from pvlr.data.batch import DataError
 from pvlr.data.dataset import LabelledImages
-from pvlr.data.features import CachedFeatures, FeatureStore
+from pvlr.data.features import CachedFeatures, FeatureStore, state_of_pictures
 from pvlr.data.sampling import Draw as Position
 
 ROWS, N, D = 6, 4, 3
@@ -47,6 +53,7 @@ def test_what_goes_in_comes_out_however_it_was_cut(draw: Draw, parts: list[int],
             begin, end = kept.done, kept.done + parts[done]
             kept.append(patches[begin:end], pooled[begin:end])
             kept.save()
+            kept.close()
         assert kept.complete
         assert sum(Path(name, "s", f"{part}.bin").stat().st_size for part in ("patches", "pooled")) == kept.bytes_needed
         for row in range(rows):
@@ -61,7 +68,8 @@ def test_what_was_not_saved_does_not_count_and_is_overwritten(tmp_path: Path) ->
     kept = store(tmp_path / "s")
     kept.append(patches[:2], pooled[:2])
     kept.save()
-    kept.append(patches[4:5], pooled[4:5])  # Killed before it was saved.
+    kept.append(patches[4:5], pooled[4:5])
+    kept.close()  # As a kill does, before it was saved.
     again = store(tmp_path / "s")
     assert again.done == 2
     again.append(patches[2:], pooled[2:])
@@ -82,6 +90,7 @@ def test_damage_costs_rows_and_never_gives_wrong_ones(tmp_path: Path, damage: st
         (tmp_path / "s" / "progress.json").unlink()
     else:
         (tmp_path / "s" / "progress.json").write_text('{"done": "many"')
+    kept.close()
     again = store(tmp_path / "s")
     assert again.done == (2 if damage == "cut" else 0)
     assert not again.renewed
@@ -92,8 +101,10 @@ def test_another_key_begins_anew_and_says_so(tmp_path: Path, change: dict) -> No
     kept = store(tmp_path / "s")
     kept.append(*vectors())
     kept.save()
+    kept.close()
     again = store(tmp_path / "s", **change)
     assert (again.renewed, again.done) == (True, 0)
+    again.close()
     assert not store(tmp_path / "s", **change).renewed
 
 
@@ -103,7 +114,7 @@ def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path, names: list[
         (tmp_path / name).write_bytes(b"half")
     kept = store(tmp_path)
     assert (kept.renewed, kept.done) == (False, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "patches.bin", "pooled.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "lock", "patches.bin", "pooled.bin"]
 
 
 def test_files_of_somebody_else_are_not_removed_with_old_features(tmp_path: Path) -> None:
@@ -151,11 +162,110 @@ def test_a_full_disk_ends_it_with_what_was_saved_still_valid(tmp_path: Path, mon
             DataError, match="but the disk is full after 2 of 6; they stay, and the same command goes on"
         ):
             kept.append(patches[2:4], pooled[2:4])
+    kept.close()
     again = store(tmp_path / "s")
     assert again.done == 2
     again.append(patches[2:], pooled[2:])
     again.save()
     assert all(torch.equal(store(tmp_path / "s").read(row)[1], pooled[row]) for row in range(ROWS))
+
+
+def test_nobody_else_has_a_folder_that_is_being_filled(tmp_path: Path) -> None:
+    patches, pooled = vectors()
+    kept = store(tmp_path / "s")
+    for change in ({}, {"key": {"tower": "y"}}):
+        with pytest.raises(
+            DataError, match="s: expected a folder of features that nobody writes, another run is filling"
+        ):
+            store(tmp_path / "s", **change)
+    kept.append(patches, pooled)
+    kept.save()
+    readers = [store(tmp_path / "s") for _ in range(2)]
+    with pytest.raises(
+        DataError, match="s: expected a folder that no other run uses, since it holds features of another"
+    ):
+        store(tmp_path / "s", key={"tower": "y"})
+    for reader in (kept, *readers):
+        assert torch.equal(reader.read(3)[0], patches[3])
+        reader.close()
+    assert store(tmp_path / "s", key={"tower": "y"}).renewed
+
+
+def test_of_two_that_begin_at_once_one_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other comes between the look and the claim, and is complete by then."""
+    claimed, patches = FeatureStore._lock_alone, vectors()
+
+    def late(own: FeatureStore, found: str) -> None:
+        monkeypatch.setattr(FeatureStore, "_lock_alone", claimed)
+        other = store(tmp_path / "s")
+        other.append(*patches)
+        other.save()
+        other.close()
+        claimed(own, found)
+
+    first = FeatureStore._locked
+    monkeypatch.setattr(FeatureStore, "_locked", lambda own: _unlocked(first(own)))
+    monkeypatch.setattr(FeatureStore, "_lock_alone", late)
+    kept = store(tmp_path / "s")
+    assert (kept.complete, kept.renewed) == (True, False)
+    assert torch.equal(kept.read(5)[0], patches[0][5])
+    assert store(tmp_path / "s").complete, "it is shared again"
+
+
+def _unlocked(file: int) -> int:
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return file
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_complete_features_serve_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    kept = store(tmp_path / "s")
+    kept.append(*vectors())
+    kept.save()
+
+    def refused(*_: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "open", refused)
+    assert torch.equal(store(tmp_path / "s").read(2)[0], vectors()[0][2])
+    with pytest.raises(DataError, match="s: expected a folder for features, but Permission denied"):
+        store(tmp_path / "s", key={"tower": "y"})
+
+
+def test_the_state_of_pictures_is_that_of_their_files_or_contents(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"two"), ("same", b"one")):
+        (tmp_path / name).write_bytes(content)
+        os.utime(tmp_path / name, ns=(0, 5))
+    a, b, same = (tmp_path / name for name in ("a", "b", "same"))
+    first = state_of_pictures([a, b])
+    assert state_of_pictures([same, b]) == first, "wherever they are"
+    b.write_bytes(b"twos")
+    os.utime(b, ns=(0, 5))
+    longer = state_of_pictures([a, b])
+    os.utime(b, ns=(0, 6))
+    states = [first, longer, state_of_pictures([a, b]), state_of_pictures([a]), state_of_pictures([a, tmp_path / "no"])]
+    states += [state_of_pictures([Member(a, "x", offset, size)]) for offset, size in ((0, 1), (0, 2), (1, 1))]
+    os.utime(a, ns=(0, 7))
+    states.append(state_of_pictures([Member(a, "x", 0, 1)]))
+    states += [
+        state_of_pictures([lambda given=given: given]) for given in (b"x", b"y", io.BytesIO(b"z"), str(a), str(b))
+    ]
+    for mode, size, colour in (("L", (2, 2), 0), ("L", (2, 2), 1), ("L", (4, 1), 0), ("1", (2, 2), 0)):
+        picture = Image.new(mode, size, colour)
+        states.append(state_of_pictures([lambda picture=picture: picture]))
+    assert len(set(states)) == len(states)
+
+
+def test_of_many_contents_some_are_looked_at_evenly() -> None:
+    asked: list[int] = []
+
+    def row(number: int) -> Callable[[], bytes]:
+        return lambda: asked.append(number) or b"x"
+
+    state_of_pictures([row(number) for number in range(130)])
+    assert asked == [number * 130 // 64 for number in range(64)]
 
 
 @pytest.mark.usefixtures("unchecked")

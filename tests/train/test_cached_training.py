@@ -1,5 +1,6 @@
 """Training from cached features: the same outcome, whatever interrupted their making."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,15 @@ def test_features_of_something_else_are_computed_anew_with_a_message(
     for change in ({"fingerprint": "other"}, {"data": read_voc(voc, split="test", train=False)}, {"precision": "bf16"}):
         cache_features(folder=tmp_path / "f", **(given | change))
         assert "computed anew" in capsys.readouterr().out
+    first = given["data"].paths[0]
+    other = tmp_path / "other"
+    shutil.copytree(voc, other)
+    data = read_voc(other, train=True)
+    cache_features(folder=tmp_path / "f", **(given | {"data": data}))
+    capsys.readouterr()
+    data.paths[0].write_bytes(first.read_bytes() + b"0")  # Under the same name.
+    cache_features(folder=tmp_path / "f", **(given | {"data": data}))
+    assert "computed anew" in capsys.readouterr().out
 
 
 def test_a_picture_that_cannot_be_read_ends_it_by_name(voc: Path, tower: Path, tmp_path: Path) -> None:
