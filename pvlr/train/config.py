@@ -82,8 +82,8 @@ class TowerConfig(TowerSpec):
         feature_views: Views of each training picture that are kept: 1, without augmentation, or more, of which all but
             the first are augmented.
         feature_dtype: In which they are kept.
-        feature_folder: Where; runs that ask for the same features may share it. Null for ``features`` in the run's
-            folder.
+        feature_folder: Where; runs that ask for the same features may share it, once one of them has filled it. Null
+            for ``features`` in the run's folder.
     """
 
     lr_factor: float = 0.1
