@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pvlr.core.functional import attend, merge_heads, split_heads
 from pvlr.core.protocols import ImageFeatures
-from pvlr.core.tower_files import TowerError
+from pvlr.core.tower_files import TowerError, shown
 
 __all__ = ["Family", "PatchFeatures", "RunBlock", "family_of", "resize_positions", "run_block", "run_block_twice"]
 
@@ -143,7 +143,7 @@ def _vit_family(visual: Any, patch_features: PatchFeatures) -> Family:
     if visual.attn_pool is not None:
         raise TowerError(f"image tower: pooling by {type(visual.attn_pool).__name__} is not supported")
     if visual.pool_type not in ("tok", "avg"):
-        raise TowerError(f"image tower: expected pooling 'tok' or 'avg', got '{visual.pool_type}'")
+        raise TowerError(f"image tower: expected pooling 'tok' or 'avg', got {shown(visual.pool_type)}")
     last = visual.transformer.resblocks[-1]
     if patch_features == "value" and type(last) is not ResidualAttentionBlock:
         name = type(last).__name__
@@ -257,7 +257,7 @@ def _timm_family(visual: Any, patch_features: PatchFeatures) -> Family:
         raise TowerError(f"image tower: expected timm's VisionTransformer, got timm's {type(trunk).__name__}")
     pool = trunk.attn_pool
     if type(pool) is not AttentionPoolLatent or pool.pool != "token" or pool.pos_embed is not None:
-        found = f"'{trunk.global_pool}'" if pool is None else type(pool).__name__
+        found = shown(trunk.global_pool) if pool is None else type(pool).__name__
         raise TowerError(f"image tower: expected timm's AttentionPoolLatent without positions, got pooling {found}")
     if patch_features == "final" and len(visual.head) == 0 and isinstance(trunk.head, nn.Identity):
         raise TowerError("patch_features: 'final' needs a projection after the pooling, and this tower has none")

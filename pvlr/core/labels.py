@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
+from unicodedata import category
 
 __all__ = ["LabelError", "LabelSet"]
 
@@ -21,8 +22,8 @@ class LabelSet:
     (``dining table``).
 
     Args:
-        names: Unique, non-empty names without white space around them; at least one.
-        readable: Name to text for prompts; a name that is left out is read with its underscores as spaces.
+        names: Unique, non-empty names without control characters or white space around them; at least one.
+        readable: Name to such a text for prompts; a name that is left out is read with its underscores as spaces.
         descriptions: Name to sentences about the label; any name may be left out.
 
     Raises:
@@ -50,7 +51,7 @@ class LabelSet:
             raise LabelError(f"names: expected a sequence of names, got the single text {given!r}")
         names = tuple(self.names)
         for name in names:
-            _require_text("names", name)
+            _require_line("names", name)
         positions = {name: index for index, name in enumerate(names)}
         if not names:
             raise LabelError("names: expected at least one label, got none")
@@ -68,7 +69,7 @@ class LabelSet:
                 if name not in positions:
                     raise LabelError(f"{argument}: {self._unknown(name)}")
         for name, text in spoken.items():
-            _require_text(f"readable of {name!r}", text)
+            _require_line(f"readable of {name!r}", text)
         for name, sentences in described.items():
             if not isinstance(sentences, tuple | list):
                 found = type(sentences).__name__
@@ -190,3 +191,10 @@ def _read(name: str) -> str:
 def _require_text(name: str, text: object) -> None:
     if not isinstance(text, str) or not text or text != text.strip():
         raise LabelError(f"{name}: expected a non-empty text without white space around it, got {text!r}")
+
+
+def _require_line(name: str, text: str) -> None:
+    _require_text(name, text)
+    # Tables, pages and terminals show it, and would act on it.
+    if any(category(letter) == "Cc" for letter in text):
+        raise LabelError(f"{name}: expected a text without control characters, got {text!r}")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pvlr.core.functional import attend, merge_heads, splice_context, split_heads
 from pvlr.core.protocols import PromptTokens
 from pvlr.core.shapes import expect
-from pvlr.core.tower_files import TowerError
+from pvlr.core.tower_files import TowerError, shown
 
 __all__ = ["OpenClipTextTower"]
 
@@ -92,12 +92,14 @@ class OpenClipTextTower(nn.Module):
         first, empty = self._tokenize([words])[0], self.tokenizer([""], context_length=self.context_length)[0]
         start, count = _stretch(first, empty)
         if count != tokens:
-            raise TowerError(f"context '{words}': expected {tokens} tokens, the tower's tokenizer makes {count} of it")
+            raise TowerError(
+                f"context {shown(words)}: expected {tokens} tokens, the tower's tokenizer makes {count} of it"
+            )
         begin = start + count
         for sentence, same in zip(sentences, (ids[:, :begin] == first[:begin]).all(dim=1).tolist(), strict=True):
             if not same:
                 raise TowerError(
-                    f"prompt '{sentence}': expected it to begin with the context '{words}', token by token"
+                    f"prompt {shown(sentence)}: expected it to begin with the context {shown(words)}, token by token"
                 )
         end = self._ends(ids, sentences)
         return PromptTokens(ids=ids, start=start, length=count, end=end, used=int(end.max()) + 1)
@@ -188,7 +190,7 @@ class OpenClipTextTower(nn.Module):
 
     def _tokenize(self, sentences: Sequence[str]) -> Int[Tensor, "s t"]:
         if isinstance(sentences, str) or not sentences:
-            raise TowerError(f"sentences: expected a sequence of at least one sentence, got {sentences!r}")
+            raise TowerError(f"sentences: expected a sequence of at least one sentence, got {shown(sentences)}")
         # Tokenizers cut what is too long without a word, and pad each in its own way. Where twice the room changes
         # the tokens, some were cut; what a row has beyond the row of the empty text are its tokens.
         texts, room = list(sentences), self.context_length
@@ -198,7 +200,9 @@ class OpenClipTextTower(nn.Module):
         changed = (ids != roomy[:, :room]) & (torch.arange(room) < used)
         for sentence, cut in zip(texts, ((used.squeeze(1) > room) | changed.any(dim=1)).tolist(), strict=True):
             if cut:
-                raise TowerError(f"prompt '{sentence}': expected at most the {room} tokens the tower has, got more")
+                raise TowerError(
+                    f"prompt {shown(sentence)}: expected at most the {room} tokens the tower has, got more"
+                )
         return ids
 
     def _ends(self, ids: Int[Tensor, "s t"], sentences: Sequence[str]) -> Int[Tensor, " s"]:
@@ -208,7 +212,9 @@ class OpenClipTextTower(nn.Module):
             is_end = ids == self._end_id
             for sentence, has_end in zip(sentences, is_end.any(dim=1).tolist(), strict=True):
                 if not has_end:
-                    raise TowerError(f"prompt '{sentence}': expected the end-of-text token {self._end_id}, found none")
+                    raise TowerError(
+                        f"prompt {shown(sentence)}: expected the end-of-text token {self._end_id}, found none"
+                    )
             return is_end.int().argmax(dim=1)
         return torch.full((ids.shape[0],), self.context_length - 1 if self._pool == "last" else 0)
 
@@ -258,7 +264,7 @@ def _text_parts(model: nn.Module) -> tuple[Any, str, int]:
             f"text tower: expected {tower.context_length} positions, got {tower.positional_embedding.shape[0]}"
         )
     if pool not in ("argmax", "eos", "last", "first"):
-        raise TowerError(f"text tower: expected pooling argmax, eos, last or first, got '{pool}'")
+        raise TowerError(f"text tower: expected pooling argmax, eos, last or first, got {shown(pool)}")
     return tower, str(pool), int(end_id)
 
 

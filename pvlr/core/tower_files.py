@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 from torch import nn
 
-__all__ = ["TowerError", "TowerSource", "find_source", "make_tokenizer", "read_weights"]
+__all__ = ["TowerError", "TowerSource", "find_source", "make_tokenizer", "read_weights", "reason", "shown"]
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHT_NAMES = (
@@ -31,7 +33,16 @@ HUB_PREFIX = "hf-hub:"
 HOW_TO_GIVE = "If it is on this machine, name it: --tower.weights PATH, or --tower.name local-dir:FOLDER."
 HOW_TO_GIVE_FOLDER = "If it is on this machine, name its folder: --tower.name local-dir:FOLDER."
 
+# Entries of a configuration that name a model or tokenizer of another library.
+FOREIGN_NAMES = (
+    ("vision_cfg", "timm_model_name"),
+    ("text_cfg", "hf_model_name"),
+    ("text_cfg", "hf_tokenizer_name"),
+)
+
 logger = logging.getLogger(__name__)
+_short = reprlib.Repr()
+_short.maxstring = 80
 
 
 class TowerError(ValueError):
@@ -176,18 +187,49 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         text = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TowerError(f"{path}: expected the tower's configuration, found no such file") from None
-    except (OSError, ValueError) as err:
-        raise TowerError(f"{path}: expected the tower's configuration as JSON, got {_reason(err)}") from None
+    except (OSError, ValueError, RecursionError) as err:
+        raise TowerError(f"{path}: expected the tower's configuration as JSON, got {reason(err)}") from None
     config = text.get("model_cfg") if isinstance(text, dict) else None
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
         raise TowerError(f"{path}: expected an entry 'model_cfg' with embed_dim, vision_cfg and text_cfg, found none")
-    return config, text.get("preprocess_cfg") or {}
+    for part in ("vision_cfg", "text_cfg"):
+        _require_object(path, part, config[part])
+    for part, entry in FOREIGN_NAMES:
+        name = config[part].get(entry)
+        # With a colon it says where to fetch from, and nothing is fetched but what was asked for.
+        if name is not None and (not isinstance(name, str) or ":" in name or not name.isprintable()):
+            raise TowerError(f"{path}: expected {part}.{entry} to be a name without ':', got {shown(name)}")
+    preprocess = text.get("preprocess_cfg")
+    return config, {} if preprocess is None else _require_preprocess(path, preprocess)
+
+
+def _require_object(path: Path, entry: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TowerError(f"{path}: expected {entry} to be an object, got {shown(value)}")
+    return value
+
+
+def _require_preprocess(path: Path, given: object) -> dict[str, Any]:
+    record = _require_object(path, "preprocess_cfg", given)
+    for entry, kind in (("mean", "in [0, 1]"), ("std", "above 0, at most 1")):
+        values = record.get(entry)
+        if values is None:
+            continue
+        numbers = values if isinstance(values, list) else []
+        fit = [type(x) in (int, float) and 0 <= x <= 1 and (entry == "mean" or x > 0) for x in numbers]
+        if len(fit) != 3 or not all(fit):
+            raise TowerError(f"{path}: expected preprocess_cfg.{entry} to be three numbers {kind}, got {shown(values)}")
+    interpolation = record.get("interpolation")
+    if not isinstance(interpolation, str | None):
+        raise TowerError(f"{path}: expected preprocess_cfg.interpolation to be a text, got {shown(interpolation)}")
+    return record
 
 
 def read_weights(model: nn.Module, source: TowerSource, cache_dir: str | None) -> None:
     """Load the weights of ``source`` into ``model``, fetching them first where they are not on this machine.
 
-    Pickled files are read with ``weights_only``; every weight must be there and fit.
+    Pickled files are read with ``weights_only``; every weight must be there and fit, tables of positions too, which
+    open_clip alone would interpolate without a word.
 
     Raises:
         TowerError: in three lines where the weights cannot be fetched; naming the file where it cannot be read or
@@ -202,9 +244,32 @@ def read_weights(model: nn.Module, source: TowerSource, cache_dir: str | None) -
         logger.warning("tower '%s' has random weights, since none were named", source.name)
         return
     try:
+        shapes = _shapes_in(path)
+        for name, value in model.state_dict().items():
+            # Files older than CustomTextCLIP have the text tower's weights at the top.
+            shape = shapes.get(name, shapes.get(name.removeprefix("text.")))
+            # open_clip makes numbers of tables of one number, and the other way round.
+            if shape is not None and shape != value.shape and not value.numel() == shape.numel() == 1:
+                raise TowerError(f"'{name}' of shape {tuple(shape)} where the model has {tuple(value.shape)}")
         open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
     except Exception as err:  # safetensors, pickle, zip and key errors share no base class
-        raise TowerError(f"{path}: expected the weights of '{source.name}', got {_reason(err)}") from err
+        raise TowerError(f"{path}: expected the weights of '{source.name}', got {reason(err)}") from err
+
+
+def _shapes_in(path: Path) -> dict[str, torch.Size]:
+    """The shapes of a file's tensors, by name as open_clip reads names; nothing stays in memory."""
+    from open_clip.factory import load_state_dict
+    from safetensors import safe_open
+
+    if path.suffix in (".npz", ".npy"):  # Big Vision's, under other names and copied entry by entry
+        return {}
+    if str(path).endswith(".safetensors"):
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    else:
+        state = load_state_dict(str(path), device="meta", weights_only=True)
+        shapes = {name: value.shape for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return {name.removeprefix("module."): shape for name, shape in shapes.items()}
 
 
 def make_tokenizer(source: TowerSource, cache_dir: str | None) -> Any:
@@ -269,16 +334,33 @@ def _three_lines(wanted: str, record: Mapping[str, Any], how: str, err: Exceptio
         place = f"the repository {os.path.split(record['hf_hub'])[0]} of the Hugging Face Hub"
     else:
         place = urlsplit(record.get("url", "")).netloc or "open_clip"
-    return f"Could not fetch {wanted}: {_reason(err)}\nIt comes from {place}.\n{how}"
+    return f"Could not fetch {wanted}: {reason(err)}\nIt comes from {place}.\n{how}"
 
 
 def _lacking(wanted: str, package: str) -> str:
     return f"{wanted} needs the package {package}, which is not installed (pip install {package})"
 
 
-def _reason(err: BaseException) -> str:
+def shown(value: object) -> str:
+    """A value of a foreign file for a message: cut to about 80 characters, none of which acts on the terminal.
+
+    Example:
+        >>> shown("a\\nb"), len(shown("x" * 999))
+        ("'a\\\\nb'", 80)
+    """
+    return _short.repr(value)
+
+
+def reason(err: BaseException) -> str:
+    """What an error says, in one line of at most 240 characters, none of which acts on the terminal.
+
+    Example:
+        >>> reason(ValueError("no such\\n  colour"))
+        'no such colour'
+    """
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     text = " ".join(lines[:2]) if lines else type(err).__name__
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
     return text if len(text) <= 240 else f"{text[:239]}…"
 
 

@@ -23,7 +23,6 @@ from pvlr.core.tower_files import (
     make_tokenizer,
     read_weights,
     reason,
-    shown,
 )
 from pvlr.core.tower_spec import TowerSpec
 
@@ -189,7 +188,7 @@ def save_towers(spec: TowerSpec, folder: Path) -> None:
     source = find_source(spec.name, None if spec.is_random else spec.weights, spec.cache_dir)
     tokenizer = source.config["text_cfg"].get("hf_tokenizer_name")
     if tokenizer:
-        raise TowerError(f"name: the towers of '{spec.name}' cannot be included, for their tokenizer is {shown(tokenizer)}")
+        raise TowerError(f"name: the towers of '{spec.name}' cannot be included, for their tokenizer is '{tokenizer}'")
     with _drawn(spec):
         with _as_described(source.name):
             model = _build(source.config)

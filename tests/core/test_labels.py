@@ -90,6 +90,13 @@ REFUSED = [
     (lambda: LabelSet(("a", "b", "a")), "names: expected unique labels, got 'a' more than once"),
     (lambda: LabelSet(("a", "")), "names: expected a non-empty text without white space around it, got ''"),
     (lambda: LabelSet(("a ",)), "names: expected a non-empty text without white space around it, got 'a '"),
+    (lambda: LabelSet(("a\x1b[2Jb",)), "names: expected a text without control characters, got 'a\\x1b[2Jb'"),
+    (lambda: LabelSet(("a\nb",)), "names: expected a text without control characters, got 'a\\nb'"),
+    (lambda: LabelSet(("a\x9bb",)), "names: expected a text without control characters, got 'a\\x9bb'"),
+    (
+        lambda: LabelSet(("cat",), {"cat": "a\tcat"}),
+        "readable of 'cat': expected a text without control characters, got 'a\\tcat'",
+    ),
     (lambda: LabelSet((3,)), "names: expected a non-empty text without white space around it, got 3"),
     (
         lambda: LabelSet(("cat", "dog"), {"dgo": "x"}),

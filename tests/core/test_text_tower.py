@@ -236,6 +236,21 @@ REFUSED_PROMPTS = {
         1,
         "prompt 'X zebra .*': expected at most the 24 tokens the tower has, got more",
     ),
+    "long, in short": (
+        ["X " + "zebra " * 99_999],
+        None,
+        1,
+        "^prompt '.{60,80}': expected at most the 24 tokens the tower",
+    ),
+    "odd": (["\x1b[2J\n" + "zebra " * 30], None, 1, r"^prompt '\\x1b\[2J\\nzebra .*': expected at most the 24 tokens"),
+    "odd, other words": (["a\x1b[2J dog"], WORDS, 4, r"^prompt 'a\\x1b\[2J dog': expected it to begin with"),
+    "odd context": (["a dog"], "a\nb\x9b", 9, r"^context 'a\\nb\\x9b': expected 9 tokens"),
+    "long context": (
+        ["a dog"],
+        "a" + " " * 999 + "b",
+        5,
+        "^context 'a .{70,80}b': expected 5 tokens, .* makes 2 of it",
+    ),
     "nothing": ([], WORDS, 4, "sentences: expected a sequence of at least one sentence, got \\[\\]"),
     "a string": ("a photo of a dog.", WORDS, 4, "sentences: expected a sequence of at least one sentence, got 'a ph"),
 }

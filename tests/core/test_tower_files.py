@@ -111,12 +111,55 @@ def _folder(tmp_path: Path, config: str | None, *files: str) -> str:
     return f"local-dir:{tmp_path}"
 
 
-GOOD = json.dumps({"model_cfg": CONFIGS["vit"]})
+def _config(part: str | None = None, preprocess: Any = None, **changes: Any) -> str:
+    """A configuration, with other entries in one part of the model's; ``be`` takes the place of the whole part."""
+    model = json.loads(json.dumps(CONFIGS["vit"]))
+    if part is not None:
+        model[part] = changes["be"] if "be" in changes else model[part] | changes
+    return json.dumps({"model_cfg": model, "preprocess_cfg": preprocess})
+
+
+def _preprocess(**record: Any) -> str:
+    return _config(preprocess={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], **record})
+
+
+GOOD = _config()
+NAME = "to be a name without ':', got"
+MEAN = "expected preprocess_cfg.mean to be three numbers in \\[0, 1\\], got"
+STD = "expected preprocess_cfg.std to be three numbers above 0, at most 1, got"
 REFUSED_FOLDERS = {
     "no configuration": (None, (), "expected the tower's configuration, found no such file"),
     "no JSON": ("{", (), "expected the tower's configuration as JSON, got Expecting property name"),
     "no entry": ("{}", (), "expected an entry 'model_cfg' with embed_dim, vision_cfg and text_cfg, found none"),
     "a list": ("[]", (), "expected an entry 'model_cfg' with embed_dim, vision_cfg and text_cfg, found none"),
+    "deep": ("[" * 100_000, (), "expected the tower's configuration as JSON, got maximum recursion depth exceeded"),
+    "images no object": (_config("vision_cfg", be=3), (), "expected vision_cfg to be an object, got 3"),
+    "texts no object": (_config("text_cfg", be=["a"]), (), "expected text_cfg to be an object, got \\['a'\\]"),
+    "preprocessing no object": (_config(preprocess=[1]), (), "expected preprocess_cfg to be an object, got \\[1\\]"),
+    "mean a text": (_preprocess(mean="abc"), (), f"{MEAN} 'abc'"),
+    "mean a number": (_preprocess(mean=3), (), f"{MEAN} 3"),
+    "mean of none": (_preprocess(mean=[]), (), f"{MEAN} \\[\\]"),
+    "mean of four": (_preprocess(mean=[0.5] * 4), (), f"{MEAN} \\[0.5, 0.5, 0.5, 0.5\\]"),
+    "mean of bytes": (_preprocess(mean=[0, 0, 127]), (), f"{MEAN} \\[0, 0, 127\\]"),
+    "mean not a number": (_preprocess(mean=[0, 0, float("nan")]), (), f"{MEAN} \\[0, 0, nan\\]"),
+    "mean of truths": (_preprocess(mean=[True] * 3), (), f"{MEAN} \\[True, True, True\\]"),
+    "mean of texts": (_preprocess(mean=["0.5"] * 3), (), f"{MEAN} \\['0.5', '0.5', '0.5'\\]"),
+    "std of zeros": (_preprocess(std=[0, 0.5, 0.5]), (), f"{STD} \\[0, 0.5, 0.5\\]"),
+    "std infinite": (_preprocess(std=[1, 1, float("inf")]), (), f"{STD} \\[1, 1, inf\\]"),
+    "interpolation": (_preprocess(interpolation=2), (), "expected preprocess_cfg.interpolation to be a text, got 2"),
+    "timm from the Hub": (
+        _config("vision_cfg", timm_model_name="hf-hub:evil/other"),
+        (),
+        f"expected vision_cfg.timm_model_name {NAME} 'hf-hub:evil/other'",
+    ),
+    "timm no text": (_config("vision_cfg", timm_model_name=[]), (), f"vision_cfg.timm_model_name {NAME} \\[\\]"),
+    "text model": (_config("text_cfg", hf_model_name="a:b"), (), f"expected text_cfg.hf_model_name {NAME} 'a:b'"),
+    "tokenizer": (_config("text_cfg", hf_tokenizer_name="a:b"), (), f"text_cfg.hf_tokenizer_name {NAME} 'a:b'"),
+    "tokenizer, odd": (
+        _config("text_cfg", hf_tokenizer_name="\x1b[2J" + "x" * 999),
+        (),
+        f"text_cfg.hf_tokenizer_name {NAME} '{re.escape(chr(92))}x1b.{{,80}}$",
+    ),
     "no weights": (GOOD, (), "expected one file of weights, such as open_clip_model.safetensors, found none"),
     "two files": (GOOD, ("b.pt", "a.bin"), "expected one file of weights, .*, found a.bin, b.pt"),
     "empty file": (GOOD, ("any.safetensors",), "any.safetensors: expected the weights of 'local-dir:.*', got .+"),
@@ -129,6 +172,91 @@ def test_refused_folders(case, tmp_path):
     with pytest.raises(TowerError, match=f"^{re.escape(str(tmp_path))}.*{message}") as caught:
         load_towers(_folder(tmp_path, config, *files))
     assert "\n" not in str(caught.value)
+
+
+UNDESCRIBED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no blocks": ("vision_cfg", {"layers": 0}, "index -1 is out of range"),
+    "blocks of text": ("vision_cfg", {"layers": "three"}, ".+"),
+    "heads": ("text_cfg", {"heads": 5}, "embed_dim must be divisible by num_heads"),
+    "no heads": ("text_cfg", {"heads": 0}, ".+"),
+    "no patches": ("vision_cfg", {"patch_size": 0}, ".+"),
+    "three sides": ("vision_cfg", {"image_size": [32, 32, 32]}, "too many values to unpack .*"),
+    "size": ("vision_cfg", {"image_size": None}, ".+"),
+    "width": ("text_cfg", {"width": -4}, ".+"),
+    "unknown, odd": ("text_cfg", {"\x1b[2J": 1}, ".* unexpected keyword argument '\\\\x1b\\[2J'"),
+    "unknown to timm": ("vision_cfg", {"timm_model_name": "no_such"}, ".*no_such.*"),
+    "width of the joint space": ("embed_dim", {"be": "wide"}, ".+"),
+}
+
+
+@pytest.mark.parametrize("case", UNDESCRIBED)
+def test_a_configuration_that_describes_no_model(case, tmp_path):
+    part, changes, message = UNDESCRIBED[case]
+    name = _folder(tmp_path, _config(part, **changes), "any.safetensors")
+    with pytest.raises(TowerError) as caught:
+        load_towers(name)
+    start = f"name: the configuration of '{name}' does not describe a model: "
+    assert str(caught.value).startswith(start)
+    assert re.fullmatch(message, str(caught.value).removeprefix(start)), str(caught.value)
+
+
+def test_what_a_configuration_leaves_out_is_as_usual(tmp_path):
+    write_folder(tmp_path, "vit")
+    for record in (None, {}, {"mean": None, "std": None, "interpolation": None}):
+        towers = load_towers(_folder(tmp_path, _config(preprocess=record)))
+        assert towers.preprocess["mean"] == open_clip.OPENAI_DATASET_MEAN
+        assert towers.preprocess["std"] == open_clip.OPENAI_DATASET_STD
+        assert towers.preprocess["interpolation"] == "bicubic"
+
+
+OTHER_TABLES: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "images": ("vit", "vision_cfg", {"image_size": 64}, "'visual.positional_embedding' of shape (17, 32) {} (65, 32)"),
+    "texts": ("vit", "text_cfg", {"context_length": 40}, "'positional_embedding' of shape (24, 32) {} (40, 32)"),
+    "texts apart": (
+        "siglip_projected",
+        "text_cfg",
+        {"context_length": 20},
+        "'text.positional_embedding' of shape (24, 32) {} (20, 32)",
+    ),
+}
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+@pytest.mark.parametrize("case", OTHER_TABLES)
+def test_positions_of_another_size_are_refused_and_not_interpolated(case, ending, tmp_path):
+    kind, part, changes, message = OTHER_TABLES[case]
+    weights = write_folder(tmp_path, kind).state_dict()
+    path = tmp_path / "open_clip_model.safetensors"
+    if ending == "pt":
+        path.unlink()
+        path = tmp_path / "weights.pt"
+        torch.save({"state_dict": {f"module.{name}": value for name, value in weights.items()}}, path)
+    model = json.loads(json.dumps(CONFIGS[kind]))
+    model[part] |= changes
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": model}))
+    with pytest.raises(TowerError) as caught:
+        load_towers(f"local-dir:{tmp_path}")
+    got = message.format("where the model has")
+    assert str(caught.value) == f"{path}: expected the weights of 'local-dir:{tmp_path}', got {got}"
+
+
+def test_weights_from_before_custom_texts_are_read_and_compared(tmp_path):
+    model = write_folder(tmp_path, "vit")
+    old = {"model_cfg": {**CONFIGS["vit"], "custom_text": True}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(old))
+    towers = load_towers(f"local-dir:{tmp_path}")
+    assert torch.equal(towers.text.positional_embedding, model.positional_embedding)
+    old["model_cfg"]["text_cfg"] = CONFIGS["vit"]["text_cfg"] | {"context_length": 40}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(old))
+    with pytest.raises(TowerError, match=r"got 'text.positional_embedding' of shape \(24, 32\) where the model has"):
+        load_towers(f"local-dir:{tmp_path}")
+
+
+def test_a_scale_of_one_entry_is_a_number(tmp_path):
+    weights = write_folder(tmp_path, "vit").state_dict()
+    weights["logit_scale"] = weights["logit_scale"].reshape(1)
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    assert load_towers(f"local-dir:{tmp_path}").logit_scale == pytest.approx(float(weights["logit_scale"].exp()))
 
 
 class _Harmful:
@@ -157,7 +285,7 @@ def _text(path: Path) -> None:
 REFUSED_FILES = {
     "truncated safetensors": ("w.safetensors", _truncated, ".+"),
     "truncated pickle": ("w.pt", _truncated, ".+"),
-    "other model": ("w.safetensors", _other_model, "Error\\(s\\) in loading state_dict for CLIP.*"),
+    "other model": ("w.safetensors", _other_model, "'.*' of shape \\(.*\\) where the model has \\(.*\\)"),
     "one weight missing": ("w.safetensors", _one_missing, '.*Missing key\\(s\\) in state_dict: "ln_final.bias".*'),
     "text": ("w.bin", _text, ".+"),
     "harmful": ("w.pt", lambda path: torch.save({"state_dict": _Harmful()}, path), "Weights only load failed.*"),
