@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pvlr.data.batch import DataError
-from pvlr.data.entries import inside, shown
+from pvlr.data.batch import DataError, refusal
+from pvlr.data.entries import NOTHING, inside, kind_at, shown
 
 __all__ = ["MAX_FILES", "MAX_HEADER_BYTES", "Member", "members", "unpack"]
 
@@ -47,7 +47,7 @@ class Member:
                 file.seek(self.offset)
                 content = file.read(self.size)
         except OSError as err:
-            raise DataError(f"{self.archive}: expected {self.name} in it, but {err.strerror or err}") from None
+            raise refusal(err)(f"{self.archive}: expected {self.name} in it, but {err.strerror or err}") from None
         if len(content) != self.size:
             raise DataError(f"{self.archive}: expected {self.size:,} bytes of {self.name}, found {len(content):,}")
         return content
@@ -72,6 +72,9 @@ def members(path: Path) -> Iterator[Member]:
         3
         [('a/1.txt', b'one')]
     """
+    kind = kind_at(path, "a tar archive")
+    if kind not in ("a file", NOTHING):
+        raise DataError(f"{path}: expected a tar archive, found {kind}")
     try:
         with _Headers(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             size = os.fstat(file.fileno()).st_size
@@ -96,12 +99,12 @@ def members(path: Path) -> Iterator[Member]:
     except (tarfile.TarError, EOFError) as err:
         raise DataError(f"{path}: expected a tar archive that is not compressed, but {err}") from None
     except OSError as err:
-        raise DataError(f"{path}: expected a tar archive, but {err.strerror or err}") from None
+        raise refusal(err)(f"{path}: expected a tar archive, but {err.strerror or err}") from None
     except (ValueError, OverflowError, RecursionError) as err:
         if isinstance(err, DataError):
             raise
-        # Damaged headers, which tarfile takes apart as they are.
-        raise DataError(f"{path}: expected a tar archive that is not compressed, but {err}") from None
+        # Damaged headers, which tarfile takes apart as they are, and repeats in full.
+        raise DataError(f"{path}: expected a tar archive that is not compressed, but {str(err)[:200]}") from None
 
 
 def _require_end(path: Path, file: BinaryIO, end: int) -> None:

@@ -1,5 +1,6 @@
 """What data sets hand over: samples, and batches of them."""
 
+import errno
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,11 +9,41 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.utils.data import default_collate
 
-__all__ = ["Batch", "DataError", "Sample", "collate"]
+__all__ = ["Batch", "DataError", "MachineError", "Sample", "collate", "refusal"]
+
+MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE})
+"""Of the numbers of errors those that say nothing about the file."""
 
 
 class DataError(ValueError):
-    """A file, folder or setting from which no data can be read: one sentence that names it, with what was found."""
+    """A file, folder or setting from which no data can be read: one sentence that names it, with what was found.
+
+    Names and paths are foreign: whatever of them a terminal would obey is told as Python writes it.
+
+    Args:
+        lines: The sentence; each further text is a line of its own.
+
+    Example:
+        >>> print(DataError("a\\x1b[31m\\n.jpg: expected a picture, found none", "Is it elsewhere?"))
+        a\\x1b[31m\\n.jpg: expected a picture, found none
+        Is it elsewhere?
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+
+    def __str__(self) -> str:
+        return "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in self.args)
+
+
+class MachineError(DataError):
+    """A refusal that says nothing about the file: memory or open files ran out, or a disk failed."""
+
+
+def refusal(err: Exception) -> type[DataError]:
+    """What an error means that came up while a file was read: `MachineError` where the file is not to blame for it."""
+    ours = isinstance(err, MemoryError) or (isinstance(err, OSError) and err.errno in MACHINE)
+    return MachineError if ours else DataError
 
 
 class Sample(NamedTuple):

@@ -9,7 +9,17 @@ from typing import Any
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.data.batch import DataError
 from pvlr.data.dataset import LabelledImages, Transform
-from pvlr.data.entries import Entry, assemble, inside, read_text, require_files, require_name, shown
+from pvlr.data.entries import (
+    Entry,
+    assemble,
+    inside,
+    read_text,
+    repeated,
+    require_files,
+    require_name,
+    shown,
+    shown_keys,
+)
 
 __all__ = ["COCO_LABELS", "MAX_JSON_BYTES", "read_coco"]
 
@@ -111,9 +121,8 @@ def _load(path: Path) -> dict[str, Any]:
     def lighter(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         item = dict(pairs)
         if len(item) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{path}: expected every key of an object once, found {shown(twice)} twice")
+            twice = shown(repeated(key for key, _ in pairs))
+            raise DataError(f"{path}: expected every key of an object once, found {twice} twice")
         # Outlines are nine tenths of COCO's files: each is let go as soon as it is parsed.
         item.pop("segmentation", None)
         return item
@@ -132,7 +141,7 @@ def _load(path: Path) -> dict[str, Any]:
         )
     for key in ("images", "categories", "annotations"):
         if key not in content:
-            raise DataError(f"{path}: expected the key {key!r}, found {', '.join(map(shown, content)) or 'no keys'}")
+            raise DataError(f"{path}: expected the key {key!r}, found {shown_keys(content)}")
         if not isinstance(content[key], list):
             raise DataError(f"{path}: expected {key!r} to be a list, found {shown(content[key])}")
         for number, item in enumerate(content[key]):
@@ -150,7 +159,7 @@ def _integer(place: str, item: dict[str, Any], key: str) -> int:
 
 def _field(place: str, item: dict[str, Any], key: str) -> object:
     if key not in item:
-        raise DataError(f"{place}: expected the key {key!r}, found {', '.join(map(shown, item)) or 'no keys'}")
+        raise DataError(f"{place}: expected the key {key!r}, found {shown_keys(item)}")
     value: object = item[key]
     return value
 
@@ -161,7 +170,7 @@ def _categories(path: Path, content: dict[str, Any]) -> dict[int, str]:
         place = f"{path}: categories[{position}]"
         number = _integer(place, item, "id")
         if number in categories:
-            raise DataError(f"{place}: expected every category once, found the id {number} again")
+            raise DataError(f"{place}: expected every category once, found the id {shown(number)} again")
         categories[number] = require_name(place, "a category", _field(place, item, "name"))
     return categories
 
@@ -191,7 +200,7 @@ def _files(path: Path, content: dict[str, Any], folder: Path) -> dict[int, tuple
         place = f"{path}: images[{position}]"
         number = _integer(place, item, "id")
         if number in files:
-            raise DataError(f"{place}: expected every image once, found the id {number} again")
+            raise DataError(f"{place}: expected every image once, found the id {shown(number)} again")
         file, source = inside(folder, _field(place, item, "file_name"), place)
         if file in seen:
             raise DataError(f"{place}: expected every file once, found {file!r} again")
@@ -208,9 +217,9 @@ def _present(
         place = f"{path}: annotations[{position}]"
         image, category = _integer(place, item, "image_id"), _integer(place, item, "category_id")
         if image not in present:
-            raise DataError(f"{place}: expected the id of one of the images, found {image}")
+            raise DataError(f"{place}: expected the id of one of the images, found {shown(image)}")
         if category not in categories:
-            raise DataError(f"{place}: expected the id of one of the categories, found {category}")
+            raise DataError(f"{place}: expected the id of one of the categories, found {shown(category)}")
         if "bbox" in item:
             _require_box(place, item["bbox"])
         crowd = item.get("iscrowd", 0)

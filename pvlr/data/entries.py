@@ -1,6 +1,8 @@
 """What readers share: files read as text, names that stay in their folder, rows that become a target."""
 
 import os
+import stat
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -8,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from pvlr.core.labels import LabelError, LabelSet
-from pvlr.data.batch import DataError
+from pvlr.data.batch import DataError, refusal
 from pvlr.data.dataset import LabelledImages, Source, Transform
 
 __all__ = [
@@ -16,15 +18,22 @@ __all__ = [
     "assemble",
     "collect_labels",
     "inside",
+    "kind_at",
     "read_labels",
     "read_text",
+    "repeated",
     "require_files",
     "require_name",
     "shown",
+    "shown_keys",
 ]
 
 MAX_NAME = 1_000
 """Longest name of a picture or label, in characters."""
+JOINERS = "\u200c\u200d"
+"""Between letters of Persian and Hindi, and in emoji."""
+NOTHING = "no such file"
+"""What `kind_at` says of a path at which nothing lies."""
 
 
 class Entry(NamedTuple):
@@ -45,6 +54,35 @@ class Entry(NamedTuple):
     unknown: Sequence[str | int] = ()
 
 
+def kind_at(path: Path, what: str) -> str:
+    """What lies at a path, links followed: ``a file``, ``a folder``, ``a pipe, socket or device``, or `NOTHING`.
+
+    It is asked before anything is opened: to open a pipe may take for ever.
+
+    Args:
+        path: That may be there.
+        what: It should be, for messages.
+
+    Raises:
+        DataError: naming the path, where nobody can say: its name is too long, or its folder not to be searched.
+
+    Example:
+        >>> kind_at(Path("."), "a table"), kind_at(Path("no", "where"), "a table")
+        ('a folder', 'no such file')
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return NOTHING
+    except OSError as err:
+        raise refusal(err)(f"{path}: expected {what}, but {err.strerror or err}") from None
+    except ValueError as err:  # A NUL, or half a character.
+        raise DataError(f"{path}: expected {what}, but {err}") from None
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "a file" if stat.S_ISREG(mode) else "a pipe, socket or device"
+
+
 def read_text(path: Path, what: str, limit: int) -> str:
     """A whole file in UTF-8.
 
@@ -63,9 +101,12 @@ def read_text(path: Path, what: str, limit: int) -> str:
         ...     read_text(Path(folder, "x.csv"), "a table", 1000)
         'file,labels\\n'
     """
+    kind = kind_at(path, what)
+    if kind not in ("a file", NOTHING):
+        raise DataError(f"{path}: expected {what}, found {kind}")
     try:
         with path.open("rb") as file:
-            # The size first: a file that is refused for it is not read. It may grow or be a pipe: so once more.
+            # The size first: a file that is refused for it is not read. It may grow: so once more.
             size = os.fstat(file.fileno()).st_size
             data = file.read(limit + 1) if size <= limit else b""
     except OSError as err:
@@ -90,8 +131,8 @@ def require_name(place: str, what: str, name: object) -> str:
     Args:
         place: Where it stands, for messages.
         what: It names.
-        name: A text without white space around it, of 1 to `MAX_NAME` characters that UTF-8 can hold,
-            no line ends or other control characters among them.
+        name: A text without white space around it, of 1 to `MAX_NAME` characters that UTF-8 can hold, no line ends,
+            other control characters, marks of direction or other invisible signs among them but the two joiners.
 
     Raises:
         DataError: naming the place.
@@ -110,10 +151,15 @@ def require_name(place: str, what: str, name: object) -> str:
         name.encode()
     except UnicodeEncodeError:
         raise DataError(f"{place}: expected the name of {what} in Unicode, found {name!r}") from None
-    if any(ord(letter) < 32 or ord(letter) == 127 for letter in name):
-        # A message is a line, and so is a record.
+    if not name.isprintable() and any(_commands(letter) for letter in name):
+        # A message is a line, and so is a record; and what is shown has to be what is there.
         raise DataError(f"{place}: expected the name of {what} without control characters, found {name!r}")
     return name
+
+
+def _commands(letter: str) -> bool:
+    # Not all that isprintable denies: screenshots have odd spaces in their names, and Python knows not every new sign.
+    return unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp") and letter not in JOINERS
 
 
 def inside(root: Path, name: object, place: str) -> tuple[str, Path]:
@@ -164,8 +210,9 @@ def require_files(entries: Iterable[Entry], root: Path, what: str = "the picture
     for entry in entries:
         if not isinstance(entry.source, Path):
             continue
-        if not entry.source.is_file():
-            raise DataError(f"{entry.source}: expected {what} of {entry.place}, found no such file")
+        kind = kind_at(entry.source, f"{what} of {entry.place}")
+        if kind != "a file":
+            raise DataError(f"{entry.source}: expected {what} of {entry.place}, found {kind}")
         folder, name = os.path.split(entry.source)
         if folder not in folders:  # There are few folders, and what is no link is where its folder is.
             folders[folder] = os.path.realpath(folder)
@@ -235,7 +282,7 @@ def collect_labels(name: str, entries: Iterable[Entry]) -> LabelSet:
         for label in (*entry.present, *entry.unknown):
             if not isinstance(label, str):
                 raise DataError(
-                    f"{entry.place}: expected a label by its name, since no labels are given, found {label}"
+                    f"{entry.place}: expected a label by its name, since no labels are given, found {shown(label)}"
                 )
             found.add(label)
     if not found:
@@ -269,7 +316,8 @@ def read_labels(place: str, what: str, given: object) -> list[str | int]:
 def _column(labels: LabelSet, label: str | int, place: str) -> int:
     if isinstance(label, int):
         if not 0 <= label < len(labels):
-            raise DataError(f"{place}: expected the position of a label from 0 to {len(labels) - 1}, found {label}")
+            found = shown(label)
+            raise DataError(f"{place}: expected the position of a label from 0 to {len(labels) - 1}, found {found}")
         return label
     try:
         return labels.index(label)
@@ -288,3 +336,30 @@ def shown(value: object) -> str:
         return f"a {type(value).__name__}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def shown_keys(keys: Iterable[object]) -> str:
+    """The first few keys of an object for a message.
+
+    Example:
+        >>> shown_keys(["a", "b"]), shown_keys(range(99)), shown_keys([])
+        ("'a', 'b'", '0, 1, 2, 3, 4, 5, 6, 7 and 91 more', 'no keys')
+    """
+    said = [shown(key) for key in keys]
+    more = f" and {len(said) - 8} more" if len(said) > 8 else ""
+    return ", ".join(said[:8]) + more or "no keys"
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first name that was there before, if one was.
+
+    Example:
+        >>> repeated(["a", "b", "a"]), repeated(["a", "b"])
+        ('a', None)
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pvlr.data.batch import DataError
-from pvlr.data.entries import read_text, shown
+from pvlr.data.entries import read_text, repeated, shown, shown_keys
 
 __all__ = ["MAX_TABLE_BYTES", "Record", "csv_records", "json_records", "parse_json"]
 
@@ -99,9 +99,7 @@ def json_records(path: Path, keys: Sequence[str]) -> Iterator[Record]:
         fields = parse_json(place, text)
         for key in keys:
             if key not in fields:
-                raise DataError(
-                    f"{place}: expected the key {key!r}, found {', '.join(map(shown, fields)) or 'no keys'}"
-                )
+                raise DataError(f"{place}: expected the key {key!r}, found {shown_keys(fields)}")
         yield Record(place, fields)
 
 
@@ -119,9 +117,7 @@ def parse_json(place: str, text: str) -> dict[str, Any]:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{place}: expected every key once, found {shown(twice)} twice")
+            raise DataError(f"{place}: expected every key once, found {shown(repeated(key for key, _ in pairs))} twice")
         return fields
 
     try:
@@ -138,11 +134,11 @@ def parse_json(place: str, text: str) -> dict[str, Any]:
 
 
 def _header(place: str, row: list[str], columns: Sequence[str]) -> list[str]:
+    there = set(row)
     for column in columns:
-        if column not in row:
-            found = ", ".join(shown(name) for name in row) or "an empty line"
-            raise DataError(f"{place}: expected the column {column!r}, found {found[:300]}")
-    for column in row:
-        if row.count(column) > 1:
-            raise DataError(f"{place}: expected every column once, found {column!r} twice")
+        if column not in there:
+            found = shown_keys(row) if row else "an empty line"
+            raise DataError(f"{place}: expected the column {column!r}, found {found}")
+    if len(there) != len(row):
+        raise DataError(f"{place}: expected every column once, found {shown(repeated(row))} twice")
     return row

@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 
 from pvlr.core.labels import LabelSet
-from pvlr.data.batch import DataError
+from pvlr.data.batch import DataError, refusal
 from pvlr.data.dataset import LabelledImages, Transform
-from pvlr.data.entries import Entry, assemble, collect_labels, read_labels, require_name, shown
+from pvlr.data.entries import Entry, assemble, collect_labels, read_labels, require_name, shown, shown_keys
 from pvlr.data.images import Picture
 
 __all__ = ["Rows", "read_rows"]
@@ -116,10 +116,10 @@ def _row(place: str, rows: Rows, number: int) -> Any:
     except Exception as err:
         # A row may decode its picture, or fetch it from anywhere.
         reason = " ".join(str(err).split()) or type(err).__name__
-        raise DataError(f"{place}: expected a row, but {reason}") from err
+        raise refusal(err)(f"{place}: expected a row, but {reason}") from err
 
 
 def _get(place: str, row: Mapping[str, Any], key: str) -> Any:
     if key not in row:
-        raise DataError(f"{place}: expected the key {key!r}, found {', '.join(map(shown, row)) or 'no keys'}")
+        raise DataError(f"{place}: expected the key {key!r}, found {shown_keys(row)}")
     return row[key]

@@ -8,7 +8,7 @@ from pvlr.core.labels import LabelSet
 from pvlr.data.archives import Member, members
 from pvlr.data.batch import DataError
 from pvlr.data.dataset import LabelledImages, Transform
-from pvlr.data.entries import Entry, assemble, collect_labels, read_labels, shown
+from pvlr.data.entries import Entry, assemble, collect_labels, read_labels, shown, shown_keys
 from pvlr.data.folders import ENDINGS
 from pvlr.data.images import MAX_BYTES
 from pvlr.data.lines import parse_json
@@ -120,5 +120,5 @@ def _labels(place: str, member: Member) -> tuple[list[str | int], list[str | int
         return [int(number)], []
     fields = parse_json(place, text)
     if "labels" not in fields:
-        raise DataError(f"{place}: expected the key 'labels', found {', '.join(map(shown, fields)) or 'no keys'}")
+        raise DataError(f"{place}: expected the key 'labels', found {shown_keys(fields)}")
     return read_labels(place, "labels", fields["labels"]), read_labels(place, "unknown", fields.get("unknown", []))

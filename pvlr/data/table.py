@@ -163,8 +163,13 @@ def _read_lists(path: Path, images: Path, separator: str, file_column: str, spli
         lists: list[list[str | int]] = []
         for column in ("labels", "unknown"):
             cell: str = record.fields.get(column, "")
-            names = cell.split(separator) if cell.strip() else []
-            lists.append([require_name(record.place, "a label", name.strip()) for name in names])
+            names = [name.strip() for name in cell.split(separator)] if cell.strip() else []
+            if "" in names:
+                raise DataError(
+                    f"{record.place}: expected a label between any two {separator!r}, found an empty name "
+                    "(a separator too many?)"
+                )
+            lists.append([require_name(record.place, "a label", name) for name in names])
         yield _part(record, split_column), _entry(record, images, file_column, *lists)
 
 

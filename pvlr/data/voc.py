@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from pvlr.core.labels import LabelError, LabelSet
 from pvlr.data.archives import unpack
 from pvlr.data.batch import DataError
 from pvlr.data.dataset import LabelledImages, Transform
-from pvlr.data.entries import Entry, read_text, require_files, require_name, shown
+from pvlr.data.entries import NOTHING, Entry, kind_at, read_text, require_files, require_name, shown
 from pvlr.data.lines import parse_json
 
 __all__ = ["VOC_LABELS", "Difficult", "obtain_voc", "read_annotation", "read_voc"]
@@ -50,7 +51,10 @@ VOC_LABELS = LabelSet(
 Difficult = Literal["unknown", "A", "B", "C"]
 
 MAX_XML_BYTES, MAX_LIST_BYTES = 1_000_000, 100_000_000
+LISTED = re.compile(r"\s*(\S+)(?:[ \t]+(?:-1|0|1))?\s*")
+"""A line of a list: a picture; in the lists of a class, and whether it is there."""
 PRESENT, DIFFICULT, ABSENT = 1, 0, -1
+YEARS = ("2007", "2008", "2009", "2010", "2011", "2012")
 
 
 def read_voc(
@@ -156,12 +160,12 @@ def read_annotation(path: Path) -> dict[str, int]:
     except (ElementTree.ParseError, ValueError) as err:
         raise DataError(f"{path}: expected well-formed XML, but {err}") from None
     if tree.tag != "annotation":
-        raise DataError(f"{path}: expected the element <annotation>, found <{tree.tag}>")
+        raise DataError(f"{path}: expected the element <annotation>, found {shown(tree.tag)}")
     states: dict[str, int] = {}
-    size = tree.find("size")
+    size = _only(str(path), tree, "size")
     for item in tree.iterfind("object"):
-        name = (item.findtext("name") or "").strip()
-        mark = (item.findtext("difficult") or "0").strip()
+        name = _text(str(path), item, "name")
+        mark = _text(str(path), item, "difficult") or "0"
         if not name:
             raise DataError(f"{path}: expected every <object> to have a <name>, found one without")
         require_name(str(path), "a label", name)
@@ -184,7 +188,7 @@ def _require_box(place: str, box: ElementTree.Element, size: ElementTree.Element
 
 
 def _number(place: str, item: ElementTree.Element, key: str) -> float:
-    text = (item.findtext(key) or "").strip()
+    text = _text(place, item, key)
     try:
         number = float(text)
     except ValueError:
@@ -192,6 +196,18 @@ def _number(place: str, item: ElementTree.Element, key: str) -> float:
     if not math.isfinite(number):
         raise DataError(f"{place}: expected <{key}> to be a finite number, found {shown(text)}")
     return number
+
+
+def _only(place: str, item: ElementTree.Element, key: str) -> ElementTree.Element | None:
+    found = item.findall(key)
+    if len(found) > 1:  # One would be read, and the other passed over.
+        raise DataError(f"{place}: expected <{key}> once in <{item.tag}>, found it {len(found):,} times")
+    return found[0] if found else None
+
+
+def _text(place: str, item: ElementTree.Element, key: str) -> str:
+    found = _only(place, item, key)
+    return "" if found is None else (found.text or "").strip()
 
 
 def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["never", "download"] = "never") -> None:
@@ -203,13 +219,16 @@ def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["n
         how: "never" leaves it to `read_voc` to say what is missing; "download" asks `torchvision` for it.
 
     Raises:
-        DataError: in three lines: what was wanted and why it failed, from where, and how to use a folder instead.
+        DataError: in three lines: what was wanted and why it failed, from where, and how to use a folder instead; or
+            that the year is none of those.
     """
     if how not in ("never", "download"):
         raise DataError(f"how: expected 'never' or 'download', got {how!r}")
     root = Path(root)
     if how == "never" or _candidate(root, year) is not None:
         return
+    if year not in YEARS:
+        raise DataError(f"year: expected one to download of {', '.join(YEARS)}, got {year!r}")
     try:
         from torchvision.datasets.utils import download_url
         from torchvision.datasets.voc import DATASET_YEAR_DICT
@@ -232,9 +251,9 @@ def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["n
         # The network, the host, a checksum, the disk: each library beneath has its own kind of error.
         reason = " ".join(str(err).split()) or type(err).__name__
         raise DataError(
-            f"{root}: expected to obtain Pascal VOC {year}, but {reason}\n"
-            "It was asked for through torchvision.datasets.utils.download_url, and its checksum checked.\n"
-            f"If you have it elsewhere, name the folder that holds VOCdevkit/VOC{year}: --data.root FOLDER"
+            f"{root}: expected to obtain Pascal VOC {year}, but {reason}",
+            "It was asked for through torchvision.datasets.utils.download_url, and its checksum checked.",
+            f"If you have it elsewhere, name the folder that holds VOCdevkit/VOC{year}: --data.root FOLDER",
         ) from err
 
 
@@ -243,7 +262,7 @@ def _candidate(root: Path, year: str) -> Path | None:
     places = [root / "VOCdevkit" / name, root / name]
     if root.name == name:
         places.append(root)
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if kind_at(place, f"a folder {name}") == "a folder"), None)
 
 
 def _find(root: Path, year: str) -> Path:
@@ -251,14 +270,14 @@ def _find(root: Path, year: str) -> Path:
     if folder is None:
         raise DataError(f"{root}: expected a folder that holds VOCdevkit/VOC{year}, found none")
     for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        if not (folder / part).is_dir():
+        if kind_at(folder / part, f"the folder {part}") != "a folder":
             raise DataError(f"{folder}: expected the folder {part} in it, found none")
     return folder
 
 
 def _read_labels(folder: Path) -> LabelSet:
     path = folder / "labels.json"
-    if not path.is_file():
+    if kind_at(path, "a label set") == NOTHING:
         return VOC_LABELS
     try:
         return LabelSet.from_json(parse_json(str(path), read_text(path, "a label set", MAX_XML_BYTES)))
@@ -268,23 +287,30 @@ def _read_labels(folder: Path) -> LabelSet:
 
 def _read_split(folder: Path, split: str) -> tuple[str, ...]:
     path = folder / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.is_file():
+    if kind_at(path, f"the list of the split {split!r}") == NOTHING:
         # Lists per class are named <class>_<split>; the others are the splits.
         there = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
-        raise DataError(f"{path}: expected the list of the split {split!r}, found {', '.join(there) or 'no lists'}")
+        found = ", ".join(there)[:300] or "no lists"
+        raise DataError(f"{path}: expected the list of the split {split!r}, found {found}")
     text = read_text(path, "a list of pictures", MAX_LIST_BYTES)
-    identifiers = tuple(line.split()[0] for line in text.splitlines() if line.strip())
-    if not identifiers:
-        raise DataError(f"{path}: expected at least one picture, found an empty list")
-    seen: set[str] = set()
-    for identifier in identifiers:
-        require_name(str(path), "a picture", identifier)
+    seen: dict[str, None] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}: line {number}"
+        listed = LISTED.fullmatch(line)
+        if listed is None:
+            # Of a name with a space, the part before it may be the name of another picture.
+            raise DataError(f"{place}: expected a name without spaces, alone or with -1, 0 or 1, found {shown(line)}")
+        identifier = require_name(place, "a picture", listed[1])
         if "/" in identifier or "\\" in identifier:
-            raise DataError(f"{path}: expected names of pictures without folders, found {identifier!r}")
+            raise DataError(f"{place}: expected names of pictures without folders, found {identifier!r}")
         if identifier in seen:
-            raise DataError(f"{path}: expected every picture once, found {identifier!r} twice")
-        seen.add(identifier)
-    return identifiers
+            raise DataError(f"{place}: expected every picture once, found {identifier!r} twice")
+        seen[identifier] = None
+    if not seen:
+        raise DataError(f"{path}: expected at least one picture, found an empty list")
+    return tuple(seen)
 
 
 def _targets(

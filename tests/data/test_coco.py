@@ -245,7 +245,9 @@ def test_a_file_without_pictures_is_refused(tmp_path: Path) -> None:
 
 
 NAMES = st.text(
-    st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters="\\/:."), min_size=1, max_size=8
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cf", "Zl", "Zp"], exclude_characters="\\/:."),
+    min_size=1,
+    max_size=8,
 ).filter(lambda name: name == name.strip())
 
 

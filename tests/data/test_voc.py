@@ -181,6 +181,41 @@ def test_unknown_choices_are_refused(devkit: Path) -> None:
         obtain_voc(devkit, "2007", "maybe")
 
 
+@pytest.mark.parametrize("year", ["2006", "2013", "../x"])
+def test_only_years_that_were_published_are_downloaded(tmp_path: Path, year: str) -> None:
+    message = "year: expected one to download of 2007, 2008, 2009, 2010, 2011, 2012, got "
+    with pytest.raises(DataError, match=f"^{re.escape(message + repr(year))}$"):
+        obtain_voc(tmp_path, year, "download")
+    obtain_voc(tmp_path, year, "never")
+
+
+def test_a_name_with_a_space_is_no_other_picture(tmp_path: Path) -> None:
+    folder = write_voc(tmp_path)
+    for ending, part in (("jpg", "JPEGImages"), ("xml", "Annotations")):
+        path = folder / part / f"000001.{ending}"
+        path.with_name(f"000001 2.{ending}").write_bytes(path.read_bytes())
+    listed = folder / "ImageSets" / "Main" / "trainval.txt"
+    listed.write_text("000002\n000001 2\n")
+    with pytest.raises(DataError) as caught:
+        read_voc(tmp_path, train=True)
+    assert str(caught.value) == (
+        f"{listed}: line 2: expected a name without spaces, alone or with -1, 0 or 1, found '000001 2'"
+    )
+
+
+@pytest.mark.parametrize("text", ["000002 -1\r\n000001  1\r\n", "  000002\t0\n\n000001 \n", "\ufeff000002\n000001"])
+def test_lists_with_and_without_marks(tmp_path: Path, text: str) -> None:
+    (write_voc(tmp_path) / "ImageSets" / "Main" / "trainval.txt").write_text(text, newline="", encoding="utf-8")
+    assert read_voc(tmp_path, train=True).identifiers == ("000002", "000001")
+
+
+def test_folders_that_nobody_may_search_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a folder VOC2007, but File name too long"):
+        read_voc(tmp_path / ("x" * 300), train=True)
+    with pytest.raises(DataError, match=r"expected the list of the split 'x{300}', but File name too long"):
+        read_voc(write_voc(tmp_path), split="x" * 300, train=True)
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY x "xxxx">]><annotation>&x;</annotation>'
 
 
@@ -190,7 +225,7 @@ BOMB = '<!DOCTYPE a [<!ENTITY x "xxxx">]><annotation>&x;</annotation>'
         (b"", "expected well-formed XML"),
         (b"<annotation><object></annotation>", "expected well-formed XML"),
         (b"<annotation>\x00</annotation>", "expected an annotation, found a NUL byte"),
-        (b"<scene/>", "expected the element <annotation>, found <scene>"),
+        (b"<scene/>", "expected the element <annotation>, found 'scene'"),
         (b"<annotation><object/></annotation>", "expected every <object> to have a <name>"),
         (annotation([("cat", 2)]).encode(), "expected <difficult> of 'cat' to be 0 or 1, found '2'"),
         (BOMB.encode(), "without document type and entities, found <!DOCTYPE"),
