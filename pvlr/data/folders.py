@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pvlr.core.labels import LabelSet
-from pvlr.data.batch import DataError
+from pvlr.data.batch import DataError, refusal
 from pvlr.data.dataset import LabelledImages, Transform
 from pvlr.data.entries import Entry, assemble, inside, require_files, require_name
 
@@ -63,14 +63,14 @@ def read_folders(
     root = Path(root)
     folders: list[str] = []
     for item in _listed(root):
-        if not item.is_dir():
+        if not _is_folder(item):
             raise DataError(f"{item.path}: expected only folders named after labels in {root}, found a file")
         folders.append(item.name)
     if not folders:
         raise DataError(f"{root}: expected folders named after labels, found none")
     found: dict[str, Entry] = {}
     for label in folders:
-        for below in _pictures(root / label, ""):
+        for below in _pictures(root / label):
             whole, path = inside(root, f"{label}/{below}", str(root / label))
             key = below if several_labels else whole
             entry = found.get(key)
@@ -90,23 +90,34 @@ def _listed(folder: Path) -> list["os.DirEntry[str]"]:
         with os.scandir(folder) as items:
             found = sorted((item for item in items if not item.name.startswith(".")), key=lambda item: item.name)
     except OSError as err:
-        raise DataError(f"{folder}: expected a folder, but {err.strerror or err}") from None
+        raise refusal(err)(f"{folder}: expected a folder, but {err.strerror or err}") from None
     for item in found:
         require_name(str(folder), "a file or folder", item.name)
     return found
 
 
-def _pictures(folder: Path, below: str) -> Iterator[str]:
-    for item in _listed(folder):
-        if item.is_dir():
-            if item.is_symlink():
-                # It may lead back up, and around for ever.
-                raise DataError(f"{item.path}: expected folders and pictures, found a link to a folder")
-            yield from _pictures(Path(item.path), f"{below}{item.name}/")
-        elif not item.is_file() or not item.name.lower().endswith(ENDINGS):
-            raise DataError(f"{item.path}: expected a picture ({', '.join(ENDINGS)}), found something else")
-        else:
-            yield f"{below}{item.name}"
+def _is_folder(item: "os.DirEntry[str]") -> bool:
+    try:
+        return item.is_dir()
+    except OSError as err:
+        raise refusal(err)(f"{item.path}: expected a folder or a picture, but {err.strerror or err}") from None
+
+
+def _pictures(folder: Path) -> Iterator[str]:
+    """The pictures below a folder, by their names from there."""
+    todo = [""]
+    while todo:  # Folders may lie deeper within each other than functions may call each other.
+        below = todo.pop()
+        for item in _listed(folder / below):
+            if _is_folder(item):
+                if item.is_symlink():
+                    # It may lead back up, and around for ever.
+                    raise DataError(f"{item.path}: expected folders and pictures, found a link to a folder")
+                todo.append(f"{below}{item.name}/")
+            elif not item.is_file() or not item.name.lower().endswith(ENDINGS):
+                raise DataError(f"{item.path}: expected a picture ({', '.join(ENDINGS)}), found something else")
+            else:
+                yield f"{below}{item.name}"
 
 
 def _require_same(first: Path, second: Path) -> None:

@@ -1,11 +1,13 @@
 """Pictures by what a command line names: files, folders, patterns, and lines of standard input."""
 
+import fnmatch
 import glob
+import itertools
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from pvlr.data.batch import DataError
+from pvlr.data.batch import DataError, refusal
 
 __all__ = ["ENDINGS", "STDIN", "picture_paths"]
 
@@ -17,14 +19,17 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 def picture_paths(names: Iterable[str], lines: Iterable[bytes] | None = None) -> Iterator[str]:
     """Yield the path of every picture once, in the order of the names; in folders and patterns, sorted.
 
+    ``a.png``, ``./a.png`` and ``.//a.png`` are one picture; files that are the same by a link are two.
+
     Args:
         names: Each a file, a folder (looked through with all its folders, links to folders left out), a pattern such
-            as ``photos/**/*.jpg``, or ``-`` for paths read from ``lines``, one a line. A file that is not there is
-            yielded all the same: who opens it has to say so.
+            as ``photos/**/*.jpg`` (links to folders left out too, unless it names them), or ``-`` for paths read from
+            ``lines``, one a line. A file that is not there is yielded all the same: who opens it has to say so.
         lines: For ``-``.
 
     Raises:
-        DataError: where a pattern matches nothing, a folder holds no picture, or there are no lines to read.
+        DataError: where a pattern matches nothing, a folder holds no picture or cannot be read, or there are no lines
+            to read.
 
     Example:
         >>> import tempfile
@@ -37,8 +42,10 @@ def picture_paths(names: Iterable[str], lines: Iterable[bytes] | None = None) ->
     seen: set[str] = set()
     for name in names:
         for path in _named(name, lines):
-            if path not in seen:
-                seen.add(path)
+            # Not os.path.normpath: what lies at link/../a.png may be another picture than a.png.
+            plain = str(PurePath(path))
+            if plain not in seen:
+                seen.add(plain)
                 yield path
 
 
@@ -50,16 +57,59 @@ def _named(name: str, lines: Iterable[bytes] | None) -> Iterator[str]:
     elif os.path.isdir(name):
         yield from _some(_inside(name), f"{name}: expected a folder with pictures ({', '.join(ENDINGS)}), found none")
     elif glob.has_magic(name) and not os.path.lexists(name):
-        found = (path for path in sorted(glob.iglob(name, recursive=True)) if os.path.isfile(path))
-        yield from _some(found, f"{name}: expected a pattern of picture files, it matches none")
+        found = sorted(path for path in _matching(name) if os.path.isfile(path))
+        yield from _some(iter(found), f"{name}: expected a pattern of picture files, it matches none")
     else:
         yield name
 
 
 def _inside(folder: str) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        yield from (str(Path(place, file)) for file in sorted(files) if file.lower().endswith(ENDINGS))
+    for place in _folders(folder):
+        yield from (str(Path(place, file)) for file in _listed(place)[1] if file.lower().endswith(ENDINGS))
+
+
+def _folders(folder: str, *, hidden: bool = True) -> Iterator[str]:
+    """A folder and all below it, each before what it holds."""
+    todo = [folder]
+    while todo:  # Not os.walk: up to Python 3.11 it calls itself, and folders may lie deeper than that may go.
+        place = todo.pop()
+        yield place
+        todo += (os.path.join(place, name) for name in reversed(_listed(place)[0]) if hidden or name[0] != ".")
+
+
+def _listed(folder: str) -> tuple[list[str], list[str]]:
+    """The names of the folders in a folder, and of what else it holds; links to folders are left out."""
+    try:
+        with os.scandir(folder or os.curdir) as items:
+            found = sorted(items, key=lambda item: item.name)
+    except OSError as err:
+        # To pass it over would leave out pictures, and nobody would know.
+        raise refusal(err)(f"{folder}: expected a folder, but {err.strerror or err}") from None
+    folders = [item.name for item in found if item.is_dir(follow_symlinks=False)]
+    left_out = {*folders, *(item.name for item in found if item.is_symlink() and os.path.isdir(item.path))}
+    return folders, [item.name for item in found if item.name not in left_out]
+
+
+def _matching(pattern: str) -> set[str]:
+    """What `glob.glob` finds, but for links to folders, which may lead around for ever: they are followed by name."""
+    drive, rest = os.path.splitdrive(pattern.replace(os.altsep or os.sep, os.sep))
+    parts = [part for part in rest.split(os.sep) if part]
+    places = {f"{drive}{os.sep}" if rest.startswith(os.sep) else drive}
+    for part in [*parts, "*"] if parts[-1] == "**" else parts:
+        if not glob.has_magic(part):
+            places = {os.path.join(place, part) for place in places}
+            continue
+        places = {place for place in places if os.path.isdir(place or os.curdir)}
+        if part == "**":
+            places = {deep for place in places for deep in _folders(place, hidden=False)}
+        else:
+            places = {
+                os.path.join(place, name)
+                for place in places
+                for name in itertools.chain(*_listed(place))
+                if fnmatch.fnmatch(name, part) and (name[0] != "." or part[0] == ".")
+            }
+    return places
 
 
 def _some(paths: Iterator[str], otherwise: str) -> Iterator[str]:

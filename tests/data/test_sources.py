@@ -1,7 +1,11 @@
 """What a command line may name as pictures."""
 
+import errno
+import glob
+import inspect
 import io
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +58,85 @@ def test_lines_are_read_as_they_are_needed(folder: Path) -> None:
 def test_links_in_a_circle_end(folder: Path) -> None:
     (folder / "a" / "loop").symlink_to(folder / "a")
     assert len(list(picture_paths(["a"]))) == 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a/**/*.png", ["a/b/1.png"]),
+        ("**/*.png", ["a/b/1.png"]),
+        ("./**/1.*", ["./a/b/1.png"]),
+        ("**", ["a/10.JPEG", "a/2.jpg", "a/b/1.png", "a/b/note.txt", "c.webp", "d[1].gif"]),
+        ("a/*/*.png", ["a/b/1.png"]),
+        ("a/loop/*.jpg", ["a/loop/2.jpg"]),  # A link that is named is followed.
+        ("[!c]/**/**/*.jpg", ["a/2.jpg"]),
+        (".h*/*.png", [".hidden/x.png"]),
+        ("*/link.png", ["a/link.png"]),
+        ("c.webp/*.jpg", []),
+        ("{here}/a/*.jpg", ["{here}/a/2.jpg"]),
+    ],
+)
+def test_patterns_leave_links_to_folders_out(pattern: str, expected: list[str], folder: Path) -> None:
+    for name in ("loop", "again"):
+        (folder / "a" / name).symlink_to(folder / "a")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "x.png").touch()
+    if "link" in pattern:
+        (folder / "a" / "link.png").symlink_to(folder / "a" / "b" / "1.png")
+    here = str(folder)
+    if expected:
+        found = list(picture_paths([pattern.replace("{here}", here)]))
+        assert found == [path.replace("{here}", here) for path in expected]
+    else:
+        with pytest.raises(DataError, match="it matches none"):
+            list(picture_paths([pattern]))
+
+
+@pytest.mark.parametrize("pattern", ["**/*.jpg", "*/*.jpg", "*.webp", "a/**/[1-9].*", "**/b/*"])
+def test_patterns_mean_what_python_s_own_mean(pattern: str, folder: Path) -> None:
+    expected = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+    assert expected
+    assert list(picture_paths([pattern])) == expected
+
+
+def test_a_picture_is_one_however_it_is_spelt(folder: Path) -> None:
+    assert list(picture_paths(["a/2.jpg", "./a/2.jpg", "a//2.jpg", "a/./2.jpg"])) == ["a/2.jpg"]
+    # What lies above a link is not where its name says.
+    (folder / "e").mkdir()
+    (folder / "e" / "2.jpg").touch()
+    (folder / "a" / "link").symlink_to(folder / "e", target_is_directory=True)
+    (folder / "e" / "inner").mkdir()
+    (folder / "into").symlink_to(folder / "e" / "inner")
+    assert list(picture_paths(["2.jpg", "into/../2.jpg"])) == ["2.jpg", "into/../2.jpg"]
+
+
+def test_folders_deeper_than_functions_call_each_other(folder: Path) -> None:
+    deep = Path("a/b").joinpath(*["d"] * 300)  # Fewer than usual, since pytest deletes them by such calls.
+    deep.mkdir(parents=True)
+    (deep / "x.png").touch()
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+    try:
+        assert list(picture_paths(["a/b"])) == ["a/b/1.png", str(deep / "x.png")]
+        assert list(picture_paths(["a/b/**/*.png"])) == ["a/b/1.png", str(deep / "x.png")]
+    finally:
+        sys.setrecursionlimit(before)
+
+
+@pytest.mark.parametrize("name", ["a", "a/**/*.png", "a/b/*.png"])
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"^a/b: expected a folder, but Permission denied$"):
+        list(picture_paths([name]))
 
 
 @pytest.mark.parametrize(
