@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from pvlr.data.batch import DataError
+from pvlr.data.batch import DataError, MachineError, refusal
 
 __all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "Picture", "Pixels", "decode_rgb", "picture_of"]
 
@@ -32,6 +32,16 @@ MAX_PIXELS = 100_000_000
 """Ceiling of width times height: such a picture takes 400 MB when decoded, and twice as much while it is converted."""
 MAX_SIDE = 65_535
 """Ceiling of width and of height, which is JPEG's own: Pillow takes the square of the time for longer rows."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by the orientation that a camera noted."""
 
 
 def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = None) -> Image.Image:
@@ -52,7 +62,7 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
         The picture in mode RGB.
 
     Raises:
-        DataError: naming the file and why it cannot be read.
+        DataError: naming the file and why it cannot be read; a `MachineError` where that is not its own fault.
 
     Example:
         >>> import tempfile
@@ -74,11 +84,9 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
             if isinstance(picture, Image.Image):
                 if picture.format not in (None, CAMERAS, *FORMATS):  # It may be a file that is decoded at first use.
                     raise DataError(f"{name}: expected a picture ({', '.join(FORMATS)}), found one in {picture.format}")
-                return _decoded(picture, name, None, ours=False)
-            _require_file(picture, name)
-            file = io.BytesIO(picture) if isinstance(picture, bytes) else picture
-            with Image.open(file, formats=FORMATS) as image:
-                return _decoded(image, name, side, ours=True)
+                return _decoded(picture, name, None)
+            with Image.open(_required(picture, name), formats=FORMATS) as image:
+                return _decoded(image, name, side)
     except DataError:
         raise
     except FileNotFoundError:
@@ -87,11 +95,30 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
         raise DataError(f"{name}: expected a picture ({', '.join(FORMATS)}), found something else") from None
     except Image.DecompressionBombError:
         raise DataError(f"{name}: expected at most {MAX_PIXELS:,} pixels, found far more") from None
-    except OSError as err:
-        raise DataError(f"{name}: expected a whole picture, but {err.strerror or err}") from err
     except Exception as err:
+        if _blames_machine(err):
+            raise MachineError(f"{name}: expected a machine that can read it, but {_reason(err)}") from err
         # Broken bytes surface from Pillow's readers as SyntaxError, struct.error, IndexError and others.
-        raise DataError(f"{name}: expected a whole picture, but {str(err) or type(err).__name__}") from err
+        raise DataError(f"{name}: expected a whole picture, but {_reason(err)}") from err
+
+
+def _reason(err: Exception) -> str:
+    told = err.strerror if isinstance(err, OSError) else None
+    if isinstance(err, MemoryError):
+        return "there is too little memory"
+    return told or str(err) or f"its decoder gave up ({type(err).__name__})"
+
+
+def _blames_machine(err: Exception) -> bool:
+    """Whether another machine, or this one at another time, may read the picture."""
+    if isinstance(err, MemoryError) or str(err).startswith("out of memory"):  # The second is told by Pillow's decoders.
+        # Where as much can be had as the largest picture takes, it was the file that claimed an absurd amount.
+        try:
+            np.empty(8 * MAX_PIXELS, dtype=np.uint8)  # Nothing is written to it, so it takes nothing.
+        except MemoryError:
+            return True
+        return False
+    return refusal(err) is MachineError
 
 
 def picture_of(pixels: Pixels) -> Image.Image:
@@ -113,7 +140,14 @@ def picture_of(pixels: Pixels) -> Image.Image:
         >>> picture_of(torch.ones(3, 2, 4)).getpixel((0, 0))
         (255, 255, 255)
     """
-    levels = pixels.detach().cpu() if isinstance(pixels, Tensor) else torch.from_numpy(np.array(pixels))
+    if isinstance(pixels, Tensor):
+        levels = pixels.detach().cpu()
+    else:
+        try:
+            levels = torch.from_numpy(np.array(pixels))
+        except (TypeError, ValueError):  # Texts, objects, longer floats and foreign orders of bytes.
+            found = f"{pixels.dtype} {pixels.shape}"
+            raise DataError(f"picture: expected 8-bit levels or floats from 0 to 1, got {found}") from None
     found = f"{levels.dtype} {tuple(levels.shape)}".removeprefix("torch.")
     if isinstance(pixels, np.ndarray) and levels.dim() == 3:
         levels = levels.permute(2, 0, 1)
@@ -133,7 +167,12 @@ def picture_of(pixels: Pixels) -> Image.Image:
     return Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
 
 
-def _require_file(picture: Path | bytes | io.BytesIO | io.BufferedReader, name: str) -> None:
+def _required(
+    picture: Path | bytes | io.BytesIO | io.BufferedReader, name: str
+) -> Path | io.BytesIO | io.BufferedReader:
+    """What Pillow may open: it is a file, and no larger than allowed."""
+    if not isinstance(picture, Path | bytes) and not picture.seekable():
+        picture = picture.read(MAX_BYTES + 1)  # Pillow would read all that a pipe gives.
     if isinstance(picture, Path):
         found = os.stat(picture)
         if not stat.S_ISREG(found.st_mode):  # To open a pipe or a device may take for ever.
@@ -141,12 +180,13 @@ def _require_file(picture: Path | bytes | io.BytesIO | io.BufferedReader, name: 
             raise DataError(f"{name}: expected a picture, found {what}")
         size = found.st_size
     else:
-        size = len(picture) if isinstance(picture, bytes) else 0
+        size = len(picture) if isinstance(picture, bytes) else picture.seek(0, os.SEEK_END)
     if size > MAX_BYTES:
         raise DataError(f"{name}: expected a picture of at most {MAX_BYTES:,} bytes, found {size:,}")
+    return io.BytesIO(picture) if isinstance(picture, bytes) else picture
 
 
-def _decoded(image: Image.Image, name: str, side: int | None, *, ours: bool) -> Image.Image:
+def _decoded(image: Image.Image, name: str, side: int | None) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{name}: expected at most {MAX_PIXELS:,} pixels, got {image.width} x {image.height}")
     if max(image.size) > MAX_SIDE:
@@ -154,23 +194,27 @@ def _decoded(image: Image.Image, name: str, side: int | None, *, ours: bool) -> 
     if side is not None and image.format in ("JPEG", CAMERAS):
         image.draft(None, (side, side))
     image.load()
-    return _to_rgb(_upright(image, ours))
+    picture = _to_rgb(_upright(image))
+    picture.info = {}  # It notes the orientation still, by which the picture would be turned again.
+    return picture
 
 
-def _upright(image: Image.Image, ours: bool) -> Image.Image:
-    with contextlib.suppress(
-        Exception
-    ):  # a corrupt EXIF block says nothing about orientation, and the pixels are there
-        if not ours:
-            return ImageOps.exif_transpose(image)
-        ImageOps.exif_transpose(image, in_place=True)  # Without a copy.
-    return image
+def _upright(image: Image.Image) -> Image.Image:
+    turn = None
+    with contextlib.suppress(Exception):  # A corrupt EXIF block says nothing about orientation.
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    # Not by ImageOps.exif_transpose: it writes the block anew, which may fail once the picture is turned.
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255, which would leave nearly all of a 16-bit picture white.
-        grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
+        levels = np.asarray(image)
+        grey = (levels >> 8).clip(0, 255).astype(np.uint8)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):  # One level stands for what is not to be seen.
+            grey[levels == clear] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         layer = image.convert("RGBA")

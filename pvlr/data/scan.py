@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pvlr.data.batch import DataError
+from pvlr.data.batch import DataError, MachineError, refusal
 from pvlr.data.dataset import LabelledImages, Source
 from pvlr.data.images import decode_rgb
 
@@ -52,7 +52,7 @@ def without_bad_images(
 
     Raises:
         DataError: naming the first bad picture and their number, where the policy is ``"raise"``; or where no picture
-            of a part is left.
+            of a part is left; or, under either policy, where the machine fails and not a picture, see :func:`scan`.
 
     Example:
         >>> import tempfile, torch
@@ -109,7 +109,7 @@ def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) 
 
     Args:
         data: The pictures.
-        memory: A file in which good pictures are noted by name, size and time, and are not looked at again as long as
+        memory: A file in which good pictures are noted by path, size and times, and are not looked at again as long as
             those stay the same. It only grows; a damaged line is left out.
         workers: Processes that decode; 0: this one.
 
@@ -117,11 +117,11 @@ def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) 
         For each picture None, or why it is refused.
 
     Raises:
-        DataError: where a process ends at once, as at a lack of memory.
+        DataError: where a picture cannot be read, but not for its own sake (memory or open files run out, a disk
+            fails), or a process ends at once: a look that is cut short tells nothing about the pictures.
     """
     known = _remembered(memory)
-    # By the data set's name too: its splits may have pictures of the same name.
-    marks = [_mark(data.name, name, source) for name, source in zip(data.identifiers, data.paths, strict=True)]
+    marks = [_mark(source) for source in data.paths]
     open_rows = [row for row, mark in enumerate(marks) if mark is None or mark not in known]
     reasons = _reasons([(data.paths[row], data.identifiers[row]) for row in open_rows], workers)
     todo, fresh = iter(open_rows), []
@@ -163,19 +163,27 @@ def _reason(picture: tuple[Source, str]) -> str | None:
             decode_rgb(source)
         else:
             decode_rgb(source(), name=name)
+    except MachineError:
+        raise
     except DataError as err:
         return str(err)
+    except (MemoryError, OSError) as err:  # Of a source that is not ours.
+        if refusal(err) is MachineError:
+            reason = str(err) or "there is too little memory"
+            raise MachineError(f"{name}: expected a machine that can read it, but {reason}") from err
+        raise
     return None
 
 
-def _mark(data: str, name: str, source: Source) -> tuple[str, str, int, int] | None:
+def _mark(source: Source) -> tuple[str, int, int, int] | None:
     if not isinstance(source, Path):
         return None
     try:
         found = os.stat(source)
     except OSError:
         return None
-    return data, name, found.st_size, found.st_mtime_ns
+    # By its place: a picture of the same name elsewhere is another. The last time cannot be set back.
+    return os.path.abspath(source), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _remembered(memory: Path | None) -> set[tuple[object, ...]]:

@@ -1,7 +1,9 @@
 """Annotations, tables and folders that are broken, hostile or make no sense."""
 
+import inspect
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from hostile_pictures import encoded
 
 from pvlr.core.labels import LabelSet
 from pvlr.data.coco import MAX_JSON_BYTES, read_coco
+from pvlr.data.dataset import LabelledImages
 from pvlr.data.folders import read_folders
 from pvlr.data.lines import MAX_TABLE_BYTES
 from pvlr.data.nuswide import read_nuswide
@@ -91,12 +94,31 @@ VOC = (
         "expected the element <annotation>, found",
     ),
     xml("cut short", annotation()[:-9], "expected well-formed XML, but "),
-    xml("other content", "<html/>", "expected the element <annotation>, found <html>"),
+    xml("other content", "<html/>", "expected the element <annotation>, found 'html'"),
     xml("object without a name", annotation(" "), "expected every <object> to have a <name>, found one without"),
     xml(
         "name of 2,000 characters", annotation("x" * 2_000), "expected the name of a label in at most 1,000 characters"
     ),
     xml("name with a line end", annotation("a\nb"), "expected the name of a label without control characters, found"),
+    xml("name that is not shown as it is", annotation("a\u202eb"), "expected the name of a label without control char"),
+    xml("two names", annotation("cat</name><name>dog"), "expected <name> once in <object>, found it 2 times"),
+    xml(
+        "easy and difficult",
+        annotation(rest="<difficult>0</difficult><difficult>1</difficult>"),
+        "expected <difficult> once in <object>, found it 2 times",
+    ),
+    xml(
+        "two ends of a box",
+        annotation().replace("</bndbox>", "<xmax>7</xmax></bndbox>"),
+        "'cat': expected <xmax> once in <bndbox>, found it 2 times",
+    ),
+    xml("two sizes", annotation().replace("<object>", f"{SIZE}{SIZE}<object>"), "expected <size> once in <annotation>"),
+    xml("element's name of 900 kB", f"<{'a' * 900_000}/>", "expected the element <annotation>, found 'aaa"),
+    xml(
+        "element's name that paints the terminal",
+        '<annotation xmlns="a&#10;\x9b31m"/>',
+        "expected the element <annotation>, found '{a\\n\\x9b31m}annotation'",
+    ),
     xml("unknown name", annotation("persn"), "unknown label 'persn', the nearest known one is 'person'"),
     xml(
         "difficult: 7",
@@ -113,8 +135,14 @@ VOC = (
         annotation(box="60 1 70 9").replace("<object>", f"{SIZE}<object>"),
         "'cat': expected <xmin> within the picture's <width> of 48, found 60",
     ),
-    listed("the same picture twice", b"1\n1\n", "expected every picture once, found '1' twice"),
-    listed("path out of the folder", b"../../1\n", "expected names of pictures without folders, found '../../1'"),
+    listed("the same picture twice", b"1\n1\n", "line 2: expected every picture once, found '1' twice"),
+    listed(
+        "path out of the folder", b"../../1\n", "line 1: expected names of pictures without folders, found '../../1'"
+    ),
+    listed(
+        "name with a space", b"1\n1 2\n", "line 2: expected a name without spaces, alone or with -1, 0 or 1, found "
+    ),
+    listed("name of two lines", "1\u20282\n".encode(), "line 1: expected a name without spaces, alone or with -1, 0"),
     listed("list with a NUL byte", b"1\0\n", "line 1: expected a list of pictures, found a NUL byte"),
     listed("list in UTF-16", "1\n".encode("utf-16"), "line 1: expected a list of pictures in UTF-8"),
     voc(
@@ -127,7 +155,23 @@ VOC = (
         instead("Annotations/1.xml", lambda path: None),
         "the annotation of '1', found no such file",
     ),
-    voc("annotation is a pipe", instead("Annotations/1.xml", os.mkfifo), "the annotation of '1', found no such file"),
+    voc("annotation is a pipe", instead("Annotations/1.xml", os.mkfifo), "the annotation of '1', found a pipe, sock"),
+    voc("picture is a folder", instead("JPEGImages/1.jpg", Path.mkdir), "the picture of '1', found a folder"),
+    voc(
+        "list is a pipe",
+        instead("ImageSets/Main/trainval.txt", os.mkfifo),
+        "trainval.txt: expected a list of pictures, found a pipe, socket or device",
+    ),
+    voc(
+        "labels are a pipe",
+        lambda home: os.mkfifo(home / "labels.json"),
+        "refused: VOC2007/labels.json: expected a label set, found a pipe, socket or device",
+    ),
+    voc(
+        "name longer than a file's may be",
+        lambda home: (home / "ImageSets/Main/trainval.txt").write_text("x" * 300),
+        f"the picture of {'x' * 300!r}, but File name too long",
+    ),
     voc(
         "annotation leads out",
         instead("Annotations/1.xml", lambda path: path.symlink_to("/etc/passwd")),
@@ -185,6 +229,16 @@ COCO = (
         "number of 5,000 digits",
         coco_text(images=[1]).replace("1", "1" * 5_000, 1),
         "expected annotations as JSON, but ",
+    ),
+    Attack(
+        "COCO: name longer than a file's may be",
+        coco("", coco_text(images=[{"id": 1, "file_name": "x" * 300}]), "").make,
+        f"refused: images/{'x' * 300}: expected the picture of x.json: image 1, but File name too long",
+    ),
+    coco(
+        "40,000 keys, one of them twice",
+        f"{{{', '.join(f'{chr(34)}{key}{chr(34)}: 0' for key in (*range(40_000), 39_999))}}}",
+        "expected every key of an object once, found '39999' twice",
     ),
     coco("the same key twice", '{"images": [], "images": []}', "expected every key of an object once, found 'images'"),
     coco(
@@ -263,13 +317,14 @@ def table(name: str, content: str | bytes, outcome: str, *, ending: str = "csv",
     def make(folder: Path) -> Act:
         (folder / "1.png").write_bytes(PICTURE)
         (folder / "out.png").symlink_to("/etc/passwd")
+        (folder / "folder.png").mkdir()
         path = folder / f"x.{ending}"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         if size is not None:
             os.truncate(path, size)
         return lambda: read_table(folder, path, labels=LABELS).summary()
 
-    said = outcome if outcome.startswith("out.png") else f"x.{ending}: {outcome}"
+    said = outcome if outcome.startswith(("out.png", "xxx", "folder")) else f"x.{ending}: {outcome}"
     return Attack(f"{ending.upper()}: {name}", make, f"refused: {said}")
 
 
@@ -296,6 +351,41 @@ TABLES = (
     table("UTF-16", f"{HEAD}1.png,cat".encode("utf-16"), "line 1: expected a table in UTF-8, found other bytes"),
     table(
         "cell of 200 kB", f"{HEAD}1.png,{'x' * 200_000}", "line 2: expected comma-separated values, but field larger"
+    ),
+    table(
+        "name longer than a file's may be", f"{HEAD}{'x' * 300},cat", f"{'x' * 300}: expected the picture of x.csv: "
+    ),
+    table(
+        "folder for a picture", f"{HEAD}folder.png,cat", "folder.png: expected the picture of x.csv: line 2, found a f"
+    ),
+    table(
+        "name that is not shown as it is", f"{HEAD}a\u202egpj.png,cat", "line 2: expected the name of a picture with"
+    ),
+    table("name of two lines", f"{HEAD}a\u2028b.png,cat", "line 2: expected the name of a picture without control ch"),
+    table("name that paints the terminal", f"{HEAD}a\x9b31m.png,cat", "line 2: expected the name of a picture without"),
+    table("empty label", f"{HEAD}1.png,cat;\n", "line 2: expected a label between any two ';', found an empty name"),
+    table(
+        "20,000 columns, one of them twice",
+        f"{HEAD[:-1]},{','.join(map(str, (*range(20_000), 19_999)))}\n",
+        "line 1: expected every column once, found '19999' twice",
+    ),
+    table(
+        "position of 4,000 digits",
+        f'{{"file": "1.png", "labels": [{"9" * 4_000}]}}',
+        "line 1: expected the position of a label from 0 to 1, found 999",
+        ending="jsonl",
+    ),
+    table(
+        "40,000 keys, one of them twice",
+        f"{{{', '.join(f'{chr(34)}{key}{chr(34)}: 0' for key in (*range(40_000), 39_999))}}}",
+        "line 1: expected every key once, found '39999' twice",
+        ending="jsonl",
+    ),
+    table(
+        "40,000 keys, none of them right",
+        f"{{{', '.join(f'{chr(34)}{key}{chr(34)}: 0' for key in range(40_000))}}}",
+        "line 1: expected the key 'file', found '0', '1', '2', '3', '4', '5', '6', '7' and 39992 more",
+        ending="jsonl",
     ),
     table("row without labels' cell", f"{HEAD}1.png\n", "line 2: expected 2 values, one per column, found 1"),
     table(
@@ -331,7 +421,52 @@ def tree(name: str, put: Callable[[Path], object], outcome: str) -> Attack:
     return Attack(f"folders: {name}", make, f"refused: {outcome}")
 
 
+def pipe(name: str, file: str, read: Callable[[Path], LabelledImages], what: str) -> Attack:
+    def make(folder: Path) -> Act:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(folder / file)
+        return lambda: read(folder).summary()
+
+    return Attack(f"{name} is a pipe", make, f"refused: {file}: expected {what}, found a pipe, socket or device")
+
+
+def nested(folder: Path) -> Act:
+    """Folders deeper within each other than functions may call each other; few may, so that pytest can delete them."""
+    deep = folder.joinpath("root", "cat", *["d"] * 300)
+    deep.mkdir(parents=True)
+    (deep / "1.png").touch()
+
+    def act() -> str:
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+        try:
+            return read_folders(folder / "root").summary()
+        finally:
+            sys.setrecursionlimit(before)
+
+    return act
+
+
 REST = (
+    pipe("table", "x.csv", lambda folder: read_table(folder, folder / "x.csv"), "a table"),
+    pipe("table of objects", "x.jsonl", lambda folder: read_table(folder, folder / "x.jsonl"), "a table"),
+    pipe("COCO's file", "x.json", lambda folder: read_coco(folder, folder / "x.json"), "annotations"),
+    pipe("NUS-WIDE's table", "nus_wid_data.csv", lambda folder: read_nuswide(folder, lists="asl"), "a table"),
+    pipe("NUS-WIDE's list", "ImageList/TrainImagelist.txt", read_nuswide, "a list of pictures"),
+    Attack("folders: 300 within each other, where calls are less deep", nested, "read: root: 1 images, 1 labels"),
+    tree(
+        "path of 1,100 characters",
+        lambda cat: ((deep := cat.joinpath(*["d" * 200] * 5)).mkdir(parents=True), (deep / f"{'d' * 100}.png").touch()),
+        "root/cat: expected the name of a picture in at most 1,000 characters, found 1,1",
+    ),
+    tree(
+        "link to itself", lambda cat: (cat / "2.png").symlink_to("2.png"), "root/cat/2.png: expected a folder or a pi"
+    ),
+    tree(
+        "name that is not shown as it is",
+        lambda cat: (cat / "a\u202egpj.png").touch(),
+        "root/cat: expected the name of a file or folder without control characters, found 'a\\u202egpj.png'",
+    ),
     lists(
         "code for a list", "1.jpg,__import__('os').getcwd(),train", "expected 'label' to be a list such as ['sky', 'wa"
     ),

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -68,6 +69,11 @@ def shard(name: str, content: bytes | Callable[[], bytes], outcome: str, size: i
     return Attack(f"shard: {name}", make, outcome)
 
 
+def piped(folder: Path) -> Act:
+    os.mkfifo(folder / "x.tar")
+    return lambda: read_shards([folder / "x.tar"], name="mine").summary()
+
+
 def unpacked(name: str, content: bytes, outcome: str) -> Attack:
     """An archive that is written out, as that of a download; a file beside the folder would be seen."""
 
@@ -105,6 +111,7 @@ ZEROS = 20_000_000
 PLAIN = tar(GOOD, form=tarfile.USTAR_FORMAT)
 
 ARCHIVES = (
+    Attack("shard: archive is a pipe", piped, "refused: x.tar: expected a tar archive, found a pipe, socket or device"),
     shard("a good one", tar(GOOD), "read: (3, 40, 48)"),
     *(
         make(f"member {name}", tar([(name, b"x"), *GOOD]), f"refused: x.tar: {OUTSIDE} {name!r}")

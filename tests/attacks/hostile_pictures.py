@@ -1,6 +1,7 @@
 """Pictures that are broken, hostile or only unusual."""
 
 import io
+import math
 import os
 import struct
 import zlib
@@ -101,6 +102,23 @@ def large(path: Path) -> None:
         target.truncate(MAX_BYTES + 1)
 
 
+def opened_large(folder: Path) -> Act:
+    large(folder / "x.jpg")
+
+    def act() -> str:
+        with (folder / "x.jpg").open("rb") as opened:
+            return look(opened)
+
+    return act
+
+
+def turned_and_odd() -> bytes:
+    """A camera's orientation, and beside it a note that Pillow reads and cannot write."""
+    notes = struct.pack("<H", 2) + struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHIf", 0x9000, 11, 1, math.nan)
+    with Image.open(io.BytesIO(turned("JPEG", 1))) as picture:
+        return encoded("JPEG", picture, exif=b"Exif\0\0II*\0\x08\0\0\0" + notes + bytes(4), quality=95)
+
+
 def row(name: str, rows: Callable[[], object], outcome: str) -> Attack:
     def make(folder: Path) -> Act:
         return lambda: tuple(read_rows(rows(), name="mine")[0].image.shape)
@@ -138,6 +156,11 @@ PICTURES = (
     ),
     file("JPEG without a last byte", encoded("JPEG")[:-30], "refused: x.jpg: expected a whole picture, but "),
     file("PNG with a wrong checksum", encoded("PNG").replace(b"IDAT", b"IDAX", 1), ELSE),
+    file(
+        "PNG without the palette it needs",
+        png(2, 1, colours=3, pixels=b"\0\0\1"),
+        "refused: x.jpg: expected a whole picture, but its decoder gave up (AssertionError)",
+    ),
     file("PNG of no pixels", png(0, 0), ELSE),
     file("bomb: PNG, 20,000 x 6,000", png(20_000, 6_000), "refused: x.jpg: expected at most 100,000,000 pixels, got 2"),
     file("bomb: PNG, 60,000 x 60,000", png(60_000, 60_000), "refused: x.jpg: expected at most 100,000,000 pixels"),
@@ -167,6 +190,12 @@ PICTURES = (
     ),
     place("missing file", lambda path: None, "refused: x.jpg: expected a picture, found no such file"),
     place("folder", lambda path: path.mkdir(), "refused: x.jpg: expected a picture, found a folder"),
+    Attack(
+        "path that paints the terminal",
+        lambda folder: lambda: look(folder / "a\x1b[31m\nb.jpg"),
+        "refused: a\\x1b[31m\\nb.jpg: expected a picture, found no such file",
+    ),
+    Attack("open file of 200 MB and a byte", opened_large, "refused: picture: expected a picture of at most 200,000,0"),
     place("pipe", os.mkfifo, "refused: x.jpg: expected a picture, found a pipe, socket or device"),
     place(
         "link to a device", lambda path: path.symlink_to("/dev/zero"), "refused: x.jpg: expected a picture, found a pi"
@@ -216,6 +245,11 @@ PICTURES = (
     file("alpha: WebP", encoded("WEBP", NOTHING, lossless=True), WHITE),
     file("grey with alpha", encoded("PNG", NOTHING.convert("LA")), WHITE),
     file("16 bits, grey", encoded("PNG", GREY16), WHITE),
+    file(
+        "16 bits, grey, and a level that is not to be seen",
+        png(2, 1, chunk(b"tRNS", b"\x12\x34"), depth=16, colours=0, pixels=b"\0\x12\x34\x12\x35"),
+        "read: RGB 2 x 1, 8,8,8 to 1,1,1",
+    ),
     file("16 bits, colours", png(1, 1, depth=16, pixels=b"\0" + b"\xff\0" * 3), "read: RGB 1 x 1, 8,8,8"),
     *(
         file(f"EXIF orientation 6, {form}", turned(form, 6), "read: RGB 16 x 32, 8,0,0 to 0,0,8")
@@ -226,6 +260,12 @@ PICTURES = (
         "corrupt EXIF",
         encoded("JPEG", Image.new("RGB", (6, 4), RED), exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01"),
         "read: RGB 6 x 4, 8,0,0",
+    ),
+    file("EXIF that cannot be written anew", turned_and_odd(), "read: RGB 16 x 32, 8,0,0 to 0,0,8"),
+    Attack(
+        "EXIF that cannot be written anew, opened by Pillow",
+        lambda folder: lambda: look(Image.open(io.BytesIO(turned_and_odd()))),
+        "read: RGB 16 x 32, 8,0,0 to 0,0,8",
     ),
     file("JPEG with an archive behind it", encoded("JPEG") + b"PK\x03\x04" + bytes(9_000), "read: RGB 48 x 40"),
 )

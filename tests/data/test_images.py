@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import struct
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pvlr.data import images
-from pvlr.data.batch import DataError
-from pvlr.data.images import decode_rgb
+from pvlr.data.batch import DataError, MachineError
+from pvlr.data.images import decode_rgb, picture_of
 
 
 @pytest.fixture
@@ -205,3 +206,90 @@ def test_scaled_decoding_keeps_colours_and_orientation(tmp_path: Path, mode: str
     assert (whole.size, scaled.size) == ((400, 800), (100, 200))
     both = [np.asarray(found.resize((20, 40)), dtype=float) for found in (whole, scaled)]
     assert np.abs(both[0] - both[1]).mean() < 3
+
+
+def test_what_was_turned_is_not_turned_again(pixels: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", exif=exif)
+    with Image.open(buffer) as opened:
+        found = decode_rgb(opened)
+        assert opened.getexif()[0x0112] == 6, "it is left as it is"
+        assert opened.size == (14, 9)
+    assert decode_rgb(found).size == found.size == (9, 14)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE])
+def test_errors_of_the_machine_are_not_the_picture_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*given: object, **options: object) -> Image.Image:
+        raise OSError(number, os.strerror(number))
+
+    Image.new("RGB", (3, 2)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(MachineError) as caught:
+        decode_rgb(tmp_path / "x.png")
+    assert str(caught.value) == (
+        f"{tmp_path / 'x.png'}: expected a machine that can read it, but {os.strerror(number)}"
+    )
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(MachineError):
+        decode_rgb(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory when reading image file")])
+@pytest.mark.parametrize("short", [True, False])
+def test_a_lack_of_memory_is_the_picture_s_only_where_there_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, short: bool
+) -> None:
+    def refuse(*given: object, **options: object) -> Image.Image:
+        raise error
+
+    Image.new("RGB", (3, 2)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "open", refuse)
+    if short:
+        monkeypatch.setattr(images, "MAX_PIXELS", 2**57)
+    with pytest.raises(DataError, match="memory") as caught:
+        decode_rgb(tmp_path / "x.png")
+    assert type(caught.value) is (MachineError if short else DataError)
+
+
+def test_the_ceiling_holds_for_open_files_and_pipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (5, 4)).save(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+
+    def outcomes() -> list[str]:
+        found = []
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        with (tmp_path / "x.png").open("rb") as file, os.fdopen(reading, "rb") as pipe:
+            file.read(9)  # It is read from its beginning, wherever it stands.
+            for picture in (content, io.BytesIO(content), file, pipe, tmp_path / "x.png"):
+                try:
+                    found.append(str(decode_rgb(picture, name="x").size))
+                except DataError as err:
+                    found.append(str(err))
+        return found
+
+    assert outcomes() == ["(5, 4)"] * 5
+    monkeypatch.setattr(images, "MAX_BYTES", len(content) - 1)
+    least = f"x: expected a picture of at most {len(content) - 1} bytes, found {len(content)}"
+    assert outcomes() == [least] * 5
+
+
+@pytest.mark.parametrize(
+    ("array", "found"),
+    [
+        (np.array([["a"]]), "<U1 (1, 1)"),
+        (np.zeros((2, 2), dtype=object), "object (2, 2)"),
+        (np.zeros((2, 2), dtype=np.longdouble), f"{np.dtype(np.longdouble)} (2, 2)"),
+        (np.zeros((2, 2), dtype=np.int64), "int64 (2, 2)"),
+    ],
+)
+def test_arrays_of_other_kinds_are_refused(array: np.ndarray, found: str) -> None:
+    with pytest.raises(DataError) as caught:
+        picture_of(array)
+    assert str(caught.value) == f"picture: expected 8-bit levels or floats from 0 to 1, got {found}"

@@ -1,5 +1,6 @@
 """The look at all pictures before a run."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 
 from pvlr.core.labels import LabelSet
 from pvlr.data import scan as scanning
-from pvlr.data.batch import DataError
+from pvlr.data.batch import DataError, MachineError
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.scan import Refused, scan, without_bad_images
 
@@ -135,3 +136,54 @@ def test_pictures_that_are_no_files_are_looked_at_each_time(pictures: LabelledIm
         identifiers=["a", "b"], target=torch.zeros(2, 1),
     )  # fmt: skip
     assert [outcome and outcome.identifier for outcome in scan(data)] == [None, "b"]
+
+
+class Short:
+    """A picture that cannot be read for want of something; it is no fault of its own."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __call__(self) -> bytes:
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files"), MachineError("a disk")])
+def test_no_picture_is_left_out_for_the_machine_s_sake(
+    pictures: LabelledImages, tmp_path: Path, error: Exception, workers: int
+) -> None:
+    data = LabelledImages(
+        name="mine", labels=pictures.labels, paths=[*pictures.paths[:-1], Short(error)],
+        identifiers=pictures.identifiers, target=pictures.target,
+    )  # fmt: skip
+    with pytest.raises(MachineError):
+        without_bad_images([data], "drop", folder=tmp_path, workers=workers)
+    assert not (tmp_path / "refused.jsonl").exists()
+    assert len((tmp_path / "scanned.jsonl").read_text().splitlines()) >= 64, "what was seen until then"
+
+
+def test_a_picture_is_known_by_its_place(tmp_path: Path) -> None:
+    looked = {}
+    for name in ("here", "there"):
+        path = tmp_path / name / "a.bmp"
+        path.parent.mkdir()
+        Image.new("RGB", (9, 7)).save(path)
+        if name == "there":
+            path.write_bytes(bytes(path.stat().st_size))
+        os.utime(path, ns=(1, 1))
+        data = LabelledImages(
+            name="mine", labels=LabelSet(("cat",)), paths=[path], identifiers=["a.bmp"], target=torch.zeros(1, 1)
+        )
+        looked[name] = list(scan(data, memory=tmp_path / "scanned.jsonl"))
+    assert looked["here"] == [None]
+    assert looked["there"][0] is not None
+
+
+def test_times_that_are_set_back_do_not_deceive(pictures: LabelledImages, tmp_path: Path) -> None:
+    memory, path = tmp_path / "scanned.jsonl", pictures.paths[0]
+    assert list(scan(pictures.select([0]), memory=memory)) == [None]
+    before = path.stat()
+    path.write_bytes(bytes(before.st_size))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert list(scan(pictures.select([0]), memory=memory)) != [None]
