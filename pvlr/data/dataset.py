@@ -197,7 +197,10 @@ def split_by_name(data: LabelledImages, *, share: float, seed: int = 0) -> tuple
 
 
 def hide_labels(data: LabelledImages, *, keep: float | str, seed: int = 0) -> LabelledImages:
-    """Make labels unknown, as studies of partial labels do: a function of (seed, name of the picture), nothing else.
+    """Make labels unknown, as studies of partial labels do: the same ones of a picture wherever it is met.
+
+    The choice is a function of the seed, the picture's name, and the number and order of the labels, nothing else:
+    not of the other pictures. It is drawn column by column, so the same labels in another order hide others.
 
     Args:
         data: Pictures with labels.

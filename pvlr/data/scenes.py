@@ -6,6 +6,7 @@ a label is known only by all three of its words. Labels come in five themes whos
 them seldom. Everything is a function of (seed, split, index).
 """
 
+import errno
 import json
 import os
 import shutil
@@ -221,13 +222,7 @@ def write_scenes(root: str | os.PathLike[str], config: ScenesConfig) -> Path:
     folder = Path(root) / "VOCdevkit" / "VOC2007"
     stamp = json.dumps({"generator": GENERATOR_VERSION, **asdict(config)}, indent=1) + "\n"
     if folder.exists():
-        found = folder / "scenes.json"
-        if found.is_file() and found.read_text() == stamp:
-            return folder
-        raise DataError(
-            f"{folder}: expected no folder or the scenes of this configuration, found another data set; "
-            "choose another data.root or remove the folder"
-        )
+        return _of_stamp(folder, stamp)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".scenes-", dir=folder.parent))
     try:
@@ -236,10 +231,22 @@ def write_scenes(root: str | os.PathLike[str], config: ScenesConfig) -> Path:
         (partial / "scenes.json").write_text(stamp)
         partial.chmod(0o755)
         partial.rename(folder)
-    except BaseException:
+    except BaseException as err:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(err, OSError) and err.errno in (errno.EEXIST, errno.ENOTEMPTY):  # Another process was faster.
+            return _of_stamp(folder, stamp)
         raise
     return folder
+
+
+def _of_stamp(folder: Path, stamp: str) -> Path:
+    found = folder / "scenes.json"
+    if found.is_file() and found.read_text() == stamp:
+        return folder
+    raise DataError(
+        f"{folder}: expected no folder or the scenes of this configuration, found another data set; "
+        "choose another data.root or remove the folder"
+    )
 
 
 GENERATOR_VERSION = 1

@@ -199,3 +199,23 @@ def test_labels_share_attributes_but_no_attribute_gives_one_away() -> None:
     for position in range(3):
         for word in {w[position] for w in words}:
             assert sum(w[position] == word for w in words) >= 2
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_whoever_is_slower_takes_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool) -> None:
+    mine = ScenesConfig(train=2, val=1, test=1)
+    other = mine if same else replace(mine, seed=1)
+    write = scenes._write_devkit
+
+    def slow(partial: Path, config: ScenesConfig) -> None:
+        write(partial, config)
+        monkeypatch.setattr(scenes, "_write_devkit", write)
+        write_scenes(tmp_path, other)  # Another process, meanwhile.
+
+    monkeypatch.setattr(scenes, "_write_devkit", slow)
+    if same:
+        assert write_scenes(tmp_path, mine) == tmp_path / "VOCdevkit" / "VOC2007"
+    else:
+        with pytest.raises(DataError, match="expected no folder or the scenes of this configuration, found another"):
+            write_scenes(tmp_path, mine)
+    assert [path.name for path in (tmp_path / "VOCdevkit").iterdir()] == ["VOC2007"]
