@@ -194,6 +194,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise TowerError(f"{path}: expected an entry 'model_cfg' with embed_dim, vision_cfg and text_cfg, found none")
     for part in ("vision_cfg", "text_cfg"):
         _require_object(path, part, config[part])
+    _require_object(path, "text_cfg.tokenizer_kwargs", config["text_cfg"].get("tokenizer_kwargs", {}))
     for part, entry in FOREIGN_NAMES:
         name = config[part].get(entry)
         # With a colon it says where to fetch from, and nothing is fetched but what was asked for.

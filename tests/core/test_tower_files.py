@@ -135,6 +135,11 @@ REFUSED_FOLDERS = {
     "deep": ("[" * 100_000, (), "expected the tower's configuration as JSON, got maximum recursion depth exceeded"),
     "images no object": (_config("vision_cfg", be=3), (), "expected vision_cfg to be an object, got 3"),
     "texts no object": (_config("text_cfg", be=["a"]), (), "expected text_cfg to be an object, got \\['a'\\]"),
+    "tokenizer's no object": (
+        _config("text_cfg", tokenizer_kwargs=3),
+        (),
+        "expected text_cfg.tokenizer_kwargs to be an object, got 3",
+    ),
     "preprocessing no object": (_config(preprocess=[1]), (), "expected preprocess_cfg to be an object, got \\[1\\]"),
     "mean a text": (_preprocess(mean="abc"), (), f"{MEAN} 'abc'"),
     "mean a number": (_preprocess(mean=3), (), f"{MEAN} 3"),
@@ -393,14 +398,14 @@ def test_what_is_fetched_is_loaded(monkeypatch, tmp_path):
     monkeypatch.setattr(tower_files, "_require_reachable", lambda *_: None)
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda *_, **__: WordTokenizer((1,), (49407,), 0))
     towers = load_towers("hf-hub:some/where", cache_dir="some cache")
-    assert towers.fingerprint == weights_fingerprint(model.state_dict(), activation="QuickGELU")
+    assert towers.fingerprint == weights_fingerprint(model.state_dict(), architecture=CONFIGS["vit"])
     assert towers.preprocess["mean"] == (0.1, 0.2, 0.3)
     assert [record["hf_hub"] for record in asked] == ["some/where/open_clip_config.json", "some/where/"]
 
     published = {**open_clip.get_pretrained_cfg("ViT-B-16-quickgelu", "openai"), "std": (0.1, 0.1, 0.1)}
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: published)
     towers = load_towers("pvlr-test-vit", weights="openai", cache_dir="some cache")
-    assert towers.fingerprint == weights_fingerprint(model.state_dict(), activation="QuickGELU")
+    assert towers.fingerprint == weights_fingerprint(model.state_dict(), architecture=CONFIGS["vit"])
     assert towers.preprocess["std"] == (0.1, 0.1, 0.1)
 
 
