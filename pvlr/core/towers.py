@@ -135,7 +135,7 @@ def load_towers(
     if text.dim != image.dim:
         raise TowerError(f"name: '{name}' has text vectors of width {text.dim} and image vectors of width {image.dim}")
     read_weights(model, source, cache_dir)
-    fingerprint = weights_fingerprint(model.state_dict(), activation=_activation(source.config))
+    fingerprint = weights_fingerprint(model.state_dict(), architecture={"quick_gelu": False, **source.config})
     if image_size is not None:
         image.set_image_size(image_size)
     return Towers(
@@ -212,12 +212,13 @@ def _drawn(spec: TowerSpec) -> Iterator[None]:
         yield
 
 
-def weights_fingerprint(weights: Mapping[str, Tensor], *, activation: str = "") -> str:
+def weights_fingerprint(weights: Mapping[str, Tensor], *, architecture: Mapping[str, Any] | None = None) -> str:
     """sha256 over names, shapes, dtypes and contents of ``weights``, in the order of their names.
 
     Args:
         weights: Tensors by name, as ``state_dict()`` returns them.
-        activation: The activation function, which leaves no trace in the weights.
+        architecture: open_clip's description of the model, as JSON holds it: much of it, such as the number of heads
+            or the activation function, leaves no trace in the weights.
 
     Returns:
         64 hexadecimal digits.
@@ -228,7 +229,7 @@ def weights_fingerprint(weights: Mapping[str, Tensor], *, activation: str = "") 
         >>> weights_fingerprint({"w": torch.zeros(2)}) == weights_fingerprint({"w": torch.tensor([0.0, 1e-30])})
         False
     """
-    digest = hashlib.sha256(activation.encode())
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()
         digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
@@ -264,10 +265,6 @@ def _build(config: Mapping[str, Any]) -> Any:
         rest["vision_cfg"]["timm_model_pretrained"] = False
     kind: type[nn.Module] = CustomTextCLIP if config.get("custom_text", False) else CLIP
     return kind(**rest)
-
-
-def _activation(config: Mapping[str, Any]) -> str:
-    return "QuickGELU" if config.get("quick_gelu", False) else "GELU"
 
 
 def _preprocess(record: Mapping[str, Any], image_size: int) -> dict[str, Any]:

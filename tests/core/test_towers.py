@@ -10,7 +10,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tower_models import SENTENCES, name_of, register, small_model, write_folder
+from tower_models import CONFIGS, SENTENCES, name_of, register, small_model, write_folder
 
 from pvlr.core import tower_files
 from pvlr.core.towers import Towers, load_towers, weights_fingerprint
@@ -91,7 +91,7 @@ def test_weights_from_a_file_of_any_kind(ending, tmp_path):
     else:
         torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in model.state_dict().items()}}, path)
     towers = load_towers("pvlr-test-vit", weights=str(path))
-    expected = weights_fingerprint(model.state_dict(), activation="QuickGELU")
+    expected = weights_fingerprint(model.state_dict(), architecture=CONFIGS["vit"])
     assert towers.fingerprint == expected
 
 
@@ -144,19 +144,34 @@ def test_the_fingerprint_is_stable_and_sees_every_weight(tmp_path):
     assert load_towers(name).fingerprint == first
 
 
-def test_the_fingerprint_sees_names_shapes_types_and_the_activation():
+def test_the_fingerprint_sees_names_shapes_types_and_the_architecture():
     base = {"a": torch.zeros(4), "b": torch.ones(())}
-    others: list[tuple[dict[str, torch.Tensor], str]] = [
-        ({"a": torch.zeros(4), "c": torch.ones(())}, "GELU"),
-        ({"a": torch.zeros(2, 2), "b": torch.ones(())}, "GELU"),
-        ({"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(())}, "GELU"),
-        ({"a": torch.zeros(4).bfloat16(), "b": torch.ones(())}, "GELU"),
-        (base, "QuickGELU"),
+    others = [
+        {"a": torch.zeros(4), "c": torch.ones(())},
+        {"a": torch.zeros(2, 2), "b": torch.ones(())},
+        {"a": torch.zeros(4, dtype=torch.int32), "b": torch.ones(())},
+        {"a": torch.zeros(4).bfloat16(), "b": torch.ones(())},
     ]
-    prints = {weights_fingerprint(weights, activation=activation) for weights, activation in [(base, "GELU"), *others]}
-    assert len(prints) == 6
+    prints = {weights_fingerprint(weights, architecture={"heads": 2, "layers": 1}) for weights in (base, *others)}
+    prints |= {weights_fingerprint(base, architecture={"heads": 4, "layers": 1}), weights_fingerprint(base)}
+    assert len(prints) == 7
     reordered = {"b": torch.ones(()), "a": torch.zeros(8)[::2]}
-    assert weights_fingerprint(reordered, activation="GELU") == weights_fingerprint(base, activation="GELU")
+    assert weights_fingerprint(reordered, architecture={"layers": 1, "heads": 2}) in prints
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "value"), [("vision_cfg", "head_width", 4), ("text_cfg", "heads", 8), (None, "quick_gelu", False)]
+)
+def test_the_fingerprint_sees_what_leaves_no_trace_in_the_weights(tmp_path, part, entry, value):
+    write_folder(tmp_path, "vit")
+    first = load_towers(f"local-dir:{tmp_path}").fingerprint
+    path = tmp_path / "open_clip_config.json"
+    told = json.loads(path.read_text())
+    config = told["model_cfg"] if part is None else told["model_cfg"][part]
+    assert config.get(entry) != value
+    config[entry] = value
+    path.write_text(json.dumps(told))
+    assert load_towers(f"local-dir:{tmp_path}").fingerprint != first
 
 
 # --------------------------------------------------------------------------------------------------------- imports

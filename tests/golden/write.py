@@ -5,6 +5,7 @@
 Run it once for each new number of a format, and keep the folders of all earlier ones.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -44,12 +45,16 @@ PICTURE = "voc/VOCdevkit/VOC2007/JPEGImages/000009.jpg"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    if FOLDER.exists():
+        # What later versions have to read would become what this one writes.
+        parser.error(f"expected no {FOLDER.name} yet, found one; remove it if no such format was ever released")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         os.chdir(name)  # The configuration holds no path of this machine.
         write_voc(Path("voc"), train=8, test=4)
         command(train, [f"--{name}={value}" for name, value in OPTIONS.items()], data=VOCData)
-        shutil.rmtree(FOLDER, ignore_errors=True)
         (FOLDER / "checkpoints").mkdir(parents=True)
         for file in ("model.json", "model.safetensors", "config.yaml"):
             shutil.copy(f"run/{file}", FOLDER)
