@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvlr.core.functional import cosine_scores
 from pvlr.core.labels import LabelSet
+from pvlr.core.shapes import expect
 
 __all__ = ["Tag", "choose_tags", "evidence"]
 
@@ -37,14 +38,28 @@ def choose_tags(
 ) -> list[Tag]:
     """The labels of one picture whose probability reaches their threshold, most probable first.
 
+    Thresholds are compared in the width of the probabilities, as :func:`~pvlr.core.report.multilabel_report` does.
+
+    Raises:
+        ShapeError: where there is not one probability for each label.
+        ValueError: where there is not one threshold for each, or a probability is NaN.
+
     Example:
         >>> choose_tags(LabelSet(("cat", "dog", "cow")), torch.tensor([0.5, 0.25, 0.75]), (0.5, 0.5, 0.5))
         [Tag(name='cow', probability=0.75, attention=None), Tag(name='cat', probability=0.5, attention=None)]
     """
+    expect("probabilities", probabilities, "c", dtype="float", c=len(labels))
+    if len(thresholds) != len(labels):
+        raise ValueError(f"thresholds: expected one for each of the {len(labels)} labels, got {len(thresholds)}")
+    unknown = [name for name, odd in zip(labels, probabilities.isnan().tolist(), strict=True) if odd]
+    if unknown:
+        raise ValueError(f"probabilities: expected numbers, got nan for {unknown[0]!r}")
+    least = torch.tensor(thresholds, dtype=probabilities.dtype, device=probabilities.device)
+    reached, values = (probabilities >= least).tolist(), probabilities.tolist()
     found = [
         Tag(name, value, None if attention is None else attention[column])
-        for column, (name, value, least) in enumerate(zip(labels, probabilities.tolist(), thresholds, strict=True))
-        if value >= least
+        for column, (name, value) in enumerate(zip(labels, values, strict=True))
+        if reached[column]
     ]
     return sorted(found, key=lambda tag: -tag.probability)
 
