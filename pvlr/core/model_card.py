@@ -1,5 +1,6 @@
 """What a model's readers should know: data, figures, command, limits; as JSON, and as the README of its folder."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -19,13 +20,13 @@ class ModelCard:
 
     Args:
         data: A line on each split.
-        metrics: Name to value, on the test split.
+        metrics: Name to value, a finite number, on the test split.
         command: The command that trained it.
         versions: Package to version.
         notes: What has happened to it since.
 
     Raises:
-        ValueError: naming the field that is of another kind.
+        ValueError: naming the field that is of another kind, or the metric that is not finite.
     """
 
     data: tuple[str, ...] = ()
@@ -41,6 +42,9 @@ class ModelCard:
         for name, kind in (("metrics", (int, float)), ("versions", str)):
             value: object = getattr(self, name)
             _require(name, "values by name", isinstance(value, Mapping) and _all(value.values(), kind))
+        for name, value in self.metrics.items():
+            # JSON has no NaN and no infinity.
+            _require(f"metrics[{name!r}]", f"a finite number, got {value!r}", -math.inf < value < math.inf)
 
     def for_other_labels(self) -> "ModelCard":
         """The card of the same model with other labels, of which nothing was measured."""
