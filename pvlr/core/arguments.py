@@ -1,9 +1,25 @@
-"""Checks of plain arguments (numbers and choices) that several blocks share: one sentence per refusal."""
+"""Checks of plain arguments (booleans, numbers and choices) that several blocks share: one sentence per refusal."""
 
 import math
 from collections.abc import Sequence
 
-__all__ = ["require_choice", "require_heads", "require_int", "require_number"]
+__all__ = ["require_bool", "require_choice", "require_heads", "require_int", "require_number"]
+
+
+def require_bool(name: str, value: object) -> None:
+    """Refuse what is neither True nor False: a text such as ``"false"`` would count as True.
+
+    Raises:
+        ValueError: naming the argument and the value.
+
+    Example:
+        >>> require_bool("maps", "false")
+        Traceback (most recent call last):
+            ...
+        ValueError: maps: expected True or False, got 'false'
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: expected True or False, got {value!r}")
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:

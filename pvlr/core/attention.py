@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pvlr.core.arguments import require_choice, require_heads, require_int
+from pvlr.core.arguments import require_bool, require_choice, require_heads, require_int
 from pvlr.core.block import Block
 from pvlr.core.functional import attend, attention_map, by_rows, merge_heads, split_heads, standardise
 from pvlr.core.shapes import ShapeError, expect
@@ -41,7 +41,12 @@ class RelationMap(NamedTuple):
     key: Float[Tensor, "... h c e"]
 
     def attend(self, values: Float[Tensor, "... h c f"]) -> Float[Tensor, "... h c f"]:
-        """The map times ``values``, by fused attention; leading axes broadcast."""
+        """The map times ``values``, by fused attention; leading axes broadcast.
+
+        Raises:
+            ShapeError: where ``values`` are no floats, or their axes do not fit.
+        """
+        expect("values", values, "... h c f", dtype="float")
         # The map may have been made in another width than it is used in (once in float32, then under autocast).
         return attend(self.query.to(values.dtype), self.key.to(values.dtype), values)
 
@@ -72,6 +77,7 @@ class MultiHeadAttention(Block):
     def __init__(self, *, dim: int, heads: int, zero_out: bool) -> None:
         super().__init__(dim=dim, heads=heads, zero_out=zero_out)
         require_heads(dim, heads)
+        require_bool("zero_out", zero_out)
         self.dim, self.heads = dim, heads
         self.q_proj = nn.Linear(dim, dim)
         self.k_proj = nn.Linear(dim, dim, bias=False)

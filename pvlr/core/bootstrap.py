@@ -9,6 +9,7 @@ from torch import Tensor
 from pvlr.core.arguments import require_int, require_number
 from pvlr.core.masked import masked
 from pvlr.core.metrics import ranking_keys
+from pvlr.core.shapes import expect
 
 __all__ = ["Interval", "bootstrap_map", "percentile_interval", "resampled_counts"]
 
@@ -96,11 +97,17 @@ def resampled_counts(n: int, resamples: int, generator: torch.Generator) -> Int3
 def percentile_interval(values: Float[Tensor, " resamples"], *, level: float = 0.95) -> Interval:
     """The middle ``level`` of the values, those that are NaN left out: from quantile ``(1 − level) / 2`` to the other.
 
+    Raises:
+        ShapeError: where ``values`` is not one axis of floats.
+        ValueError: where there is no value, or ``level`` is outside (0, 1).
+
     Example:
         >>> percentile_interval(torch.arange(101.0), level=0.5)
         Interval(low=25.0, high=75.0)
     """
     require_number("level", level, above=0.0, below=1.0)
+    if expect("values", values, "resamples", dtype="float")["resamples"] == 0:
+        raise ValueError("values: expected at least one value, got none")
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64, device=values.device)
     low, high = values.double().nanquantile(ends).tolist()
     return Interval(low, high)

@@ -1,7 +1,7 @@
 """Everything in PVLR that has a formula and no parameters, as pure functions of tensors."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pvlr.core.arguments import require_choice, require_int, require_number
-from pvlr.core.shapes import ShapeError, expect
+from pvlr.core.shapes import ShapeError, expect, expect_broadcast
 
 __all__ = [
     "attend",
@@ -129,10 +129,9 @@ def attend(
     """
     axes = _check_factors(query, key)
     expect("value", value, "... h k f", like=query, h=axes["h"], k=axes["k"])
-    batch = _broadcast("query, key, value", "leading axes", query.shape[:-3], key.shape[:-3], value.shape[:-3])
+    batch = expect_broadcast("query, key, value", "leading axes", query.shape[:-3], key.shape[:-3], value.shape[:-3])
     if mask is not None:
-        _check_mask(mask, query, (*batch, axes["h"], axes["q"], axes["k"]))
-        mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
+        mask = _check_mask(mask, query, (*batch, axes["h"], axes["q"], axes["k"]))
     # The fused kernels want one leading axis; without it the plain path would write the whole map.
     if not batch:
         query, key, value = query[None], key[None], value[None]
@@ -165,15 +164,15 @@ def attention_map(
         tensor([[[0.5000, 0.5000]]])
     """
     axes = _check_factors(query, key)
-    batch = _broadcast("query, key", "leading axes", query.shape[:-3], key.shape[:-3])
+    batch = expect_broadcast("query, key", "leading axes", query.shape[:-3], key.shape[:-3])
     if mask is not None:
-        _check_mask(mask, query, (*batch, axes["h"], axes["q"], axes["k"]))
+        mask = _check_mask(mask, query, (*batch, axes["h"], axes["q"], axes["k"]))
     with full_width(query):
         scores = widened(query) @ widened(key).transpose(-2, -1) / math.sqrt(query.shape[-1])
         if mask is None:
             return scores.softmax(dim=-1)
         if mask.dtype != torch.bool:
-            scores, mask = scores + mask.to(scores.dtype), mask != -math.inf
+            scores, mask = scores + mask, mask != -math.inf
         weights = scores.masked_fill(~mask, -math.inf).softmax(dim=-1)
         return weights.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
 
@@ -183,20 +182,18 @@ def _check_factors(query: Tensor, key: Tensor) -> dict[str, int]:
     return axes | expect("key", key, "... h k e", like=query, h=axes["h"], e=axes["e"])
 
 
-def _check_mask(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> None:
-    expect("mask", mask, "... q k", dtype="bool" if mask.dtype == torch.bool else "float", device=query.device)
+def _check_mask(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> Tensor:
+    is_bool = isinstance(mask, Tensor) and mask.dtype == torch.bool
+    expect("mask", mask, "... q k", dtype="bool" if is_bool else "float", device=query.device)
     # Not wider than the map either: that would make more of it than its factors do.
     axes = zip(mask.shape[::-1], shape[::-1], strict=False)
     if mask.dim() > len(shape) or any(size not in (1, whole) for size, whole in axes):
         raise ShapeError(f"mask: expected axes that broadcast to the map's {shape}, got shape {tuple(mask.shape)}")
-
-
-def _broadcast(names: str, what: str, *shapes: Sequence[int]) -> tuple[int, ...]:
-    try:
-        return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        found = " and ".join(str(tuple(shape)) for shape in shapes)
-        raise ShapeError(f"{names}: expected {what} that broadcast, got {found}") from None
+    if mask.dtype in (torch.bool, query.dtype):
+        return mask
+    # What is finite stays finite in the query's width: a row of -1e9 is open, one of −∞ is not.
+    narrow, limits = mask.to(query.dtype), torch.finfo(query.dtype)
+    return torch.where(mask.isinf(), narrow, narrow.clamp(limits.min, limits.max))
 
 
 def by_rows(compute: Callable[..., Tensor], *inputs: Float[Tensor, "... rows _"], join: int = -2) -> Tensor:
@@ -236,9 +233,10 @@ def gate(logits: Float[Tensor, "..."], a: Float[Tensor, "..."], b: Float[Tensor,
         >>> gate(torch.tensor([0.0, 100.0]), torch.tensor([1.0, 1.0]), torch.tensor([3.0, 3.0]))
         tensor([2., 1.])
     """
-    for name, tensor in (("logits", logits), ("a", a), ("b", b)):
+    expect("logits", logits, "...", dtype="float")
+    for name, tensor in (("a", a), ("b", b)):
         expect(name, tensor, "...", dtype="float", device=logits.device)
-    _broadcast("logits, a, b", "axes", logits.shape, a.shape, b.shape)
+    expect_broadcast("logits, a, b", "axes", logits.shape, a.shape, b.shape)
     share = torch.sigmoid(logits)
     return share * a + (1 - share) * b
 
@@ -263,7 +261,7 @@ def fuse_maps(
     axes = expect("map_a", map_a, "... h q k", dtype="float")
     expect("map_b", map_b, "... h q k", dtype="float", device=map_a.device, **axes)  # type: ignore[arg-type]
     expect("mix", mix, "h", dtype="float", device=map_a.device, h=axes["h"])
-    _broadcast("map_a, map_b", "leading axes", map_a.shape[:-3], map_b.shape[:-3])
+    expect_broadcast("map_a, map_b", "leading axes", map_a.shape[:-3], map_b.shape[:-3])
     share = mix[:, None, None]
     return share * map_a + (1 - share) * map_b
 
@@ -362,13 +360,11 @@ def splice_context(
     """
     axes = expect("embeddings", embeddings, "c t w", dtype="float")
     if not isinstance(context, Tensor) or context.dim() == 2:
-        length = expect("context", context, "m w", dtype="float", device=embeddings.device, w=axes["w"])["m"]
+        expect("context", context, "m w", dtype="float", device=embeddings.device, w=axes["w"])
     else:
-        length = expect("context", context, "c m w", dtype="float", device=embeddings.device, c=axes["c"], w=axes["w"])[
-            "m"
-        ]
+        expect("context", context, "c m w", dtype="float", device=embeddings.device, c=axes["c"], w=axes["w"])
     require_int("start", start, least=0)
-    if start + length > axes["t"]:
+    if start + (length := context.shape[-2]) > axes["t"]:
         raise ValueError(f"start: expected start + {length} context tokens within t={axes['t']}, got start={start}")
     context = context.to(embeddings.dtype).expand(axes["c"], length, axes["w"])
     return torch.cat([embeddings[:, :start], context, embeddings[:, start + length :]], dim=1)
@@ -383,6 +379,7 @@ def prior_bias(scores: Float[Tensor, "..."], prior: float) -> float:
         prior: Mean probability asked for, in (0, 1).
 
     Raises:
+        ShapeError: where ``scores`` is no tensor of floats.
         ValueError: where there is no score, one is not finite, or ``prior`` is outside (0, 1).
 
     Example:
@@ -390,9 +387,12 @@ def prior_bias(scores: Float[Tensor, "..."], prior: float) -> float:
         -2.9444
     """
     require_number("prior", prior, above=0.0, below=1.0)
+    expect("scores", scores, "...", dtype="float")
     values = scores.detach().to("cpu", torch.float64)  # Not every accelerator has float64.
-    if values.numel() == 0 or not bool(values.isfinite().all()):
-        raise ValueError(f"scores: expected finite scores and at least one, got shape {tuple(scores.shape)}")
+    if values.numel() == 0:
+        raise ValueError(f"scores: expected at least one score, got shape {tuple(scores.shape)}")
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"scores: expected finite scores, got {values[~values.isfinite()][0].item():g}")
     # If all scores were the largest (smallest) one, the answer would be the lower (upper) bound.
     logit = math.log(prior) - math.log1p(-prior)
     low, high = logit - values.max().item(), logit - values.min().item()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pvlr.core.arguments import require_choice, require_heads
+from pvlr.core.arguments import require_bool, require_choice, require_heads
 from pvlr.core.attention import NORMS, RelationMap
 from pvlr.core.block import Block
 from pvlr.core.functional import gate, merge_heads, split_heads, standardise
@@ -54,6 +54,7 @@ class FusionBlock(Block):
         require_heads(dim, heads)
         require_choice("mode", mode, MODES)
         require_choice("norm", norm, NORMS)
+        require_bool("maps", maps)
         self.dim, self.heads, self.mode, self.maps = dim, heads, mode, maps
         norm_first = norm == "pre"
         if mode != "gate":
@@ -145,6 +146,8 @@ class FusionBlock(Block):
         if not self.maps:
             raise ValueError(f"knowledge_map, context_map: expected none, got both, but this is {self!r}")
         for name, relation in (("knowledge_map", knowledge_map), ("context_map", context_map)):
+            if not isinstance(relation, RelationMap):
+                raise ShapeError(f"{name}: expected a RelationMap, got {type(relation).__name__}")
             for factor, tensor in zip(relation._fields, relation, strict=True):
                 full, count = f"{name}.{factor}", labels.shape[-2]
                 expect(full, tensor, "... h c e", dtype="float", device=labels.device, h=self.heads, c=count)

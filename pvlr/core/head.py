@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pvlr.core.arguments import require_choice, require_number
+from pvlr.core.arguments import require_bool, require_choice, require_number
 from pvlr.core.block import Block
 from pvlr.core.functional import by_rows, cosine_scores, pool_regions, widened
 from pvlr.core.shapes import expect
@@ -52,6 +52,7 @@ class SimilarityHead(Block):
         require_number("bias", bias)
         require_choice("aggregation", aggregation, AGGREGATIONS)
         require_number("temperature", temperature, above=0.0)
+        require_bool("learnable", learnable)
         self.aggregation, self.temperature = aggregation, temperature
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learnable)
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)

@@ -4,13 +4,16 @@ b images · c labels · n image patches · d joint width · h heads · e head wi
 t prompt tokens · m context tokens · w text-tower width · k knowledge width
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from einops import EinopsError, parse_shape
 from torch import Tensor, nn
 
-__all__ = ["ShapeError", "expect"]
+__all__ = ["ShapeError", "expect", "expect_broadcast"]
+
+AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 
 # einops remembers the types it has met. Meeting one inside a traced graph would be a side effect of that graph, and a
 # reason to trace all others once more.
@@ -43,7 +46,7 @@ def expect(
         dtype: Kind of numbers asked for (any width): ``"float"``, ``"int"`` (signed or not) or ``"bool"``.
         device: Device the tensor has to be on.
         like: A tensor it has to work with, such as a weight: on the same device, and of the same floating dtype (under
-            autocast of any).
+            autocast both may be of any that autocast casts, which float64 is not).
         **sizes: Sizes asked for, by axis name.
 
     Returns:
@@ -81,10 +84,27 @@ def expect(
             raise ShapeError(f"{name}: expected a tensor on {like.device}, got one on {tensor.device}")
         # Nothing is cast on the meta device, and asking it about autocast is an error.
         autocast = not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
-        mixed = tensor.is_floating_point() and autocast
+        mixed = autocast and tensor.dtype in AUTOCAST and like.dtype in AUTOCAST
         if tensor.dtype != like.dtype and not mixed:
             raise ShapeError(f"{name}: expected a tensor of dtype {like.dtype}, got {tensor.dtype}")
     return axes
+
+
+def expect_broadcast(names: str, what: str, *shapes: Sequence[int]) -> tuple[int, ...]:
+    """The shape to which all ``shapes`` broadcast.
+
+    Raises:
+        ShapeError: naming the arguments, ``what`` of them was expected to broadcast, and the shapes.
+
+    Example:
+        >>> expect_broadcast("a, b", "axes", (3, 1), (4,))
+        (3, 4)
+    """
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        found = " and ".join(str(tuple(shape)) for shape in shapes)
+        raise ShapeError(f"{names}: expected {what} that broadcast, got {found}") from None
 
 
 def _kind(tensor: Tensor) -> str:

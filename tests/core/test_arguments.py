@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvlr.core.arguments import require_choice, require_heads, require_int, require_number
+from pvlr.core.arguments import require_bool, require_choice, require_heads, require_int, require_number
 
 
 @given(st.floats(allow_nan=True), st.floats(-5, 5), st.floats(-5, 5), st.floats(-5, 5))
@@ -37,6 +37,9 @@ REFUSED = [
     (lambda: require_int("x", 2.0, least=0), "x: expected a whole number of at least 0, got 2.0"),
     (lambda: require_int("x", -1, least=0), "x: expected a whole number of at least 0, got -1"),
     (lambda: require_heads(8, 0), "heads: expected a whole number of at least 1, got 0"),
+    (lambda: require_bool("x", "false"), "x: expected True or False, got 'false'"),
+    (lambda: require_bool("x", 1), "x: expected True or False, got 1"),
+    (lambda: require_bool("x", None), "x: expected True or False, got None"),
     (lambda: require_choice("x", "c", ("a", "b")), "x: expected one of 'a', 'b', got 'c'"),
     (lambda: require_choice("x", None, ("a",)), "x: expected one of 'a', got None"),
 ]
@@ -46,6 +49,11 @@ REFUSED = [
 def test_refusals_are_one_sentence(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_true_and_false_pass() -> None:
+    require_bool("x", True)
+    require_bool("x", False)
 
 
 @pytest.mark.usefixtures("unchecked")

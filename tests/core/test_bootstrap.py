@@ -61,6 +61,7 @@ def test_its_defaults_are_a_thousand_sets_of_seed_0_and_95_percent() -> None:
     assert len(values) == 1000
     assert percentile_interval(torch.arange(1001.0)) == pytest.approx((25, 975))
     assert percentile_interval(torch.tensor([1.0, math.nan, 1.0])) == (1.0, 1.0)
+    assert percentile_interval(torch.tensor([0.5])) == (0.5, 0.5)
 
 
 def test_no_positives_are_nan() -> None:
@@ -74,6 +75,10 @@ REFUSED = [
     (lambda: bootstrap_map(X[:0], X[:0]), "scores: expected at least one image to draw from, got none"),
     (lambda: bootstrap_map(X, X + 2), "target: expected 0 or 1 wherever known, got 2"),
     (lambda: percentile_interval(X[0], level=1.0), "level: expected a finite number > 0 and < 1, got 1.0"),
+    (lambda: percentile_interval(torch.zeros(0)), "values: expected at least one value, got none"),
+    (lambda: percentile_interval(X), "values: expected axes 'resamples', got shape (2, 3)"),
+    (lambda: percentile_interval(X[0].long()), "values: expected a tensor of dtype float, got torch.int64"),
+    (lambda: percentile_interval([0.5]), "values: expected a tensor with axes 'resamples', got list"),
 ]
 
 

@@ -40,6 +40,11 @@ def choices(name: str, allowed: str, *blocks: type[Block]) -> list[tuple[type[Bl
     return [(block, {name: "?"}, f"{name}: {ONE_OF.format(choices=allowed, value='?')}") for block in blocks]
 
 
+def booleans(name: str, block: type[Block]) -> list[tuple[type[Block], dict, str]]:
+    values = ("false", 1, None)
+    return [(block, {name: value}, f"{name}: expected True or False, got {value!r}") for value in values]
+
+
 WITH_HEADS = (MultiHeadAttention, LabelRelation, DualModalAttention, FusionBlock)
 REFUSED = [
     *numbers("dim", 1, *WITH_HEADS, KnowledgePrompter, ContextPrompter),
@@ -59,6 +64,10 @@ REFUSED = [
     *choices("direction", "'both', 'labels', 'patches', 'none'", DualModalAttention),
     *choices("mode", "'gate', 'sum', 'knowledge', 'context'", FusionBlock),
     *choices("aggregation", "'max', 'mean', 'softmax'", SimilarityHead),
+    *booleans("zero_out", MultiHeadAttention),
+    *booleans("maps", FusionBlock),
+    *booleans("learnable", SimilarityHead),
+    (FusionBlock, {"mode": "sum", "maps": "false"}, "maps: expected True or False, got 'false'"),
     (SimilarityHead, {"scale": 0.0}, "scale: expected a finite number > 0, got 0.0"),
     (SimilarityHead, {"bias": float("inf")}, "bias: expected a finite number, got inf"),
     (SimilarityHead, {"temperature": 0.0}, "temperature: expected a finite number > 0, got 0.0"),

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import reference
 import torch
@@ -101,6 +103,23 @@ def test_unless_told_otherwise_pooling_is_the_maximum_and_softmax_is_sharp(s: Si
     assert torch.equal(lib.pool_regions(scores, "softmax"), lib.pool_regions(scores, "softmax", 0.1))
 
 
+def test_a_context_ends_where_the_prompt_ends_at_the_latest() -> None:
+    embeddings, context = torch.zeros(3, 6, 2), torch.ones(4, 2)
+    assert lib.splice_context(embeddings, context, 2)[:, 2:].eq(1).all()
+    with pytest.raises(ValueError, match=r"^start: expected start \+ 4 context tokens within t=6, got start=3$"):
+        lib.splice_context(embeddings, context, 3)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [((), "at least one score, got shape (0,)"), ((0.0, torch.nan), "finite scores, got nan")],
+)
+def test_prior_bias_tells_no_score_from_one_that_is_not_finite(scores: tuple, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^scores: expected {re.escape(said)}$"):
+        lib.prior_bias(torch.tensor(scores), 0.5)
+
+
 def test_prior_bias_of_one_score_is_exact() -> None:
     assert lib.prior_bias(torch.tensor(7.0), 0.5) == pytest.approx(-7.0)
     assert lib.prior_bias(torch.full((2, 3), 7.0, dtype=torch.bfloat16), 0.05) == pytest.approx(-7 - 2.9444389791664403)
@@ -190,6 +209,45 @@ def test_an_added_minus_infinity_closes_as_false_does_whatever_its_width(
     for a, b in zip(*found, strict=True):
         assert a.dtype == torch.float32
         assert_close(a, b)
+
+
+NARROW = [torch.float16, torch.bfloat16, torch.float32]
+
+
+@pytest.mark.parametrize("width", NARROW)
+@pytest.mark.parametrize("far", [-1e9, 1e9, -1e300, 1e300])
+def test_an_added_number_stays_finite_in_every_width(width: torch.dtype, far: float) -> None:
+    draw = Draw(0)
+    query, key, value = (draw.normal(2, 4, 8).to(width) for _ in range(3))
+    mask = torch.zeros(5, 4, dtype=torch.float64)
+    mask[0], mask[1, 1:], mask[2], mask[3, ::3], mask[4, 0] = far, far, -torch.inf, far, 1.5
+    query = torch.cat([query, query[:, :1]], dim=1)
+    weights, gathered = lib.attention_map(query, key, mask), lib.attend(query, key, value, mask)
+    assert weights.dtype == torch.float32
+    assert_close(gathered.float(), weights @ value.float(), rtol=0.02, atol=0.02)
+    assert_close(weights.sum(-1), torch.tensor([1.0, 1, 0, 1, 1]).expand(2, 5))
+    opened = weights[:, 1, 0] if far < 0 else weights[:, 1, 1:].sum(-1)
+    assert_close(opened, torch.ones(2))
+
+
+def test_a_mask_takes_part_in_the_width_of_the_query() -> None:
+    draw = Draw(0, torch.float32)
+    query, key = draw.normal(1, 3, 4), draw.normal(1, 5, 4)
+    mask = draw.normal(3, 5)
+    for width in NARROW[:2]:
+        found = lib.attention_map(query.to(width), key.to(width), mask)
+        assert torch.equal(found, lib.attention_map(query.to(width), key.to(width), mask.to(width)))
+
+
+def test_gradients_reach_an_added_mask_of_another_width() -> None:
+    draw = Draw(0, torch.float32)
+    query, key, gradients = draw.normal(1, 3, 4), draw.normal(1, 5, 4), []
+    for width in (torch.float32, torch.float64):
+        mask = torch.ones(3, 5, dtype=width, requires_grad=True)
+        (lib.attend(query, key, key, mask)[0] * key[0, :3]).sum().backward()
+        gradients.append(mask.grad.float())
+    assert gradients[0].abs().max() > 0
+    assert_close(*gradients)
 
 
 @given(sizes(), draws())

@@ -102,12 +102,17 @@ REFUSED = [
     (
         lambda: lib.prior_bias(X(0), 0.5),
         ValueError,
-        "scores: expected finite scores and at least one, got shape (0,)",
+        "scores: expected at least one score, got shape (0,)",
     ),
     (
-        lambda: lib.prior_bias(torch.tensor([float("nan"), 0.0]), 0.5),
+        lambda: lib.prior_bias(torch.tensor([0.0, float("nan")]), 0.5),
         ValueError,
-        "scores: expected finite scores and at least one, got shape (2,)",
+        "scores: expected finite scores, got nan",
+    ),
+    (
+        lambda: lib.prior_bias(torch.tensor([[0.0, float("-inf")]]), 0.5),
+        ValueError,
+        "scores: expected finite scores, got -inf",
     ),
 ]
 

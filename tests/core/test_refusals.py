@@ -76,6 +76,13 @@ def test_what_is_no_tensor(case: Case, position: int, name: str) -> None:
         module(*inputs)
 
 
+@pytest.mark.parametrize(("case", "position", "name"), OF_ONE_WIDTH)
+def test_a_tensor_that_autocast_does_not_cast(case: Case, position: int, name: str) -> None:
+    call = given(case, position, torch.Tensor.double)
+    with torch.autocast("cpu", torch.bfloat16):
+        refused(call, f"{name}: expected a tensor of dtype torch.float32, got torch.float64")
+
+
 def test_maps_are_used_in_the_width_of_the_vectors() -> None:
     case = next(case for case in BLOCKS if case.name == "fusion")
     module, inputs = case.build(dtype=torch.float32), case.inputs(dtype=torch.float32)
@@ -92,8 +99,18 @@ META, LONG = {"device": "meta"}, {"dtype": torch.long}
 OFF = "expected a tensor on cpu, got one on meta"
 FUSION = FusionBlock(dim=8, heads=2)
 LABELS, RELATION = X(2, 3, 8), RelationMap(X(2, 3, 4), X(2, 3, 4))
+LEADING = "expected leading axes that broadcast"
 TO_MAP = "mask: expected axes that broadcast to the map's"
 FUNCTIONS = [
+    (lambda: lib.attend(Q, K, V, [[True]]), "mask: expected a tensor with axes '... q k', got list"),
+    (lambda: lib.attention_map(Q, K, [[True]]), "mask: expected a tensor with axes '... q k', got list"),
+    (lambda: lib.gate(1.0, X(3), X(3)), "logits: expected a tensor with axes '...', got float"),
+    (lambda: lib.prior_bias([1.0], 0.1), "scores: expected a tensor with axes '...', got list"),
+    (lambda: lib.prior_bias(X(3, **LONG), 0.1), "scores: expected a tensor of dtype float, got torch.int64"),
+    (lambda: RELATION.attend(X(2, 3, 4, **LONG)), "values: expected a tensor of dtype float, got torch.int64"),
+    (lambda: RELATION.attend(X(3, 4)), "values: expected axes '... h c f', got shape (3, 4)"),
+    (lambda: FUSION(LABELS, LABELS, X(2, 3, 3), RELATION), "knowledge_map: expected a RelationMap, got Tensor"),
+    (lambda: FUSION(LABELS, LABELS, RELATION, tuple(RELATION)), "context_map: expected a RelationMap, got tuple"),
     (lambda: lib.split_heads(X(4), 2), "x: expected axes '... n d', got shape (4,)"),
     (lambda: lib.split_heads(X(3, 4), 3), "x: expected axes '... n (h e)' with h=3, got shape (3, 4)"),
     (lambda: lib.split_heads([[0.0]], 1), "x: expected a tensor with axes '... n d', got list"),
@@ -178,7 +195,26 @@ FUNCTIONS = [
         "labels: expected a tensor of dtype torch.float32, got torch.float64",
     ),
     (lambda: lib.cosine_scores(X(2, 3, 4), [[0.0]]), "labels: expected a tensor with axes 'c d', got list"),
+    (lambda: lib.attend(Q, K7, V.expand(3, 2, 5, 6)), f"query, key, value: {LEADING}, got () and (7,) and (3,)"),
     (lambda: lib.splice_context(X(3, 6, 2), X(4, 2, **META), 1), f"context: {OFF}"),
+    (lambda: lib.splice_context(X(3, 6, 2), X(3, 4, 2, **META), 1), f"context: {OFF}"),
+    (lambda: lib.splice_context(X(3, 6, 2), X(2, 3), 1), "context: expected axes 'm w' with w=2, got shape (2, 3)"),
+    (
+        lambda: lib.splice_context(X(3, 6, 2), X(2, 4, 2), 1),
+        "context: expected axes 'c m w' with c=3, got shape (2, 4, 2)",
+    ),
+    (
+        lambda: lib.splice_context(X(3, 6, 2), X(3, 4, 3), 1),
+        "context: expected axes 'c m w' with w=2, got shape (3, 4, 3)",
+    ),
+    (
+        lambda: lib.splice_context(X(3, 6, 2), X(4, 2, **LONG), 1),
+        "context: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        lambda: lib.splice_context(X(3, 6, 2), X(3, 4, 2, **LONG), 1),
+        "context: expected a tensor of dtype float, got torch.int64",
+    ),
     (lambda: lib.splice_context(X(3, 6, 2), None, 1), "context: expected a tensor with axes 'm w', got NoneType"),
     (
         lambda: lib.splice_context(X(3, 6, 2, **LONG), X(4, 2), 1),

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pvlr.core.shapes import ShapeError, expect
+from pvlr.core.shapes import ShapeError, expect, expect_broadcast
 
 
 @given(st.dictionaries(st.sampled_from("bcndhetmwk"), st.integers(0, 5), min_size=1))
@@ -80,6 +80,27 @@ def test_refusals_name_the_argument_the_pattern_and_what_was_found(
         expect("labels", tensor, pattern, **sizes)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("width", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize("like", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_autocast_makes_up_for_another_width_where_it_casts_both(width: torch.dtype, like: torch.dtype) -> None:
+    tensor, weight = torch.zeros(2, dtype=width), torch.zeros(2, dtype=like)
+    cast = {torch.float16, torch.bfloat16, torch.float32}
+    for autocast in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            if width == like or (autocast and {width, like} <= cast):
+                expect("x", tensor, "c", like=weight)
+            else:
+                with pytest.raises(ShapeError, match=f"^x: expected a tensor of dtype {like}, got {width}$"):
+                    expect("x", tensor, "c", like=weight)
+
+
+def test_shapes_that_broadcast_tell_to_what() -> None:
+    assert expect_broadcast("a, b, c", "axes", (2, 1), (), (3,)) == (2, 3)
+    with pytest.raises(ShapeError, match=r"^a, b: expected axes that broadcast, got \(2,\) and \(3,\)$") as caught:
+        expect_broadcast("a, b", "axes", (2,), (3,))
+    assert caught.value.__suppress_context__
 
 
 @pytest.mark.usefixtures("unchecked")
