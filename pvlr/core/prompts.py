@@ -57,6 +57,8 @@ class PromptBank:
 
     def __post_init__(self) -> None:
         for template in self.templates:
+            if not isinstance(template, str):
+                raise ValueError(f"templates: expected texts, got {template!r}")
             if template.count("{}") != 1 or {"{", "}"} & set(template.replace("{}", "")):
                 raise ValueError(f"templates: expected exactly one {{}} for the label, got {template!r}")
         # The label set's own checks: every description belongs to a label and is a sequence of sentences.
@@ -339,7 +341,7 @@ class ContextPrompter(Block):
         """``T_ca`` and its map from ``T_soft``: look at the patches (if conditioned on them), then relate.
 
         Args:
-            vectors: ``T_soft``, ``c d``.
+            vectors: ``T_soft``, ``c d``, in the width of the parameters, or float32 where that is narrower.
             patches: ``b n d``, needed with ``condition="image"`` and not read without.
 
         Returns:
@@ -349,6 +351,9 @@ class ContextPrompter(Block):
             ShapeError: where the axes do not fit.
             ValueError: where the condition has no patches to look at.
         """
+        # What `encode` hands over is float32 where the parameters are narrower.
+        if isinstance(vectors, Tensor) and vectors.dtype == torch.float32 and self.context.dtype != torch.float64:
+            vectors = vectors.to(self.context.dtype)
         expect("vectors", vectors, "c d", dtype="float", like=self.context, d=self.dim)
         labels = vectors
         if self.condition is not None:

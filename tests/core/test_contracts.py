@@ -22,6 +22,8 @@ from pvlr.core import functional as lib
 from pvlr.core import shapes
 from pvlr.core.attention import RelationMap
 from pvlr.core.block import Block
+from pvlr.core.labels import LabelSet
+from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.towers import load_towers
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -240,6 +242,22 @@ def test_float64_in_is_float64_out(case: Case) -> None:
     wide = module.double()(*case.inputs())
     assert {x.dtype for x in wide} == {torch.float64}
     same(tuple(x.float() for x in wide), narrow, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+@pytest.mark.parametrize("width", [torch.bfloat16, torch.float16])
+def test_a_whole_model_in_half_precision_is_close_and_its_scores_are_float32(
+    conditioned: bool, width: torch.dtype
+) -> None:
+    towers = load_towers("pvlr:scenes-clip")
+    config = PVLRConfig(image_conditioned_context=conditioned)
+    model = PVLR(config, LabelSet(("red_circle", "blue_square")), towers.text, towers.image).eval()
+    images = Draw(0, torch.float32).normal(2, 3, 128, 128)
+    wanted = model(images).logits
+    found = model.to(width)(images.to(width)).logits
+    assert found.dtype == torch.float32
+    assert_close(found, wanted, rtol=0.05, atol=0.05)
+    assert model.train()(images.to(width)).logits.dtype == torch.float32
 
 
 @every(MATRIX)

@@ -55,6 +55,7 @@ BANKS = [
     ({"templates": ("{} {",)}, ValueError, "templates: expected exactly one {} for the label, got '{} {'"),
     ({"templates": ("} {}",)}, ValueError, "templates: expected exactly one {} for the label, got '} {}'"),
     ({"templates": ("{{}}",)}, ValueError, "templates: expected exactly one {} for the label, got '{{}}'"),
+    ({"templates": ("{}", 3)}, ValueError, "templates: expected texts, got 3"),
     (
         {"templates": ()},
         ValueError,

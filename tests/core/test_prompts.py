@@ -179,6 +179,22 @@ def test_bf16_autocast_keeps_encoded_vectors_float32() -> None:
     assert_close(found[0], wanted[0], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("width", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("form", [{"condition": "image"}, {"relation": "none"}])
+def test_in_half_precision_what_was_encoded_in_float32_is_related(width: torch.dtype, form: dict) -> None:
+    tower, draw = ToyTower(), Draw(0, torch.float32)
+    wide = perturb(ContextPrompter(width=6, dim=8, heads=2, **form), draw, 0.1)
+    prompts, patches = prompts_for(tower, PromptBank(LABELS)), draw.normal(2, 5, 8)
+    results = []
+    for kind in (torch.float32, width):
+        tower.table, tower.places, tower.out = tower.table.to(kind), tower.places.to(kind), tower.out.to(kind)
+        wide.to(kind)
+        assert wide.encode(tower, prompts).dtype == torch.float32
+        results.append(wide(tower, prompts, patches.to(kind))[0])
+    assert results[1].dtype == width
+    assert_close(results[1].float(), results[0], rtol=0.05, atol=0.05)
+
+
 # --- refusal
 
 X = torch.zeros
@@ -274,6 +290,21 @@ REFUSED = [
         lambda: prompter().encode(TOWER, PROMPTS._replace(ids=PROMPTS.ids[0])),
         ShapeError,
         "prompts.ids: expected axes 'c t', got shape (12,)",
+    ),
+    (
+        lambda: prompter().relate(X(3, 8)),
+        ShapeError,
+        "vectors: expected a tensor of dtype torch.float64, got torch.float32",
+    ),
+    (
+        lambda: prompter().bfloat16().relate(X(3, 8).double()),
+        ShapeError,
+        "vectors: expected a tensor of dtype torch.bfloat16, got torch.float64",
+    ),
+    (
+        lambda: prompter().bfloat16().relate(X(3, 8).half()),
+        ShapeError,
+        "vectors: expected a tensor of dtype torch.bfloat16, got torch.float16",
     ),
     (lambda: prompter().relate(X(3, 7)), ShapeError, "vectors: expected axes 'c d' with d=8, got shape (3, 7)"),
     (
