@@ -3,8 +3,9 @@
 Zero-shot CLIP and CoOp are not here: they are PVLR with parts switched off (see :class:`~pvlr.core.model.PVLRConfig`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, cast, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,12 @@ from torch import Tensor, nn
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.block import Block
 from pvlr.core.decoders import GroupDecoder, LabelDecoder
-from pvlr.core.functional import cosine_scores, prior_bias, standardise
+from pvlr.core.functional import cosine_scores, prior_bias, standardise, widened
 from pvlr.core.kept import Kept
 from pvlr.core.labels import LabelSet
 from pvlr.core.prompts import ContextPrompter, PromptBank
 from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
-from pvlr.core.shapes import expect
+from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["BaselineConfig", "BaselineModel", "BaselineOutput", "DualPrompter", "LinearProbe", "paired_scores"]
 
@@ -38,7 +39,7 @@ class BaselineConfig:
         hidden: Width of its feed-forwards.
         encoder_layers: Layers in which patches look at each other first (`query2label`).
         decoder_layers: Layers in which queries look at the patches (`query2label`).
-        groups: Number of queries (`ml_decoder`), at most one per label.
+        groups: Number of queries (`ml_decoder`); one per label where there are fewer labels.
         prior: Mean probability before the first step, by choice of the biases; `dualcoop` has none.
 
     Raises:
@@ -95,7 +96,7 @@ def paired_scores(
     probability is the softmax over the pair, so its logit is the difference.
 
     Args:
-        patches: ``b n d``.
+        patches: ``b n d``, at least one patch.
         positive: Text vectors of "there is one", ``c d``.
         negative: Text vectors of "there is none", ``c d``.
         scale: Factor of the cosines.
@@ -105,7 +106,7 @@ def paired_scores(
         The positive and the negative scores, ``b c`` each, float32.
 
     Raises:
-        ShapeError: where the axes do not fit.
+        ShapeError: where the axes or dtypes do not fit, or there is no patch.
 
     Example:
         >>> patches, label = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[1.0, 0.0]])
@@ -113,6 +114,14 @@ def paired_scores(
         >>> round(positive.item(), 4), round(negative.item(), 4)
         (60.0, 60.0)
     """
+    axes = expect("patches", patches, "b n d", dtype="float")
+    if axes["n"] == 0:
+        raise ShapeError(f"patches: expected at least one patch on axis n of 'b n d', got shape {tuple(patches.shape)}")
+    count = expect("positive", positive, "c d", dtype="float", device=patches.device, d=axes["d"])["c"]
+    expect("negative", negative, "c d", dtype="float", device=patches.device, c=count, d=axes["d"])
+    for name, text in (("positive", positive), ("negative", negative)):
+        if widened(text[:0]).dtype != widened(patches[:0]).dtype:
+            raise ShapeError(f"{name}: expected a tensor of dtype {patches.dtype}, got {text.dtype}")
     like, unlike = (cosine_scores(patches, text, scale=scale) for text in (positive, negative))
     weights = like.softmax(dim=1)
     return factor * (weights * like).sum(dim=1), factor * (weights * unlike).sum(dim=1)
@@ -197,7 +206,7 @@ class BaselineModel(nn.Module):
         image: Image tower.
 
     Raises:
-        ValueError: where the configuration is PVLR's, or more groups than labels are asked for.
+        ValueError: where the configuration is PVLR's.
 
     Example:
         >>> from pvlr.core.towers import load_towers
@@ -229,14 +238,20 @@ class BaselineModel(nn.Module):
         self.register_buffer("prompt_ends", prompts.end.to(device), persistent=False)
         self._prompt_start, self._prompt_used = prompts.start, prompts.used
 
-    def with_labels(self, labels: LabelSet) -> "BaselineModel":
+    def with_labels(self, labels: LabelSet | Sequence[str]) -> "BaselineModel":
         """The same model for other labels, which shares all modules.
+
+        Args:
+            labels: The labels, or their names.
 
         Raises:
             ValueError: where the method has no texts to tell labels by.
+            LabelError: where these are no names.
         """
         if self.config.kind != "dualcoop":
             raise ValueError(f"labels: cannot be exchanged in a model of kind '{self.config.kind}', which fixes them")
+        if not isinstance(labels, LabelSet):  # Which refuses a single text; it is not taken apart here.
+            labels = LabelSet(cast(tuple[str, ...], labels) if isinstance(labels, str) else tuple(labels))
         other = BaselineModel(self.config, labels, self.text, self.image)
         other.head = self.head
         other._set_labels(labels)
@@ -294,8 +309,8 @@ class BaselineModel(nn.Module):
         """Set the biases so that the mean probability on these images is the configuration's `prior`."""
         if self.config.kind == "dualcoop":
             return
-        self.head.bias.zero_()
-        self.head.bias.fill_(prior_bias(self.forward_features(patches).logits, self.config.prior))
+        logits = self.forward_features(patches).logits
+        self.head.bias.fill_(prior_bias(logits - self.head.bias, self.config.prior))
 
 
 def _make_head(config: BaselineConfig, labels: LabelSet, text: TextTower, image: ImageTower) -> nn.Module:

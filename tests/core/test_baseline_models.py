@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from pvlr.core.baselines import BaselineConfig, BaselineModel, LinearProbe, paired_scores
 from pvlr.core.decoders import GroupDecoder, LabelDecoder, sine_places
-from pvlr.core.labels import LabelSet
+from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.shapes import ShapeError
 
@@ -124,6 +124,34 @@ def test_a_baseline_is_used_as_pvlr_is(kind: str) -> None:
         assert model(images).logits.sigmoid().mean().item() == pytest.approx(0.05, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["linear_probe", "query2label", "ml_decoder"])
+def test_a_prior_that_cannot_be_fitted_changes_nothing(kind: str) -> None:
+    model = build(kind)
+    before = model.head.bias.clone()
+    assert before.abs().min() > 0
+    patches = model.regions(Draw(0).normal(3, 3, 12, 12).float())
+    with pytest.raises(ValueError, match=r"^scores: expected finite scores, got nan$"):
+        model.fit_prior(patches * math.nan)
+    assert torch.equal(model.head.bias, before)
+
+
+def test_there_are_no_more_groups_than_labels() -> None:
+    config = BaselineConfig(kind="ml_decoder", **(SMALL | {"groups": 100}))
+    for names, wanted in ((("cow", "boat"), 2), (tuple(f"label{i}" for i in range(101)), 100)):
+        assert BaselineModel(config, LabelSet(names), ToyText(), ToyImage()).head.config["groups"] == wanted
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("width", [torch.bfloat16, torch.float16])
+def test_in_half_precision_it_says_about_the_same(kind: str, width: torch.dtype) -> None:
+    model = build(kind)
+    images = Draw(0).normal(3, 3, 12, 12).float()
+    wanted = model(images).logits
+    found = model.to(width)(images.to(width)).logits.float()
+    # The cosines of `dualcoop` are multiplied by 100.
+    assert_close(found, wanted, rtol=0.1, atol=200 * torch.finfo(width).eps)
+
+
 @torch.no_grad()
 def test_text_vectors_are_made_once_and_again_when_the_prompts_changed() -> None:
     model, patches = build("dualcoop"), Draw(0).normal(2, 4, DIM).float()
@@ -139,10 +167,61 @@ def test_other_labels_by_their_texts_alone() -> None:
     other = model.with_labels(LabelSet(("cow", "boat")))
     patches = Draw(0).normal(2, 4, DIM).float()
     assert_close(other.forward_features(patches).logits[:, 0], model.forward_features(patches).logits[:, 2])
+    names = model.with_labels(["cow", "boat"])
+    assert names.labels == other.labels
+    assert torch.equal(names.forward_features(patches).logits, other.forward_features(patches).logits)
     with pytest.raises(
         ValueError, match=r"^labels: cannot be exchanged in a model of kind 'query2label', which fixes them$"
     ):
         build("query2label").with_labels(LABELS)
+
+
+X = torch.zeros
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((X(3, 4), X(5, 4), X(5, 4)), "patches: expected axes 'b n d', got shape (3, 4)"),
+        ((X(2, 3, 4).long(), X(5, 4), X(5, 4)), "patches: expected a tensor of dtype float, got torch.int64"),
+        (
+            (X(2, 0, 4), X(5, 4), X(5, 4)),
+            "patches: expected at least one patch on axis n of 'b n d', got shape (2, 0, 4)",
+        ),
+        ((X(2, 3, 4), X(2, 5, 4), X(5, 4)), "positive: expected axes 'c d', got shape (2, 5, 4)"),
+        ((X(2, 3, 4), X(5, 3), X(5, 4)), "positive: expected axes 'c d' with d=4, got shape (5, 3)"),
+        ((X(2, 3, 4), X(2, 4), X(5, 4)), "negative: expected axes 'c d' with c=2, got shape (5, 4)"),
+        ((X(2, 3, 4), X(5, 4), X(5, 3)), "negative: expected axes 'c d' with d=4, got shape (5, 3)"),
+        ((X(2, 3, 4), X(5, 4).long(), X(5, 4)), "positive: expected a tensor of dtype float, got torch.int64"),
+        ((X(2, 3, 4), X(5, 4), X(5, 4).long()), "negative: expected a tensor of dtype float, got torch.int64"),
+        (
+            (X(2, 3, 4), X(5, 4, device="meta"), X(5, 4)),
+            "positive: expected a tensor on cpu, got one on meta",
+        ),
+        (
+            (X(2, 3, 4), X(5, 4), X(5, 4, device="meta")),
+            "negative: expected a tensor on cpu, got one on meta",
+        ),
+        (
+            (X(2, 3, 4), X(5, 4).double(), X(5, 4)),
+            "positive: expected a tensor of dtype torch.float32, got torch.float64",
+        ),
+        (
+            (X(2, 3, 4), X(5, 4).half(), X(5, 4).double()),
+            "negative: expected a tensor of dtype torch.float32, got torch.float64",
+        ),
+    ],
+)
+def test_paired_scores_refuse_by_the_name_of_the_argument(inputs: tuple, message: str) -> None:
+    with pytest.raises(ShapeError, match=f"^{re.escape(message)}$"):
+        paired_scores(*inputs)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_text_is_no_list_of_names() -> None:
+    with pytest.raises(LabelError, match=r"^names: expected a sequence of names, got the single text 'cow'$"):
+        build("dualcoop").with_labels("cow")
 
 
 def decoder(**options: Any) -> LabelDecoder:
