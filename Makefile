@@ -1,4 +1,4 @@
-# Two commands for a fresh clone: `make quickstart` and `make test`. CI adds `make check`, `make docs` and `make mutants`.
+# Two commands for a fresh clone: `make quickstart` and `make test`. CI adds `check`, `docs`, `mutants`, `extras`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin

@@ -11,13 +11,12 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from types import TracebackType
 from typing import Any, get_type_hints
 
 from pvlr.train.distributed import EndedElsewhere, ProcessLost, leave_world, tells, wait_for_others
 from pvlr.train.stop import Interrupted
 
-__all__ = ["command"]
+__all__ = ["command", "is_refusal"]
 
 
 def command(function: Callable[..., Any], args: Sequence[str] | None = None, **types: type) -> int:
@@ -62,7 +61,7 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
         return _refuse(str(err))
     except ValueError as err:
         # A refusal is raised by this package. Anything else is a defect, and its traceback is wanted.
-        if not _from_here(err.__traceback__):
+        if not is_refusal(err):
             tells()
             wait_for_others()
             raise
@@ -133,7 +132,9 @@ def _again(args: Sequence[str] | None) -> str:
     return shlex.join([*start, *words, *(() if "--run.resume=require" in words else ("--run.resume=require",))])
 
 
-def _from_here(traceback: TracebackType | None) -> bool:
+def is_refusal(err: BaseException) -> bool:
+    """Whether this package itself raised it, and its text is for the user; anything else is a defect."""
+    traceback = err.__traceback__
     if traceback is None:
         return False
     while traceback.tb_next is not None:

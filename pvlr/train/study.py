@@ -24,9 +24,11 @@ from pvlr.core.files import write_atomically
 from pvlr.core.labels import LabelSet
 from pvlr.core.metrics import average_precision, mean_average_precision
 from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.model_texts import text_sources
 from pvlr.core.towers import build_towers
 from pvlr.data.batch import DataError
 from pvlr.train.baseline_files import load_baseline
+from pvlr.train.cli import is_refusal
 from pvlr.train.config import (
     ConfigError,
     LoopConfig,
@@ -126,6 +128,8 @@ def study(
     todo = [cell for cell in cells if not wanted or {cell.group, cell.row} & wanted]
     todo = [cell for cell in todo if cell.found() is None]
     say(f"{len(cells)} cells, {len(todo)} to train")
+    for cell in todo:
+        text_sources(cell.sections["model"])  # Files that are not there are told of before anything is trained.
     if todo:  # The first makes what all others share: the data, the features, the list of pictures that were looked at.
         say(_train(todo[0]))
     if study.processes == 1:
@@ -134,8 +138,14 @@ def study(
     elif len(todo) > 1:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(study.processes, mp_context=context) as pool:
-            for done in as_completed([pool.submit(_train, cell) for cell in todo[1:]]):
-                say(done.result())
+            try:
+                for done in as_completed([pool.submit(_train_apart, cell) for cell in todo[1:]]):
+                    say(done.result())
+            except BaseException as err:
+                pool.shutdown(cancel_futures=True)  # What is being trained ends; what waits is for the next call.
+                if isinstance(err, _Refused):
+                    raise ConfigError(str(err)) from None
+                raise
     finished = [found for cell in cells if (found := cell.found()) is not None]
     return write_report(folder, finished)
 
@@ -194,6 +204,20 @@ def _changed(base: Sections, row: str, changes: Mapping[str, Any], seed: int) ->
         return base | {part: replace(base[part], **fields) for part, fields in parts.items()}
     except ValueError as err:
         raise ConfigError(f"study.rows: {row}: {err}") from None
+
+
+class _Refused(Exception):
+    """What a process of its own refused, on its way to the one that asked."""
+
+
+def _train_apart(cell: _Cell) -> str:
+    """Train in a process of its own, from which a refusal comes back as one: its traceback does not."""
+    try:
+        return _train(cell)
+    except ValueError as err:
+        if is_refusal(err):
+            raise _Refused(f"{cell.row}, seed {cell.seed}: {err}") from None
+        raise
 
 
 def _train(cell: _Cell) -> str:

@@ -1,6 +1,7 @@
 """`examples/ablate.py`: its configurations, and a study in small on generated scenes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +10,36 @@ from typing import Any
 import pytest
 import yaml
 
+from pvlr.core import PVLRConfig
+from pvlr.core.baselines import BaselineConfig
 from pvlr.train.cli import command
+from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig, TowerConfig
 from pvlr.train.data_config import COCOData, VOCData
-from pvlr.train.study import study
+from pvlr.train.study import StudyConfig, _all, _changed, study
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONFIGS = sorted((EXAMPLES / "configs").rglob("ablation_*.yaml"))
+
+
+STUDY = EXAMPLES / "configs" / "ablation_scenes.yaml"
+
+
+def small_study(folder: Path, **more: object) -> subprocess.CompletedProcess[str]:
+    """The study of the scenes, of few pictures and one epoch, in a folder."""
+    options = {
+        "data.root": folder / "scenes",
+        "data.scenes.train": 24,
+        "data.scenes.val": 4,
+        "data.scenes.test": 12,
+        "loop.epochs": 1,
+        "study.folder": folder / "study",
+        "study.seeds": "[0]",
+        "study.processes": 1,
+        **more,
+    }
+    call = [sys.executable, str(EXAMPLES / "ablate.py"), "--config", str(STUDY)]
+    words = [f"--{name}={value}" for name, value in options.items()]
+    return subprocess.run([*call, *words], capture_output=True, text=True, check=False)
 
 
 def test_configurations_are_found() -> None:
@@ -57,25 +82,46 @@ def test_the_choice_of_settings_is_the_study_on_validation_with_other_seeds(caps
         assert chosen[section].items() >= reported[section].items()
 
 
-def test_a_study_in_small_compares_every_kind_of_method(tmp_path: Path) -> None:
-    options = {
-        "data.root": tmp_path / "scenes",
-        "data.scenes.train": 24,
-        "data.scenes.val": 4,
-        "data.scenes.test": 12,
-        "loop.epochs": 1,
-        "study.folder": tmp_path / "study",
-        "study.seeds": "[0]",
-        "study.processes": 1,
-        "study.only": "[methods]",
+@pytest.mark.parametrize("name", ["ablation_scenes", "ablation_voc", "ablation_coco", "choice_scenes"])
+def test_every_row_of_a_shipped_study_changes_fields_that_there_are(name: str) -> None:
+    rows = yaml.safe_load((EXAMPLES / "configs" / f"{name}.yaml").read_text())["study"]["rows"]
+    base = {
+        "data": VOCData(),
+        "tower": TowerConfig(name="pvlr:scenes-clip"),
+        "model": PVLRConfig(),
+        "loss": LossConfig(),
+        "optimizer": OptimizerConfig(),
+        "schedule": ScheduleConfig(),
+        "loop": LoopConfig(),
+        "baseline": BaselineConfig(),
     }
-    config = EXAMPLES / "configs" / "ablation_scenes.yaml"
-    call = [sys.executable, str(EXAMPLES / "ablate.py"), "--config", str(config)]
-    done = subprocess.run(
-        [*call, *(f"--{name}={value}" for name, value in options.items())], capture_output=True, text=True, check=False
-    )
+    given = list(_all(StudyConfig(folder="x", rows=rows, seeds=(0,))))
+    assert len(given) >= 10
+    for _, row, changes, seed in given:
+        assert _changed(base, row, changes, seed) is not None
+    with pytest.raises(ConfigError, match="wrong"):
+        _changed(base, "wrong", {"model.dna": "none"}, 0)
+
+
+def test_a_file_that_a_row_needs_is_asked_for_before_anything_is_trained(tmp_path: Path) -> None:
+    done = small_study(tmp_path, **{"study.rows": "{a: {b: {}, c: {model.knowledge: none.npz}}}"})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: model.knowledge: expected a file at none.npz")
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_refusal_in_another_process_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "vectors.npz").write_bytes(b"no archive")
+    rows = {"a": {"b": {}, "c": {"model.knowledge": str(tmp_path / "vectors.npz")}, "d": {}}}
+    done = small_study(tmp_path, **{"study.rows": json.dumps(rows), "study.processes": 2})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert re.match(r"error: c, seed 0: .*knowledge\.npz: expected a readable \.npz file", done.stderr), done.stderr
+
+
+def test_a_study_in_small_compares_every_kind_of_method(tmp_path: Path) -> None:
+    done = small_study(tmp_path, **{"study.only": "[methods]"})
     assert done.returncode == 0, done.stderr
-    rows = yaml.safe_load(config.read_text())["study"]["rows"]["methods"]
+    rows = yaml.safe_load(STUDY.read_text())["study"]["rows"]["methods"]
     table = (tmp_path / "study" / "report.md").read_text()
     assert all(f"\n| {row} |" in table for row in rows)
     found = [json.loads(path.read_text()) for path in (tmp_path / "study" / "cells").iterdir()]

@@ -84,6 +84,18 @@ def test_a_label_never_present_in_training_stays_finite() -> None:
     assert found.report.absent == ()
 
 
+def test_the_test_split_decides_nothing() -> None:
+    (train, text), (test, _) = toy_features(200, seed=0, noise=0.5), toy_features(100, seed=1, noise=0.5)
+    for other in (test._replace(target=1 - test.target), test._replace(vectors=test.vectors.roll(1, dims=0))):
+        for fitted in (
+            lambda kept: linear_probe(train, kept, LABELS),
+            lambda kept: zero_shot(train, kept, text, LABELS),
+        ):
+            first, second = fitted(test), fitted(other)
+            assert first.detail == second.detail
+            assert first.report.mAP != second.report.mAP
+
+
 def test_one_image_is_refused() -> None:
     one, _ = toy_features(1, seed=0, noise=0.1)
     with pytest.raises(ValueError, match="train: expected at least 2 images, got 1"):
