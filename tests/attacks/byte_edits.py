@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from hostile_annotations import annotation, coco_text
+from hostile_annotations import coco_text
 from hostile_archives import GOOD, LABELS, block, tar
 from hostile_pictures import NOISE, animation, encoded, turned
+from hostile_voc import annotation
 from PIL import Image
 
 from pvlr.data.batch import DataError
