@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pvlr.core.arguments import require_int
 from pvlr.core.tags import Tag
-from pvlr.data.batch import DataError
+from pvlr.data.batch import DataError, MachineError
 from pvlr.data.images import decode_rgb
 from pvlr.train.predict import Tagger
 
@@ -112,6 +112,8 @@ def _tag_pictures(
     def read(path: str, picture: str | bytes) -> _Read | Unreadable:
         try:
             return _Read(path, tagger.prepare(picture), _thumbnail(picture, thumbnails) if thumbnails else None)
+        except MachineError:
+            raise  # The picture is not to blame: the next call tags it.
         except DataError as err:
             return Unreadable(path, str(err))
 

@@ -1,5 +1,6 @@
 """Pictures of every kind tagged one at a time, and files by the stream."""
 
+import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from tagging_toys import NAMES, make_tagger, write_pictures
 
 from pvlr.core import PVLR, PretrainedError, PVLRConfig
-from pvlr.data.batch import DataError
+from pvlr.data.batch import DataError, MachineError
 from pvlr.train import Tagger
 from pvlr.train.latency import latency_table
 from pvlr.train.tagging import Tagged, Unreadable, tag_files
@@ -49,6 +50,17 @@ def test_one_picture_in_every_form_has_the_same_tags(tagger: Tagger, paths: list
             assert all(torch.equal(one.attention, other.attention) for one, other in zip(found, expected, strict=True))
     grey = Image.new("L", (9, 7), 100)
     assert [tag[:2] for tag in tagger.tag(np.asarray(grey))] == [tag[:2] for tag in tagger.tag(grey)]
+
+
+def test_a_picture_is_not_listed_for_what_the_machine_lacks(
+    tagger: Tagger, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_of_files(*_: object, **__: object) -> object:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Image, "open", short_of_files)
+    with pytest.raises(MachineError, match="Too many open files"):
+        list(tag_files(tagger, paths[:2]))
 
 
 @pytest.mark.usefixtures("unchecked")
