@@ -38,7 +38,7 @@ TIMEOUT = 30.0
 _WHOLE = ["test_contracts", "test_blocks_together", "test_model"]
 TESTS: dict[str, tuple[list[str], list[str]]] = {
     "functional": (
-        ["test_functional", "test_refusals"],
+        ["test_functional", "test_functional_refusals", "test_refusals"],
         ["test_rows", "test_contracts", "test_attention", "test_fusion", "test_head", "test_prompts"],
     ),
     "losses": (["test_losses"], ["test_contracts"]),
