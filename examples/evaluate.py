@@ -14,11 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from pvlr.core.bootstrap import bootstrap_map, percentile_interval
-from pvlr.core.pretrained import PretrainedError
 from pvlr.core.report import multilabel_report
-from pvlr.core.towers import TowerError
-from pvlr.data.batch import Batch, DataError
-from pvlr.train.config import ConfigError
+from pvlr.data.batch import Batch
 from pvlr.train.evaluate_run import KINDS, evaluate_run
 from pvlr.train.report_files import report_table, write_report_csv, write_report_json
 from pvlr.train.score_files import Scored, read_scores
@@ -43,7 +40,10 @@ def main(args: Sequence[str] | None = None) -> int:
             write_report_json(given.json, report, mAP_interval=told)
         if given.csv is not None:
             write_report_csv(given.csv, report)
-    except (ConfigError, DataError, PretrainedError, TowerError, OSError) as err:
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ValueError) as err:  # ValueError: what this package refuses, each by one sentence.
         print(f"error: {err}", file=sys.stderr)
         return 2
     return 0
@@ -73,6 +73,8 @@ def arguments(args: Sequence[str] | None) -> argparse.Namespace:
     for name in ("resamples", "seed"):
         if getattr(given, name) < 0:
             parser.error(f"--{name}: expected a whole number of at least 0, got {getattr(given, name)}")
+    if given.seed >= 2**63:
+        parser.error(f"--seed: expected a number below 2^63, got {given.seed}")
     for name in ("json", "csv"):
         path = getattr(given, name)
         if path is not None and not path.parent.is_dir():

@@ -4,6 +4,7 @@ python examples/predict.py --run runs/quickstart pictures/ --out tags.jsonl --ht
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,9 @@ from pvlr.train.tagging import Unreadable, tag_files
 def main(args: Sequence[str] | None = None) -> int:
     """Tag, and return 0; 1 if a picture could not be read, 2 for a mistake, 130 where Ctrl-C stopped it."""
     given = _parser().parse_args(args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A file's name need not be text; what cannot be printed is escaped.
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(given)
     except KeyboardInterrupt:
@@ -60,6 +64,11 @@ def _run(given: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {getattr(given, name)}")
     if given.top and given.threshold is not None:
         raise ValueError("--top: expected no --threshold with it, for it takes labels whatever they have")
+    for name, path in (("out", given.out), ("html", given.html)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ValueError(f"--{name}: expected a file in a folder that is there, got {path}")
+    if given.out is not None and given.html is not None and given.out.resolve() == given.html.resolve():
+        raise ValueError(f"--html: expected another file than --out, got {given.html}")
     tagger = Tagger.from_pretrained(given.run, device=given.device)
     if given.labels is not None:
         tagger = tagger.with_labels(tuple(name.strip() for name in given.labels.split(",")))

@@ -53,7 +53,8 @@ def calibrate(
 ) -> Calibrated:
     """Fit a temperature, and then a threshold for each label, on pictures that the model was not trained on.
 
-    A label without a positive among them has the median of the others' thresholds.
+    A label without a positive or without a negative among them decides nothing: any threshold, and any temperature, is
+    as good for it. It has the median of the others' thresholds; where no label has both, the temperature stays 1.
 
     Args:
         model: With the weights that are going to be used.
@@ -64,13 +65,15 @@ def calibrate(
         precision: ``"float32"`` or ``"bf16"``.
 
     Raises:
-        ValueError: where there is no batch, nothing is known or a logit is not finite.
+        ValueError: where there is no batch or a logit is not finite.
     """
     found = predict_logits(model, batches, device=device, precision=precision)
-    temperature = fit_temperature(found.logits, found.target, found.known)
+    positive, negative = ((found.target > 0) & found.known), ((found.target == 0) & found.known)
+    shown = positive.any(dim=0) & negative.any(dim=0)
+    both = found.known & shown
+    temperature = fit_temperature(found.logits, found.target, both) if bool(both.any()) else 1.0
     raw, scaled = found.logits.sigmoid(), (found.logits / temperature).sigmoid()
     thresholds = fit_thresholds(scaled, found.target, found.known, by=config.by, precision=config.precision)
-    shown = ((found.target > 0) & found.known).any(dim=0)
     decision = Decision(
         temperature=temperature,
         thresholds={

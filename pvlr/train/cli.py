@@ -11,6 +11,7 @@ import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pvlr.train.distributed import EndedElsewhere, ProcessLost, leave_world, tells, wait_for_others
@@ -38,6 +39,7 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
     from jsonargparse import auto_cli
 
     try:
+        _look_into_files(function, sys.argv[1:] if args is None else args)
         auto_cli(
             _specialised(function, types),
             as_positional=False,
@@ -46,7 +48,7 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
             allow_abbrev=False,
         )
     except Interrupted as stop:
-        return _end(f"interrupted {stop}\ngo on with: {_again(args)}", 128 + stop.signal_number)
+        return _end(f"interrupted {stop}\ngo on with: {_again(function, args)}", 128 + stop.signal_number)
     except KeyboardInterrupt:
         return _end("interrupted", 130)
     except EndedElsewhere:
@@ -107,10 +109,32 @@ def _options(types: Mapping[str, Any], prefix: str) -> Iterator[str]:
             yield from _options(get_type_hints(kind), f"{prefix}{name}.")
 
 
+def _config_files(args: Sequence[str]) -> list[str]:
+    words = [word for arg in args for word in arg.split("=", 1)]
+    return [name for option, name in pairwise(words) if option == "--config"]
+
+
+def _look_into_files(function: Callable[..., Any], args: Sequence[str]) -> None:
+    """Refuse what the parser takes for a section and is none; all else is left to it."""
+    import yaml
+
+    sections = {name for name, kind in get_type_hints(function).items() if dataclasses.is_dataclass(kind)}
+    for path in _config_files(args):
+        try:
+            told = yaml.safe_load(Path(path).read_bytes().decode("utf-8"))
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: expected a configuration as YAML in UTF-8, found other bytes") from None
+        except (OSError, yaml.YAMLError):
+            continue
+        for name, value in told.items() if isinstance(told, dict) else ():
+            if name in sections and not isinstance(value, dict):
+                found = "nothing" if value is None else repr(value)[:80]
+                raise ValueError(f"{path}: {name}: expected a section of fields and their values, found {found}")
+
+
 def _naming_files(message: str, args: Sequence[str]) -> str:
     """The YAML reader is given a text and does not know which file it came from."""
-    words = [word for arg in args for word in arg.split("=", 1)]
-    files = [name for option, name in pairwise(words) if option == "--config"]
+    files = _config_files(args)
     return message.replace('"<unicode string>"', " or ".join(files)) if files else message
 
 
@@ -125,11 +149,13 @@ def _end(message: str, code: int) -> int:
     return code
 
 
-def _again(args: Sequence[str] | None) -> str:
+def _again(function: Callable[..., Any], args: Sequence[str] | None) -> str:
     words = sys.argv if args is None else [sys.argv[0], *args]
     several = os.environ.get("LOCAL_WORLD_SIZE", "1")
     start = ["python"] if several == "1" else ["torchrun", "--nproc-per-node", several]
-    return shlex.join([*start, *words, *(() if "--run.resume=require" in words else ("--run.resume=require",))])
+    # Whatever was given before: go on where there is a checkpoint, which an early signal has come before.
+    more = ["--run.resume=auto"] if "run" in inspect.signature(function).parameters else []
+    return shlex.join([*start, *words, *more])
 
 
 def is_refusal(err: BaseException) -> bool:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 # A run may go on with these changed: they decide where and how often, not what is computed at a step (but for the
 # rounding of another device or of compiled code). The exception is loop.epochs: the schedule is stretched over all
 # epochs, so the learning rates of the steps to come are others. A finished run can only be prolonged so; it is allowed,
-# and told. (The folder of the data may move: that the data is the same is checked by its content.)
+# and told. (The folder of the data may move: that the data is the same is checked by names and labels.)
 MAY_CHANGE = (
     "data.root",
     "data.obtain",

@@ -7,6 +7,7 @@ from itertools import cycle, islice
 
 import torch
 
+from pvlr.data.batch import DataError
 from pvlr.train.predict import Tagger
 from pvlr.train.tagging import tag_files
 
@@ -26,8 +27,10 @@ def latency_table(tagger: Tagger, paths: Sequence[str], *, batch_size: int = 32,
         workers: Threads that read pictures.
 
     Raises:
-        DataError: naming a picture that cannot be read.
+        DataError: naming a picture that cannot be read; where there is none.
     """
+    if not paths:
+        raise DataError("pictures: expected at least one to measure on, found none")
     images = [tagger.prepare(path) for path in islice(cycle(paths), batch_size)]
     batch = torch.stack(images)
 

@@ -69,12 +69,13 @@ def show(name: str, results: Results, *, tensorboard: bool) -> None:
     rows |= {name: (found.report, found.seconds) for name, found in results.baselines.items()}
     say(f"\n{label_table(results.report.ap)}")
     say(f"\n{results_table(rows)}")
-    for name, found in results.baselines.items():
-        say(f"{name}: {found.detail}")
+    for other, found in results.baselines.items():
+        say(f"{other}: {found.detail}")
     if results.report.absent:
         say(f"labels without a positive in the test split: {', '.join(results.report.absent)}")
     folder = shlex.quote(str(results.folder))
     say(f"\nrun folder: {results.folder}")
     if tensorboard:
         say(f"look:       tensorboard --logdir {folder}")
-    say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")
+    if name == "PVLR":  # A baseline's run is compared, and tags nothing.
+        say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")

@@ -131,6 +131,8 @@ def _train(
     sections = {name: config_to_json(part) for name, part in named.items()}
     defaults = {name: config_to_json(type(part)()) for name, part in named.items()}
     folder = Path(run.folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"run.folder: expected a folder, or a place for one, found a file at {folder}")
     if loop.batch_size < world.size:
         raise ConfigError(
             f"loop.batch_size: expected an image for each of {world.size} processes, got {loop.batch_size}"

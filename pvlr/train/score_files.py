@@ -105,7 +105,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
     held["targets"] = held["targets"].astype(np.float32)
     if held["scores"].dtype.itemsize > 8:
         held["scores"] = held["scores"].astype(np.float64)
-    return {name: np.ascontiguousarray(array) for name, array in held.items()}
+    # In the byte order of this machine, whatever that of the one that wrote them.
+    return {name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")) for name, array in held.items()}
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,8 @@ def study(
         DataError: where the data cannot be read.
         TowerError: where the towers cannot be loaded.
     """
+    if find_spec("matplotlib") is None:
+        raise ConfigError("study: expected the package matplotlib for its figure, found none; pip install 'pvlr[plot]'")
     folder = Path(study.folder)
     tower = replace(tower, features="cache", feature_folder=tower.feature_folder or str(folder / "features"))
     base: Sections = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}

@@ -67,7 +67,7 @@ def _draw(path: Path, cells: Cells) -> None:
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 1.2 + 0.3 * len(rows)), sharey=True, width_ratios=(3, 1, 1, 1))
     places = [-(number + 0.8 * list(groups).index(group)) for number, (group, _, _) in enumerate(rows)]
     colours = [COLOURS[list(groups).index(group) % len(COLOURS)] for group, _, _ in rows]
-    values = [[100 * cell["mAP"] for cell in found] for _, _, found in rows]
+    values = [[100 * cell["mAP"] for cell in found if not math.isnan(cell["mAP"])] or [0.0] for _, _, found in rows]
     spread = [stdev(value) if len(value) > 1 else math.nan for value in values]  # NaN: nothing is drawn.
     axes[0].barh(places, [mean(value) for value in values], xerr=spread, color=colours, capsize=2)
     axes[0].set_xlim(max(0.0, min(map(min, values)) - 3), max(map(max, values)) + 2)
@@ -96,7 +96,9 @@ def _grouped(cells: Cells) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
 
 
 def _spread(values: Iterable[float]) -> str:
-    percent = [100 * value for value in values]
+    percent = [100 * value for value in values if not math.isnan(value)]
+    if not percent:
+        return "–"  # Without a positive there is no average precision.
     if len(percent) == 1:
         return f"{percent[0]:.1f}"
     return f"{mean(percent):.1f} ± {stdev(percent):.1f}"

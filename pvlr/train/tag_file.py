@@ -86,7 +86,10 @@ class TagFile:
             self.done = set(self._rows())
         write_atomically(self.about_path, f"{json.dumps(told, indent=1)}\n".encode())
         self._mended: set[str] = set()
-        self._refused = {row["file"] for row in _json_rows(self.refused_path)} if self.refused_path.exists() else set()
+        refused = list(_json_rows(self.refused_path)) if self.refused_path.exists() else []
+        self._refused = {row["file"] for row in refused}
+        if self.refused_path.exists() and not self.refused_path.read_bytes().endswith(b"\n"):  # Cut short by a kill.
+            write_atomically(self.refused_path, "".join(f"{json.dumps(row)}\n" for row in refused).encode())
         # A name need not be UTF-8: its bytes are written as they are.
         self._file: IO[str] = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
         if self.kind == "csv" and path.stat().st_size == 0:

@@ -163,7 +163,7 @@ def test_the_benchmark_prints_a_table(
         (["--labels", "zebra,zebra"], "names: expected unique labels, got 'zebra' more than once"),
         (["--labels", "zebra,"], "names: expected a non-empty text"),
         (["--out", "tags.txt"], "tags.txt: expected a file that ends in .jsonl or .csv"),
-        (["--html", "no/where.html"], "[Errno 2] No such file or directory"),
+        (["--html", "no/where.html"], "--html: expected a file in a folder that is there, got no/where.html"),
         (["*.tif"], "*.tif: expected a pattern of picture files, it matches none"),
     ],
 )
@@ -236,3 +236,30 @@ def test_a_full_disk_is_one_line_and_loses_nothing(main: Any, model: Path, pictu
     assert main(["--run", str(model), *names, "--threshold", "0", "--out", str(out)]) == 0
     assert sorted(tagged(out)) == names
     assert all({tag["name"] for tag in tags} == set(NAMES) for tags in tagged(out).values())
+
+
+def test_places_of_the_files_are_checked_before_a_model_is_loaded(
+    main: Any, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tags = tmp_path / "tags.jsonl"
+    for options, message in (
+        (
+            ["--html", f"{tmp_path}/none/x.html"],
+            f"--html: expected a file in a folder that is there, got {tmp_path}/none",
+        ),
+        (["--html", str(pictures)], f"--html: expected a file in a folder that is there, got {pictures}"),
+        (["--out", str(tags), "--html", str(tags)], f"--html: expected another file than --out, got {tags}"),
+    ):
+        assert main(["--run", "no model", str(pictures), *options]) == 2
+        assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_names_that_are_no_text_stop_nothing(model: Path, pictures: Path) -> None:
+    (pictures / os.fsdecode(b"0\xff.png")).write_bytes((pictures / "000.png").read_bytes())
+    (pictures / "broken.jpg").unlink()
+    command = [sys.executable, str(SCRIPT), "--run", str(model), str(pictures)]
+    done = subprocess.run(
+        command, capture_output=True, check=False, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    )
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 10), done.stderr
+    assert b"0\\udcff.png: " in done.stdout

@@ -65,7 +65,7 @@ def test_torchrun_stops_at_sigterm_and_its_run_goes_on_alone(inputs: Path, tmp_p
     os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=200)
     assert err.count("interrupted at step") == 1, err
-    assert re.search(r"go on with: torchrun --nproc-per-node 2 \S+train_voc\.py .*--run\.resume=require", err)
+    assert re.search(r"go on with: torchrun --nproc-per-node 2 \S+train_voc\.py .*--run\.resume=auto", err)
     assert out.count("images, 3 labels") == 2, "one process speaks"
     finished([*options_of(inputs, run, **more), "--run.resume=require"], run)
     assert difference(run, whole) <= 1e-6

@@ -11,14 +11,17 @@ from tower_models import write_folder
 from training_toys import LABELS, tiny_options, write_voc
 
 from pvlr.core.calibration import fit_temperature, fit_thresholds, reliability
+from pvlr.core.decision import Decision
+from pvlr.core.labels import LabelSet
 from pvlr.data.batch import DataError
 from pvlr.data.sampling import EpochSampler
 from pvlr.data.voc import read_voc
 from pvlr.train import Tagger, train
-from pvlr.train.calibrate import draw_reliability
+from pvlr.train.calibrate import calibrate, draw_reliability
 from pvlr.train.cli import command
+from pvlr.train.config import CalibrationConfig
 from pvlr.train.data_config import VOCData
-from pvlr.train.evaluate import predict_logits
+from pvlr.train.evaluate import Predictions, predict_logits
 from pvlr.train.feed import load_batches
 
 
@@ -102,3 +105,31 @@ def test_the_diagram_shows_points_where_they_are() -> None:
         assert blue[round(margin + side * (1 - y)), round(margin + side * x)]
     assert not blue[margin + side // 2, margin + 10]
     assert len(LABELS) == 3
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_labels_without_both_answers_decide_nothing() -> None:
+    """Of the second label every picture is positive: any threshold would do, and the lowest temperature is best."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 3, generator=generator)
+    target = (logits + torch.randn(40, 3, generator=generator) > 0).float()
+    target[:, 1] = 1.0
+    known = torch.ones(40, 3, dtype=torch.bool)
+    known[:, 2] = False
+
+    class Model:
+        labels = LabelSet(("a", "b", "c"))
+
+    def fitted(target: torch.Tensor, known: torch.Tensor) -> Decision:
+        found = Predictions(logits, target, known, torch.arange(40))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("pvlr.train.calibrate.predict_logits", lambda *_, **__: found)
+            return calibrate(Model(), [], CalibrationConfig(), fitted_on="x").decision
+
+    decision = fitted(target, known)
+    alone = torch.zeros_like(known)
+    alone[:, 0] = True
+    assert decision.temperature == fit_temperature(logits, target, alone)
+    assert set(decision.thresholds) == {"a"}
+    nothing = fitted(torch.ones(40, 3), known)
+    assert (nothing.temperature, nothing.thresholds) == (1.0, {})

@@ -48,3 +48,21 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path: Path, capsys: pytest.CaptureF
         error = capsys.readouterr().err
         assert f"{path}, line 2" in error
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"loop:\n#  epochs: 1\n", "loop: expected a section of fields and their values, found nothing"),
+        (b"loop: [epochs, 4]", "loop: expected a section of fields and their values, found ['epochs', 4]"),
+        (b"loop: 3", "loop: expected a section of fields and their values, found 3"),
+        ("loop: é".encode("latin-1"), "expected a configuration as YAML in UTF-8, found other bytes"),
+    ],
+)
+def test_a_section_that_is_none_is_refused(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(content)
+    assert command(show, [f"--config={path}"]) == 2
+    assert capsys.readouterr().err == f"error: {path}: {message}\n"

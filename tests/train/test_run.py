@@ -279,6 +279,7 @@ def test_broken_data_is_one_line_that_names_the_file(
         (["--loop.device=tpu9"], "error: loop.device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'tpu9'"),
         (["--loop.device=cuda:99"], "error: loop.device: expected a device of this machine, 'cuda:99' is not there"),
         (["--run.resume=require"], "error: run.resume: expected a run to go on with in "),
+        ([f"--run.folder={__file__}"], "error: run.folder: expected a folder, or a place for one, found a file at "),
         (["--config=/nowhere.yaml"], "error: Parser key \"config\": File does not exist: '/nowhere.yaml'"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
         assert f"interrupted at step {found[1]['step']} of 72, saved as {found[0]}" in err
         assert f"go on with: python {SCRIPT} --data.root" in err
         assert "Traceback" not in err
-        assert err.rstrip().endswith("--run.resume=require")
+        assert err.rstrip().endswith("--run.resume=auto")
     process = start([*options, "--run.resume=require"])
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, (out, err)

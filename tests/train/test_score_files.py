@@ -167,3 +167,11 @@ def test_other_files_and_none_are_refused(tmp_path: Path) -> None:
         read_scores(tmp_path / "scores.pkl")
     with pytest.raises(DataError, match=r"scores.npz: expected a file of scores, found no such file"):
         read_scores(tmp_path / "scores.npz")
+
+
+def test_numbers_of_another_byte_order_are_the_same(tmp_path: Path) -> None:
+    scores, targets = np.array([[0.25, 0.5]], dtype=">f4"), np.array([[1, 0]], dtype=">i2")
+    np.savez(tmp_path / "x.npz", scores=scores, targets=targets)
+    found = read_scores(tmp_path / "x.npz", "probabilities")
+    assert found.scores.tolist() == [[0.25, 0.5]]
+    assert found.target.tolist() == [[1.0, 0.0]]

@@ -1,6 +1,7 @@
 """A study: each cell trained once, on shared features, with a table and a figure of what was found."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from training_toys import write_voc
 from pvlr.core.labels import LabelError
 from pvlr.data.voc import read_voc
 from pvlr.train.cli import command
+from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig, TowerConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.study import StudyConfig, study
-from pvlr.train.study_report import study_table
+from pvlr.train.study_report import study_table, write_report
 
 ROWS: dict[str, dict[str, dict[str, Any]]] = {
     "methods": {"PVLR": {}, "probe": {"baseline.kind": "linear_probe"}},
@@ -135,3 +137,23 @@ def test_a_table_tells_the_mean_and_the_deviation_of_a_sample() -> None:
     cell = {"group": "g", "row": "r", "CF1": 0.4, "OF1": 0.3, "parameters": 10, "seconds": 1.0, "inference": 0.001}
     lines = study_table([{**cell, "mAP": value} for value in (0.1, 0.2, 0.6)]).splitlines()
     assert lines[4] == "| r | 30.0 ± 26.5 | 40.0 ± 0.0 | 30.0 ± 0.0 | 10 | 1.0 | 1.00 | 3 |"
+
+
+def test_a_row_without_average_precision_has_a_dash(tmp_path: Path) -> None:
+    cell = {"group": "g", "row": "r", "CF1": 0.5, "OF1": 0.5, "parameters": 1, "seconds": 2.0, "inference": 1e-5}
+    cells = [{**cell, "mAP": math.nan, "seed": seed} for seed in (0, 1)]
+    assert "| r | – | 50.0 ± 0.0 |" in write_report(tmp_path, cells).read_text()
+    assert (tmp_path / "report.png").is_file()
+
+
+def test_the_package_of_the_figure_is_asked_for_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pvlr.train.study.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"expected the package matplotlib .*; pip install 'pvlr\[plot\]'$"):
+        study(
+            data=VOCData(root=str(tmp_path)), tower=TowerConfig(name="pvlr:scenes-clip"), loss=LossConfig(),
+            optimizer=OptimizerConfig(), schedule=ScheduleConfig(), loop=LoopConfig(),
+            study=StudyConfig(folder=str(tmp_path / "s"), rows={"a": {"b": {}}}),
+        )  # fmt: skip
+    assert not (tmp_path / "s").exists()

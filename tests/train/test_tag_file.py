@@ -128,3 +128,15 @@ def test_bad_pictures_are_listed_once_and_struck_off_when_mended(tmp_path: Path)
         file.write("two\nlines.jpg", TAGS)
     assert [json.loads(line)["file"] for line in listed.read_text().splitlines()] == ["b.jpg", "two\nlines.jpg"]
     assert rows(path) == ["a.jpg"]
+
+
+def test_a_list_of_bad_pictures_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "tags.jsonl"
+    with TagFile(path, ABOUT) as file:
+        for name in ("a.jpg", "b.jpg"):
+            file.refuse(Unreadable(name, "broken"))
+    whole = file.refused_path.read_bytes()
+    file.refused_path.write_bytes(whole[:-20])
+    with TagFile(path, ABOUT) as file:
+        file.refuse(Unreadable("b.jpg", "broken"))
+    assert file.refused_path.read_bytes() == whole

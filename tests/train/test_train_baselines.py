@@ -38,13 +38,14 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda method: method.get("baseline__kind", "coop"),
 )
 def test_trained_saved_loaded_and_the_same_from_cached_features(
-    method: dict[str, object], voc: Path, tower: Path, tmp_path: Path
+    method: dict[str, object], voc: Path, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = {"data__flip": "false", "data__rand_augment": "false", "data__cutout": 0.0, "loop__epochs": 1}
     cache = {"tower__features": "cache", "tower__feature_dtype": "float32"}
     for name, options in (("pictures", {}), ("features", cache)):
         args = tiny_options(voc, tower, tmp_path / name, **plain, **options, **method)
         assert command(train, args, data=VOCData) == 0
+    assert ("tag yours" in capsys.readouterr().out) == ("baseline__kind" not in method)
     load = load_baseline if "baseline__kind" in method else PVLR.from_pretrained
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
