@@ -5,7 +5,7 @@ Zero-shot CLIP and CoOp are not here: they are PVLR with parts switched off (see
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, cast, get_args, get_origin
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
 import torch.nn.functional as F
@@ -250,8 +250,7 @@ class BaselineModel(nn.Module):
         """
         if self.config.kind != "dualcoop":
             raise ValueError(f"labels: cannot be exchanged in a model of kind '{self.config.kind}', which fixes them")
-        if not isinstance(labels, LabelSet):  # Which refuses a single text; it is not taken apart here.
-            labels = LabelSet(cast(tuple[str, ...], labels) if isinstance(labels, str) else tuple(labels))
+        labels = LabelSet.of(labels)
         other = BaselineModel(self.config, labels, self.text, self.image)
         other.head = self.head
         other._set_labels(labels)

@@ -1,10 +1,10 @@
 """The labels of a task: ordered, unique names, how they are read aloud, and what is known about them."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 from unicodedata import category
 
 __all__ = ["LabelError", "LabelSet"]
@@ -80,6 +80,22 @@ class LabelSet:
         object.__setattr__(self, "readable", MappingProxyType(texts))
         kept = {name: tuple(self.descriptions[name]) for name in names if described.get(name)}
         object.__setattr__(self, "descriptions", MappingProxyType(kept))
+
+    @classmethod
+    def of(cls, labels: "LabelSet | Sequence[str]") -> "LabelSet":
+        """These labels: as they are, or made of their names.
+
+        Raises:
+            LabelError: where they are no names, a single text among others.
+
+        Example:
+            >>> LabelSet.of(["cat", "dog"])
+            LabelSet(names=('cat', 'dog'))
+        """
+        if isinstance(labels, LabelSet):
+            return labels
+        # A single text is not taken apart here: the constructor refuses it.
+        return cls(cast(tuple[str, ...], labels) if isinstance(labels, str) else tuple(labels))
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -290,9 +290,7 @@ class PVLR(nn.Module):
         # By name: the towers need not be modules, and the encoder is none.
         for name in ("text", "image", "knowledge", "context", "fusion", "attention", "head", "_encoder"):
             setattr(other, name, getattr(self, name))
-        if not isinstance(labels, LabelSet):  # Which refuses a single text; it is not taken apart here.
-            labels = LabelSet(cast(tuple[str, ...], labels) if isinstance(labels, str) else tuple(labels))
-        other._set_labels(labels, like=self.knowledge_vectors)
+        other._set_labels(LabelSet.of(labels), like=self.knowledge_vectors)
         other.decision, other.origin, other.text_digests = self.decision, self.origin, self.text_digests
         other.card = self.card if other.labels == self.labels else self.card.for_other_labels()
         other.register_load_state_dict_post_hook(_encode_again)  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pvlr.data.batch import DataError, refusal
-from pvlr.data.entries import NOTHING, inside, kind_at, shown
+from pvlr.data.entries import inside, require_no_other, shown
 
 __all__ = ["MAX_FILES", "MAX_HEADER_BYTES", "Member", "members", "unpack"]
 
@@ -72,9 +72,7 @@ def members(path: Path) -> Iterator[Member]:
         3
         [('a/1.txt', b'one')]
     """
-    kind = kind_at(path, "a tar archive")
-    if kind not in ("a file", NOTHING):
-        raise DataError(f"{path}: expected a tar archive, found {kind}")
+    require_no_other(path, "a tar archive")
     try:
         with _Headers(io.FileIO(path)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             size = os.fstat(file.fileno()).st_size

@@ -24,6 +24,7 @@ __all__ = [
     "repeated",
     "require_files",
     "require_name",
+    "require_no_other",
     "shown",
     "shown_keys",
 ]
@@ -83,6 +84,23 @@ def kind_at(path: Path, what: str) -> str:
     return "a file" if stat.S_ISREG(mode) else "a pipe, socket or device"
 
 
+def require_no_other(path: Path, what: str) -> None:
+    """Refuse what lies at a path and is no file, before it is opened; that nothing does is told by who opens it.
+
+    Raises:
+        DataError: naming the path, with what was found there.
+
+    Example:
+        >>> require_no_other(Path("."), "a table")
+        Traceback (most recent call last):
+            ...
+        pvlr.data.batch.DataError: .: expected a table, found a folder
+    """
+    kind = kind_at(path, what)
+    if kind not in ("a file", NOTHING):
+        raise DataError(f"{path}: expected {what}, found {kind}")
+
+
 def read_text(path: Path, what: str, limit: int) -> str:
     """A whole file in UTF-8.
 
@@ -101,9 +119,7 @@ def read_text(path: Path, what: str, limit: int) -> str:
         ...     read_text(Path(folder, "x.csv"), "a table", 1000)
         'file,labels\\n'
     """
-    kind = kind_at(path, what)
-    if kind not in ("a file", NOTHING):
-        raise DataError(f"{path}: expected {what}, found {kind}")
+    require_no_other(path, what)
     try:
         with path.open("rb") as file:
             # The size first: a file that is refused for it is not read. It may grow: so once more.

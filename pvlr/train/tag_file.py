@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
@@ -89,7 +89,7 @@ class TagFile:
         refused = list(_json_rows(self.refused_path)) if self.refused_path.exists() else []
         self._refused = {row["file"] for row in refused}
         if self.refused_path.exists() and not self.refused_path.read_bytes().endswith(b"\n"):  # Cut short by a kill.
-            write_atomically(self.refused_path, "".join(f"{json.dumps(row)}\n" for row in refused).encode())
+            self._write_refused(refused)
         # A name need not be UTF-8: its bytes are written as they are.
         self._file: IO[str] = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
         if self.kind == "csv" and path.stat().st_size == 0:
@@ -126,8 +126,10 @@ class TagFile:
     ) -> None:
         self._file.close()
         if self._mended:  # Pictures that could be read after all.
-            rows = [row for row in _json_rows(self.refused_path) if row["file"] not in self._mended]
-            write_atomically(self.refused_path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+            self._write_refused(row for row in _json_rows(self.refused_path) if row["file"] not in self._mended)
+
+    def _write_refused(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        write_atomically(self.refused_path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
     def _require_same(self, told: Mapping[str, Any]) -> None:
         try:
