@@ -10,7 +10,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from pvlr.core.image_tower import OpenClipImageTower
+from pvlr.core.towers.image import OpenClipImageTower
 
 VOCABULARY = 49408
 SENTENCES = ("a photo of a dog.", "a photo of a traffic light.", "a photo of a tv monitor seen from afar.")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pvlr.core.tower_files import HUB_PREFIX
+from pvlr.core.towers.sources import HUB_PREFIX
 
 if TYPE_CHECKING:
     from pvlr.core.model import PVLR

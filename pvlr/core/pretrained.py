@@ -23,8 +23,8 @@ from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.model_card import MARK, ModelCard
 from pvlr.core.model_texts import SOURCES, copies, require_same_vectors, texts_of, with_copies
 from pvlr.core.sentence_encoders import SentenceEncoder, SentenceEncoderError
-from pvlr.core.tower_files import CONFIG_NAME, FOLDER_PREFIX, WEIGHT_NAMES
 from pvlr.core.towers import TowerOrigin, TowerSpec, build_towers, save_towers
+from pvlr.core.towers.sources import CONFIG_NAME, FOLDER_PREFIX, WEIGHT_NAMES
 from pvlr.core.weights import load_trained_state, trained_state
 
 __all__ = ["CARD_NAME", "FILES", "MODEL_NAME", "WEIGHTS_NAME", "PretrainedError", "load_pretrained", "save_pretrained"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pvlr.core.arguments import require_choice, require_int, require_number
-from pvlr.core.tower_spec import TowerSpec
+from pvlr.core.towers.spec import TowerSpec
 
 __all__ = [
     "CalibrationConfig",

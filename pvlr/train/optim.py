@@ -42,7 +42,7 @@ def parameter_groups(
         config: Learning rate, weight decay and the factor of the prompts.
         tower_lr_factor: Learning rate of the image tower, as a multiple of ``config.lr``.
         tower_layer_decay: A layer's, as a multiple of the next one's; below 1 each depth is a group of its own, and the
-            tower has to tell them (:meth:`~pvlr.core.image_tower.OpenClipImageTower.parameter_depths`).
+            tower has to tell them (:meth:`~pvlr.core.towers.image.OpenClipImageTower.parameter_depths`).
 
     Returns:
         Groups as torch's optimisers take them, empty ones left out, each with ``name``, ``params``, ``lr``,

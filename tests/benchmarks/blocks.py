@@ -129,8 +129,8 @@ def tower_or_head(part: str) -> Callable[[], object]:
     import open_clip
 
     from pvlr.core import PVLR, LabelSet, PVLRConfig
-    from pvlr.core.image_tower import OpenClipImageTower
-    from pvlr.core.text_tower import OpenClipTextTower
+    from pvlr.core.towers.image import OpenClipImageTower
+    from pvlr.core.towers.text import OpenClipTextTower
 
     clip = open_clip.create_model("ViT-B-16-quickgelu", load_weights=False).eval()
     text = OpenClipTextTower(clip, open_clip.get_tokenizer("ViT-B-16-quickgelu"))

@@ -15,8 +15,8 @@ def steps(features: str, knowledge_alone: bool, photographs: str, folder: str) -
     import open_clip
 
     from pvlr.core import PVLR, PVLRConfig
-    from pvlr.core.image_tower import OpenClipImageTower
-    from pvlr.core.text_tower import OpenClipTextTower
+    from pvlr.core.towers.image import OpenClipImageTower
+    from pvlr.core.towers.text import OpenClipTextTower
     from pvlr.data.dataset import LabelledImages
     from pvlr.data.sampling import EpochSampler
     from pvlr.data.transforms import ImageTransform, TransformConfig

@@ -91,8 +91,8 @@ def build(row: str, work: Workload, device: Any) -> Callable[[], object]:
     import torch
 
     from pvlr.core import PVLR, LabelSet, PVLRConfig
-    from pvlr.core.tower_spec import TowerSpec
     from pvlr.core.towers import build_towers
+    from pvlr.core.towers.spec import TowerSpec
     from pvlr.data.batch import Batch
     from pvlr.train.config import LossConfig, OptimizerConfig
     from pvlr.train.device import compile_model

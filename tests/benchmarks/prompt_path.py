@@ -26,7 +26,7 @@ def prompt_path(labels: int, plain: bool) -> Callable[[], object]:
     """Forward and backward from every label's vector to the shared context."""
     import open_clip
 
-    from pvlr.core.text_tower import OpenClipTextTower
+    from pvlr.core.towers.text import OpenClipTextTower
 
     config = open_clip.get_model_config("ViT-B-16-quickgelu")
     # The image half is not needed, and kept small.

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from tower_models import CONFIGS, fresh, small_model, some_images
 
-from pvlr.core.image_families import resize_positions
-from pvlr.core.image_tower import OpenClipImageTower
 from pvlr.core.protocols import ImageTower
 from pvlr.core.shapes import ShapeError
 from pvlr.core.towers import TowerError
+from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.image_families import resize_positions
 
 CASES = [
     ("vit", "value"),

@@ -31,8 +31,8 @@ from torch.testing import assert_close
 from tower_models import small_model, tokenizer_for
 
 from pvlr.core import PVLR, LabelSet, PVLRConfig, asymmetric_loss, load_towers
-from pvlr.core.image_tower import OpenClipImageTower
-from pvlr.core.text_tower import OpenClipTextTower
+from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.text import OpenClipTextTower
 from pvlr.core.weights import load_trained_state, trained_state
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

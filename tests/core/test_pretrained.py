@@ -311,7 +311,7 @@ def test_a_tokenizer_s_own_code_is_never_asked_for(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(sys.modules, "transformers", type(sys)("transformers"))
     monkeypatch.setattr(sys.modules["transformers"], "AutoTokenizer", AutoTokenizer, raising=False)
-    monkeypatch.setattr("pvlr.core.tower_files.find_spec", lambda name: object())
+    monkeypatch.setattr("pvlr.core.towers.tokenizers.find_spec", lambda name: object())
     write_folder(tmp_path, "vit")
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x/y", "tokenizer_kwargs": {"trust_remote_code": True}}

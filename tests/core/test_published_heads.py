@@ -17,7 +17,7 @@ from pvlr.core.baselines import BaselineConfig, BaselineModel, paired_scores
 from pvlr.core.decoders import GroupDecoder, LabelDecoder, sine_places
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
-from pvlr.core.text_tower import OpenClipTextTower
+from pvlr.core.towers.text import OpenClipTextTower
 from pvlr.core.weights import load_trained_state
 
 Arrays = Mapping[str, Any]

@@ -14,8 +14,8 @@ from tower_models import CONFIGS, SENTENCES, WordTokenizer, perturb, small_model
 
 from pvlr.core.protocols import PromptTokens, TextTower
 from pvlr.core.shapes import ShapeError
-from pvlr.core.text_tower import OpenClipTextTower
 from pvlr.core.towers import TowerError
+from pvlr.core.towers.text import OpenClipTextTower
 
 PATHS = {
     "vit": "prefix",

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tower_models import CONFIGS, SENTENCES, name_of, register, small_model, write_folder
 
-from pvlr.core import tower_files
-from pvlr.core.towers import Towers, load_towers, weights_fingerprint
+from pvlr.core.towers import Towers, load_towers, sources, weights_fingerprint
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -96,7 +95,7 @@ def test_weights_from_a_file_of_any_kind(ending, tmp_path):
 
 
 def test_random_weights_are_said_to_be_random(caplog):
-    with caplog.at_level(logging.WARNING, logger="pvlr.core.tower_files"):
+    with caplog.at_level(logging.WARNING, logger="pvlr.core.towers.checkpoints"):
         towers = load_towers("pvlr-test-vit")
     assert caplog.messages == ["tower 'pvlr-test-vit' has random weights, since none were named"]
     assert towers.preprocess["mean"] == open_clip.OPENAI_DATASET_MEAN
@@ -104,9 +103,9 @@ def test_random_weights_are_said_to_be_random(caplog):
 
 
 def test_published_weights_agree_on_the_preprocessing_of_a_file():
-    assert tower_files._usual_preprocess("ViT-B-16-SigLIP")["mean"] == (0.5, 0.5, 0.5)
-    assert tower_files._usual_preprocess("RN50-quickgelu")["mean"] == open_clip.OPENAI_DATASET_MEAN
-    assert tower_files._usual_preprocess("pvlr-test-vit") == {}
+    assert sources._usual_preprocess("ViT-B-16-SigLIP")["mean"] == (0.5, 0.5, 0.5)
+    assert sources._usual_preprocess("RN50-quickgelu")["mean"] == open_clip.OPENAI_DATASET_MEAN
+    assert sources._usual_preprocess("pvlr-test-vit") == {}
 
 
 def test_patch_dropout_is_left_out(tmp_path):

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tower_models import small_model
 from training_toys import tiny_options, toy_batch, write_voc
 
-from pvlr.core.image_tower import OpenClipImageTower
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
-from pvlr.core.text_tower import OpenClipTextTower
+from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.text import OpenClipTextTower
 from pvlr.data.batch import Batch
 from pvlr.train import device as devices
 from pvlr.train import run as runs

@@ -6,7 +6,7 @@ from torch import nn
 from tower_models import small_model
 from training_toys import ToyModel
 
-from pvlr.core.image_tower import OpenClipImageTower
+from pvlr.core.towers.image import OpenClipImageTower
 from pvlr.train.config import OptimizerConfig, ScheduleConfig
 from pvlr.train.optim import (
     build_optimizer,

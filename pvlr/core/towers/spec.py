@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from pvlr.core.arguments import require_choice, require_int
-from pvlr.core.tower_files import BUNDLED_PREFIX, FOLDER_PREFIX, HUB_PREFIX, TowerError, find_source
+from pvlr.core.towers.sources import BUNDLED_PREFIX, FOLDER_PREFIX, HUB_PREFIX, TowerError, find_source
 
 __all__ = ["RANDOM", "TowerSpec"]
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pvlr.core.functional import attend, merge_heads, splice_context, split_heads
 from pvlr.core.protocols import PromptTokens
 from pvlr.core.shapes import expect
-from pvlr.core.tower_files import TowerError, shown
+from pvlr.core.towers.sources import TowerError, shown
 
 __all__ = ["OpenClipTextTower"]
 

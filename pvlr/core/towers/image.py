@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pvlr.core.image_families import PatchFeatures, family_of, run_block, run_block_twice
 from pvlr.core.protocols import ImageFeatures
 from pvlr.core.shapes import expect
-from pvlr.core.tower_files import TowerError
+from pvlr.core.towers.image_families import PatchFeatures, family_of, run_block, run_block_twice
+from pvlr.core.towers.sources import TowerError
 
 __all__ = ["OpenClipImageTower"]
 

@@ -1,22 +1,17 @@
 """From the name of a tower to its configuration and the file of its weights; every lack is named, nothing guessed."""
 
 import json
-import logging
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import torch
-from torch import nn
-
-__all__ = ["TowerError", "TowerSource", "find_source", "make_tokenizer", "read_weights", "reason", "shown"]
+__all__ = ["TowerError", "TowerSource", "fetch", "find_source", "reason", "require_reachable", "shown", "three_lines"]
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHT_NAMES = (
@@ -40,7 +35,6 @@ FOREIGN_NAMES = (
     ("text_cfg", "hf_tokenizer_name"),
 )
 
-logger = logging.getLogger(__name__)
 _short = reprlib.Repr()
 _short.maxstring = 80
 
@@ -176,7 +170,7 @@ def _hub_source(name: str, cache_dir: str | None) -> TowerSource:
     repository = name.removeprefix(HUB_PREFIX)
     record = {"hf_hub": f"{repository}/"}
     wanted = f"the tower '{name}'"
-    config, preprocess = _read_config(_fetch({"hf_hub": f"{repository}/{CONFIG_NAME}"}, wanted, cache_dir))
+    config, preprocess = _read_config(fetch({"hf_hub": f"{repository}/{CONFIG_NAME}"}, wanted, cache_dir))
     return TowerSource(
         name=name, tokenizer_name=name, config=config, preprocess=preprocess, tag=record, wanted=f"{wanted} (weights)"
     )
@@ -226,80 +220,8 @@ def _require_preprocess(path: Path, given: object) -> dict[str, Any]:
     return record
 
 
-def read_weights(model: nn.Module, source: TowerSource, cache_dir: str | None) -> None:
-    """Load the weights of ``source`` into ``model``, fetching them first where they are not on this machine.
-
-    Pickled files are read with ``weights_only``; every weight must be there and fit, tables of positions too, which
-    open_clip alone would interpolate without a word.
-
-    Raises:
-        TowerError: in three lines where the weights cannot be fetched; naming the file where it cannot be read or
-            belongs to another model.
-    """
-    import open_clip
-
-    path = source.weights
-    if source.tag is not None:
-        path = _fetch(source.tag, source.wanted, cache_dir)
-    if path is None:
-        logger.warning("tower '%s' has random weights, since none were named", source.name)
-        return
-    try:
-        shapes = _shapes_in(path)
-        for name, value in model.state_dict().items():
-            # Files older than CustomTextCLIP have the text tower's weights at the top.
-            shape = shapes.get(name, shapes.get(name.removeprefix("text.")))
-            # open_clip makes numbers of tables of one number, and the other way round.
-            if shape is not None and shape != value.shape and not value.numel() == shape.numel() == 1:
-                raise TowerError(f"'{name}' of shape {tuple(shape)} where the model has {tuple(value.shape)}")
-        open_clip.load_checkpoint(model, str(path), strict=True, weights_only=True)
-    except Exception as err:  # safetensors, pickle, zip and key errors share no base class
-        raise TowerError(f"{path}: expected the weights of '{source.name}', got {reason(err)}") from err
-
-
-def _shapes_in(path: Path) -> dict[str, torch.Size]:
-    """The shapes of a file's tensors, by name as open_clip reads names; nothing stays in memory."""
-    from open_clip.factory import load_state_dict
-    from safetensors import safe_open
-
-    if path.suffix in (".npz", ".npy"):  # Big Vision's, under other names and copied entry by entry
-        return {}
-    if str(path).endswith(".safetensors"):
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: torch.Size(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    else:
-        state = load_state_dict(str(path), device="meta", weights_only=True)
-        shapes = {name: value.shape for name, value in state.items() if isinstance(value, torch.Tensor)}
-    return {name.removeprefix("module."): shape for name, shape in shapes.items()}
-
-
-def make_tokenizer(source: TowerSource, cache_dir: str | None) -> Any:
-    """Build the tokenizer that goes with a tower; code that comes with one is never run.
-
-    Raises:
-        TowerError: in three lines where it has to be fetched and cannot be; naming the package it needs where that is
-            not installed.
-    """
-    import open_clip
-
-    hub = source.config["text_cfg"].get("hf_tokenizer_name")
-    wanted = f"the tokenizer of '{source.name}'"
-    if hub and find_spec("transformers") is None:
-        raise TowerError(_lacking(wanted, "transformers"))
-    try:
-        if hub and not source.tokenizer_name.startswith(FOLDER_PREFIX) and not Path(hub).is_dir():
-            _require_reachable(hub, ("tokenizer_config.json",), cache_dir)
-        # Said in so many words, because a tower's own configuration may ask for the opposite.
-        rest = {"trust_remote_code": False} if hub else {}
-        return open_clip.get_tokenizer(source.tokenizer_name, cache_dir=cache_dir, **rest)
-    except ImportError as err:
-        raise TowerError(_lacking(wanted, err.name or str(err))) from err
-    except Exception as err:
-        record = {"hf_hub": f"{hub}/"} if hub else {}
-        raise TowerError(_three_lines(wanted, record, HOW_TO_GIVE_FOLDER, err)) from err
-
-
-def _fetch(record: Mapping[str, Any], wanted: str, cache_dir: str | None) -> Path:
+def fetch(record: Mapping[str, Any], wanted: str, cache_dir: str | None) -> Path:
+    """The file on this machine of a published record, downloaded where it is not there yet."""
     from open_clip.pretrained import download_pretrained
 
     how = HOW_TO_GIVE_FOLDER if HUB_PREFIX in wanted else HOW_TO_GIVE
@@ -307,16 +229,17 @@ def _fetch(record: Mapping[str, Any], wanted: str, cache_dir: str | None) -> Pat
         if record.get("hf_hub"):
             repository, filename = os.path.split(record["hf_hub"])
             safe = f"{os.path.splitext(filename)[0]}.safetensors"  # which open_clip prefers
-            _require_reachable(repository, (filename, safe) if filename else HUB_WEIGHT_NAMES, cache_dir)
+            require_reachable(repository, (filename, safe) if filename else HUB_WEIGHT_NAMES, cache_dir)
         path = Path(download_pretrained(record, cache_dir=cache_dir))
     except Exception as err:
-        raise TowerError(_three_lines(wanted, record, how, err)) from err
+        raise TowerError(three_lines(wanted, record, how, err)) from err
     if not path.is_file():
-        raise TowerError(_three_lines(wanted, record, how, FileNotFoundError("nothing was downloaded")))
+        raise TowerError(three_lines(wanted, record, how, FileNotFoundError("nothing was downloaded")))
     return path
 
 
-def _require_reachable(repository: str, filenames: Sequence[str], cache_dir: str | None) -> None:
+def require_reachable(repository: str, filenames: Sequence[str], cache_dir: str | None) -> None:
+    """Refuse at once what could only be downloaded, where the Hub cannot be reached."""
     # With no network, a download from the Hub retries for 46 s before it fails. One request without retries, and only
     # for what is not in the cache yet, knows it at once. A file of another name is the download's own business.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
@@ -330,16 +253,13 @@ def _require_reachable(repository: str, filenames: Sequence[str], cache_dir: str
         return
 
 
-def _three_lines(wanted: str, record: Mapping[str, Any], how: str, err: Exception) -> str:
+def three_lines(wanted: str, record: Mapping[str, Any], how: str, err: Exception) -> str:
+    """Say what was wanted, where it comes from and how to name a local copy."""
     if record.get("hf_hub"):
         place = f"the repository {os.path.split(record['hf_hub'])[0]} of the Hugging Face Hub"
     else:
         place = urlsplit(record.get("url", "")).netloc or "open_clip"
     return f"Could not fetch {wanted}: {reason(err)}\nIt comes from {place}.\n{how}"
-
-
-def _lacking(wanted: str, package: str) -> str:
-    return f"{wanted} needs the package {package}, which is not installed (pip install {package})"
 
 
 def shown(value: object) -> str:

@@ -10,21 +10,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pvlr.core.files import write_atomically
-from pvlr.core.image_tower import OpenClipImageTower
-from pvlr.core.text_tower import OpenClipTextTower
-from pvlr.core.tower_files import (
-    CONFIG_NAME,
-    WEIGHT_NAMES,
-    TowerError,
-    find_source,
-    make_tokenizer,
-    read_weights,
-    reason,
-)
-from pvlr.core.tower_spec import TowerSpec
+from pvlr.core.towers.building import as_described, build_model, refuse_unsupported
+from pvlr.core.towers.checkpoints import read_weights
+from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.sources import CONFIG_NAME, WEIGHT_NAMES, TowerError, find_source
+from pvlr.core.towers.spec import TowerSpec
+from pvlr.core.towers.text import OpenClipTextTower
+from pvlr.core.towers.tokenizers import make_tokenizer
 
 __all__ = [
     "TowerError",
@@ -102,7 +97,7 @@ def load_towers(
             logged as a warning. The other names bring their own.
         image_size: Side of the images in pixels, a multiple of the patch size (32 for ResNets); None for the tower's
             own. Position embeddings are interpolated from the tower's own size.
-        patch_features: ``"value"`` or ``"final"``, see :class:`~pvlr.core.image_tower.OpenClipImageTower`.
+        patch_features: ``"value"`` or ``"final"``, see :class:`~pvlr.core.towers.image.OpenClipImageTower`.
         cache_dir: Folder for what is downloaded; None for the usual cache.
 
     Raises:
@@ -113,11 +108,11 @@ def load_towers(
         >>> load_towers("ViT-B-16", weights="openai")
         Traceback (most recent call last):
             ...
-        pvlr.core.tower_files.TowerError: weights: 'openai' was trained with QuickGELU, but 'ViT-B-16' computes GELU;
+        pvlr.core.towers.sources.TowerError: weights: 'openai' was trained with QuickGELU, but 'ViT-B-16' computes GELU;
         ask for 'ViT-B-16-quickgelu'
     """
     source = find_source(name, weights, cache_dir)
-    _refuse_unsupported(source.name, source.config)
+    refuse_unsupported(source.name, source.config)
     tokenizer = make_tokenizer(source, cache_dir)
     spec = TowerSpec(
         name=name,
@@ -126,8 +121,8 @@ def load_towers(
         patch_features=patch_features,
         cache_dir=cache_dir,
     )
-    with _as_described(source.name):
-        model = _build(source.config)
+    with as_described(source.name):
+        model = build_model(source.config)
         text = OpenClipTextTower(model, tokenizer)
         image = OpenClipImageTower(model.visual, patch_features=patch_features)
     if image_size is not None:
@@ -190,8 +185,8 @@ def save_towers(spec: TowerSpec, folder: Path) -> None:
     if tokenizer:
         raise TowerError(f"name: the towers of '{spec.name}' cannot be included, for their tokenizer is '{tokenizer}'")
     with _drawn(spec):
-        with _as_described(source.name):
-            model = _build(source.config)
+        with as_described(source.name):
+            model = build_model(source.config)
         read_weights(model, source, spec.cache_dir)
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {
@@ -235,36 +230,6 @@ def weights_fingerprint(weights: Mapping[str, Tensor], *, architecture: Mapping[
         digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _refuse_unsupported(name: str, config: Mapping[str, Any]) -> None:
-    if "multimodal_cfg" in config:
-        raise TowerError(f"name: '{name}' is a CoCa model, which is not supported")
-    if "hf_model_name" in config["text_cfg"]:
-        raise TowerError(f"name: '{name}' has a text tower of the class HFTextEncoder, which is not supported")
-
-
-@contextmanager
-def _as_described(name: str) -> Iterator[None]:
-    """Make one sentence of whatever a wrong entry in a configuration leads to."""
-    try:
-        yield
-    except TowerError:
-        raise
-    except Exception as err:
-        raise TowerError(f"name: the configuration of '{name}' does not describe a model: {reason(err)}") from err
-
-
-def _build(config: Mapping[str, Any]) -> Any:
-    from open_clip import CLIP, CustomTextCLIP
-
-    rest = {key: value for key, value in config.items() if key != "custom_text"}
-    # Every patch is needed, in training too; and no file but the one asked for is fetched.
-    rest["vision_cfg"] = {**config["vision_cfg"], "patch_dropout": 0.0}
-    if "timm_model_name" in config["vision_cfg"]:
-        rest["vision_cfg"]["timm_model_pretrained"] = False
-    kind: type[nn.Module] = CustomTextCLIP if config.get("custom_text", False) else CLIP
-    return kind(**rest)
 
 
 def _preprocess(record: Mapping[str, Any], image_size: int) -> dict[str, Any]:

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tower_models import CONFIGS, WordTokenizer, register, small_model, write_folder
 
-from pvlr.core import tower_files
-from pvlr.core.towers import TowerError, load_towers, weights_fingerprint
+from pvlr.core.towers import TowerError, load_towers, sources, tokenizers, weights_fingerprint
 
 LOCAL_COPY = "If it is on this machine, name it: --tower.weights PATH, or --tower.name local-dir:FOLDER."
 LOCAL_FOLDER = "If it is on this machine, name its folder: --tower.name local-dir:FOLDER."
@@ -32,7 +31,7 @@ def _no_download(monkeypatch) -> None:
         raise AssertionError("a download was started")
 
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", never)
-    monkeypatch.setattr(tower_files, "_require_reachable", never)
+    monkeypatch.setattr(sources, "require_reachable", never)
 
 
 REFUSED_NAMES: dict[str, tuple[dict[str, Any], str]] = {
@@ -338,7 +337,7 @@ def test_a_failed_download_says_three_things(case, reachable, monkeypatch):
 
     _small_stands_in(monkeypatch)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", dead)
-    monkeypatch.setattr(tower_files, "_require_reachable", (lambda *_: None) if reachable else dead)
+    monkeypatch.setattr(sources, "require_reachable", (lambda *_: None) if reachable else dead)
     arguments, message = FAILED_DOWNLOADS[case]
     with pytest.raises(TowerError) as caught:
         load_towers(**arguments)
@@ -348,7 +347,7 @@ def test_a_failed_download_says_three_things(case, reachable, monkeypatch):
 
 def _small_stands_in(monkeypatch) -> None:
     """Build a small model under whatever name, to be quick."""
-    monkeypatch.setattr("pvlr.core.towers._build", lambda *_: small_model("vit"))
+    monkeypatch.setattr("pvlr.core.towers.loading.build_model", lambda *_: small_model("vit"))
 
 
 def test_a_download_of_open_clips_own_address_names_its_host(monkeypatch):
@@ -357,7 +356,7 @@ def test_a_download_of_open_clips_own_address_names_its_host(monkeypatch):
 
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", dead)
     with pytest.raises(TowerError) as caught:
-        tower_files._fetch({"url": "https://models.example.org/a/b.pt"}, "the weights", None)
+        sources.fetch({"url": "https://models.example.org/a/b.pt"}, "the weights", None)
     lines = str(caught.value).splitlines()
     assert lines[1:] == ["It comes from models.example.org.", LOCAL_COPY]
     assert len(lines[0]) < 280
@@ -366,7 +365,7 @@ def test_a_download_of_open_clips_own_address_names_its_host(monkeypatch):
 def test_a_download_of_nothing_is_refused(monkeypatch):
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda *_, **__: "")
     with pytest.raises(TowerError, match="Could not fetch the weights: nothing was downloaded\n"):
-        tower_files._fetch({"url": "https://models.example.org/a/b.pt"}, "the weights", None)
+        sources.fetch({"url": "https://models.example.org/a/b.pt"}, "the weights", None)
 
 
 def test_without_a_network_the_refusal_is_quick(monkeypatch, tmp_path):
@@ -395,7 +394,7 @@ def test_what_is_fetched_is_loaded(monkeypatch, tmp_path):
         return str(tmp_path / (known.pop() if known else "open_clip_model.safetensors"))
 
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", fetched)
-    monkeypatch.setattr(tower_files, "_require_reachable", lambda *_: None)
+    monkeypatch.setattr(sources, "require_reachable", lambda *_: None)
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda *_, **__: WordTokenizer((1,), (49407,), 0))
     towers = load_towers("hf-hub:some/where", cache_dir="some cache")
     assert towers.fingerprint == weights_fingerprint(model.state_dict(), architecture=CONFIGS["vit"])
@@ -413,14 +412,14 @@ def test_what_is_in_the_cache_needs_no_network(monkeypatch, tmp_path):
     asked: list[str] = []
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda url, timeout: asked.append(url))
     snapshot = tmp_path / "models--some--where" / "snapshots" / ("0" * 40)
-    tower_files._require_reachable("some/where", ("a.safetensors", "b.bin"), str(tmp_path))
+    sources.require_reachable("some/where", ("a.safetensors", "b.bin"), str(tmp_path))
     assert len(asked) == 1
     assert "a.safetensors" in asked[0]
     snapshot.mkdir(parents=True)
     (snapshot / "b.bin").write_bytes(b"")
     (tmp_path / "models--some--where" / "refs").mkdir()
     (tmp_path / "models--some--where" / "refs" / "main").write_text("0" * 40)
-    tower_files._require_reachable("some/where", ("a.safetensors", "b.bin"), str(tmp_path))
+    sources.require_reachable("some/where", ("a.safetensors", "b.bin"), str(tmp_path))
     assert len(asked) == 1
 
 
@@ -428,7 +427,7 @@ def test_what_is_in_the_cache_needs_no_network(monkeypatch, tmp_path):
 
 
 def test_a_tokenizer_that_needs_a_package(monkeypatch):
-    monkeypatch.setattr(tower_files, "find_spec", lambda name: None)
+    monkeypatch.setattr(tokenizers, "find_spec", lambda name: None)
     with pytest.raises(TowerError) as caught:
         load_towers("pvlr-test-hub-tokenizer")
     assert str(caught.value) == (
@@ -451,8 +450,8 @@ def test_a_tokenizer_that_cannot_be_fetched(monkeypatch):
         assert repository == "some-organisation/some-tokenizer"
         raise OSError("the line is dead")
 
-    monkeypatch.setattr(tower_files, "find_spec", lambda name: object())
-    monkeypatch.setattr(tower_files, "_require_reachable", dead)
+    monkeypatch.setattr(tokenizers, "find_spec", lambda name: object())
+    monkeypatch.setattr(tokenizers, "require_reachable", dead)
     with pytest.raises(TowerError) as caught:
         load_towers("pvlr-test-hub-tokenizer")
     assert str(caught.value) == (

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pvlr.core.functional import attend, merge_heads, split_heads
 from pvlr.core.protocols import ImageFeatures
-from pvlr.core.tower_files import TowerError, shown
+from pvlr.core.towers.sources import TowerError, shown
 
 __all__ = ["Family", "PatchFeatures", "RunBlock", "family_of", "resize_positions", "run_block", "run_block_twice"]
 
