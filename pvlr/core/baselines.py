@@ -19,7 +19,7 @@ from pvlr.core.functional import cosine_scores, prior_bias, standardise, widened
 from pvlr.core.kept import Kept
 from pvlr.core.labels import LabelSet
 from pvlr.core.prompts import ContextPrompter, PromptBank
-from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
+from pvlr.core.protocols import ImageTower, PromptTokens, Regions, TextTower, join_regions
 from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["BaselineConfig", "BaselineModel", "BaselineOutput", "DualPrompter", "LinearProbe", "paired_scores"]
@@ -76,7 +76,7 @@ class BaselineConfig:
         require_number("prior", self.prior, above=0.0, below=1.0)
 
     @property
-    def sees(self) -> Literal["patches", "pooled"]:
+    def sees(self) -> Regions:
         """What of an image it reads: its patches, or its pooled vector as if that were the only one."""
         return "pooled" if self.kind == "linear_probe" else "patches"
 
@@ -266,10 +266,14 @@ class BaselineModel(nn.Module):
         expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
         return self.forward_features(self.regions(images))
 
-    def regions(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
-        """What the image tower tells of images, as :meth:`forward_features` takes it."""
-        seen = self.image(images)
-        return seen.patches if self.config.sees == "patches" else seen.pooled.unsqueeze(1)
+    @property
+    def sees(self) -> Regions:
+        """Which vectors of an image it reads."""
+        return self.config.sees
+
+    def regions(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b m d"]:
+        """The vectors of images that :meth:`forward_features` takes."""
+        return join_regions(self.image(images), self.sees)
 
     def forward_features(self, patches: Float[Tensor, "b n d"]) -> BaselineOutput:
         """Recognise labels from what the image tower saw, computed before: patch vectors, or one pooled vector.

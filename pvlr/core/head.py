@@ -21,6 +21,8 @@ AGGREGATIONS = ("max", "mean", "softmax")
 class SimilarityHead(Block):
     """``logit[b, c] = aggregate_n (scale · cos(patch[b, n], label[b, c]) + bias)``: the labels are the classifier.
 
+    With a vector ``g`` of the whole image too, it is the mean of that and ``scale · cos(g[b], label[b, c]) + bias``.
+
     Its parameters are two numbers, so that it serves any list of labels.
 
     Args:
@@ -58,21 +60,34 @@ class SimilarityHead(Block):
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
 
     def forward(
-        self, patches: Float[Tensor, "b n d"], labels: Float[Tensor, "b c d"] | Float[Tensor, "c d"]
+        self,
+        patches: Float[Tensor, "b n d"],
+        labels: Float[Tensor, "b c d"] | Float[Tensor, "c d"],
+        pooled: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b c"]:
         """Logits ``b c``, float32 whatever autocast chose (float64 for float64 inputs).
 
         Args:
             patches: Patch vectors ``b n d``, at least one patch.
             labels: Label vectors, ``c d`` for all images or ``b c d`` for each.
+            pooled: One vector of the whole image, ``b d``: the logit is then the mean of its score and that of the
+                patches.
 
         Raises:
             ShapeError: where the axes do not fit.
         """
         axes = expect("patches", patches, "b n d", dtype="float", device=self.log_scale.device)
         expect("labels", labels, "... c d", dtype="float", device=self.log_scale.device, d=axes["d"])
-        return by_rows(partial(self._logits, patches), labels, join=-1)
+        if pooled is not None:
+            expect("pooled", pooled, "b d", dtype="float", device=self.log_scale.device, b=axes["b"], d=axes["d"])
+        return by_rows(partial(self._logits, patches, pooled), labels, join=-1)
 
-    def _logits(self, patches: Tensor, labels: Tensor) -> Tensor:
-        scores = cosine_scores(patches, labels, scale=widened(self.log_scale).exp(), bias=widened(self.bias))
-        return pool_regions(scores, self.aggregation, self.temperature)
+    def _logits(self, patches: Tensor, pooled: Tensor | None, labels: Tensor) -> Tensor:
+        scale, bias = widened(self.log_scale).exp(), widened(self.bias)
+        logits = pool_regions(
+            cosine_scores(patches, labels, scale=scale, bias=bias), self.aggregation, self.temperature
+        )
+        if pooled is None:
+            return logits
+        whole: Tensor = cosine_scores(pooled.unsqueeze(1), labels, scale=scale, bias=bias).squeeze(1)
+        return (logits + whole) / 2

@@ -26,13 +26,13 @@ from pvlr.core.model_output import LabelParts, LabelSide, PVLROutput
 from pvlr.core.model_texts import digests, unchanged
 from pvlr.core.pictures import read_picture
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
-from pvlr.core.protocols import ImageTower, PromptTokens, TextTower
+from pvlr.core.protocols import ImageTower, PromptTokens, Regions, TextTower, join_regions, split_regions
 from pvlr.core.sentence_encoders import HeldEncoder, SentenceEncoder, find_encoder
 from pvlr.core.shapes import expect
 from pvlr.core.tags import Tag, choose_tags, evidence
 from pvlr.core.towers import TowerOrigin, Towers
 
-__all__ = ["PVLR", "PVLRConfig", "PVLROutput", "read_descriptions"]
+__all__ = ["PVLR", "PVLRConfig", "PVLROutput", "compare", "read_descriptions"]
 
 
 class PVLR(nn.Module):
@@ -310,27 +310,33 @@ class PVLR(nn.Module):
         expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
         return self.forward_features(self.regions(images), maps=maps)
 
-    def regions(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b n d"]:
-        """What the image tower tells of images, as :meth:`forward_features` takes it."""
-        seen = self.image(images)
-        return seen.patches if self.config.regions == "patches" else seen.pooled.unsqueeze(1)
+    @property
+    def sees(self) -> Regions:
+        """Which vectors of an image it reads."""
+        return self.config.regions
+
+    def regions(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b m d"]:
+        """The vectors of images that :meth:`forward_features` takes."""
+        return join_regions(self.image(images), self.sees)
 
     def forward_features(
-        self, patches: Float[Tensor, "b n d"], maps: bool = False, labels: Tensor | None = None
+        self, regions: Float[Tensor, "b m d"], maps: bool = False, labels: Tensor | None = None
     ) -> PVLROutput:
-        """Recognise labels from patch vectors of the image tower, computed before.
+        """Recognise labels from vectors of the image tower, computed before.
 
         Args:
-            patches: ``b n d``; with ``regions="pooled"`` the pooled vector as ``b 1 d``.
+            regions: ``b m d`` from :meth:`regions` or the cache: patches, the pooled vector as ``b 1 d``, or the pooled
+                vector and the patches, as the configuration's ``regions`` says.
             maps: Whether to return the attention maps too.
             labels: Label vectors that :meth:`label_vectors` gave, ``c d`` or ``b c d``; None to compute them.
 
         Raises:
             ShapeError: where the axes do not fit.
         """
-        expect("patches", patches, "b n d", dtype="float", d=self.text.dim)
-        attended = self.attention(self.label_vectors(patches) if labels is None else labels, patches, maps=maps)
-        return PVLROutput(self.head(attended.patches, attended.labels), *attended)
+        expect("regions", regions, "b m d", dtype="float", d=self.text.dim)
+        if labels is None:
+            labels = self.label_vectors(split_regions(regions, self.sees)[0])
+        return compare(self.attention, self.head, labels, regions, sees=self.sees, maps=maps)
 
     def tag(self, picture: Any, *, threshold: float | None = None) -> list[Tag]:
         """Say what is in a picture.
@@ -443,15 +449,40 @@ class PVLR(nn.Module):
         return self
 
     @torch.no_grad()
-    def fit_prior(self, patches: Float[Tensor, "b n d"]) -> None:
+    def fit_prior(self, regions: Float[Tensor, "b m d"]) -> None:
         """Set the head's bias so that the mean probability on these images is the configuration's `prior`.
 
         A bias that came with the tower is kept.
         """
         if self.keeps_bias:
             return
-        logits = self.forward_features(patches).logits
+        logits = self.forward_features(regions).logits
         self.head.bias.fill_(prior_bias(logits - self.head.bias, self.config.prior))
+
+
+def compare(
+    attention: DualModalAttention,
+    head: SimilarityHead,
+    labels: Float[Tensor, "c d"] | Float[Tensor, "b c d"],
+    regions: Float[Tensor, "b m d"],
+    *,
+    sees: Regions,
+    maps: bool = False,
+) -> PVLROutput:
+    """The end of every forward pass: labels and patches change each other, and are compared.
+
+    Args:
+        attention: Where they meet.
+        head: What compares them.
+        labels: Label vectors.
+        regions: Vectors of the images, as :func:`~pvlr.core.protocols.join_regions` joined them.
+        sees: How they were joined. A pooled vector beside the patches is compared with the labels that have looked at
+            the patches, and is changed by none.
+        maps: Whether to return the attention maps too.
+    """
+    patches, pooled = split_regions(regions, sees)
+    attended = attention(labels, patches, maps=maps)
+    return PVLROutput(head(attended.patches, attended.labels, pooled), *attended)
 
 
 def _own(vectors: Tensor | None) -> Tensor | None:

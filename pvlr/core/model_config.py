@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_origin
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.prompts import PromptBank
+from pvlr.core.protocols import Regions
 from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS
 
 __all__ = ["PVLRConfig", "read_descriptions"]
@@ -33,9 +34,9 @@ class PVLRConfig:
         context_words: Words the context starts from, as many tokens as `context_tokens`; null: N(0, 0.02).
         class_specific_context: A context for every label; the label list is then fixed.
         image_conditioned_context: Context-aware label vectors look at the patches before they are related.
-        regions: What of an image labels are compared with: its `patches`, or its `pooled` vector alone, as if that were
-            the only patch. With `pooled`, `relation` and `dma` none, `fusion: knowledge` is zero-shot CLIP and `fusion:
-            context` is CoOp.
+        regions: What of an image labels are compared with: its `patches`, its `pooled` vector alone, as if that were
+            the only patch, or `both`, of whose two scores the logit is the mean. With `relation` and `dma` none,
+            `fusion: knowledge` is zero-shot recognition (`pooled`: CLIP's own) and `fusion: context` is CoOp.
         fusion: `gate`: per-channel gate and fused relation maps; `sum`; `knowledge` or `context` alone.
         dma: Dual-modal attention in `both` directions, one of them (`labels` look at patches, `patches` look at
             labels), or `none`.
@@ -70,7 +71,7 @@ class PVLRConfig:
     context_words: str | None = "a photo of a"
     class_specific_context: bool = False
     image_conditioned_context: bool = False
-    regions: Literal["patches", "pooled"] = "patches"
+    regions: Regions = "patches"
     fusion: Literal["gate", "sum", "knowledge", "context"] = "gate"
     dma: Literal["both", "labels", "patches", "none"] = "both"
     dma_layers: int = 1

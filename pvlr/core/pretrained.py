@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -70,9 +70,9 @@ def save_pretrained(
     Towers that came with a model go with it again. What can be refused is, before anything is written.
 
     Raises:
-        PretrainedError: where the model does not know its towers, or they are not as they were built; where a file that
-            it is made of is gone or another; where the folder cannot be made.
-        TowerError: where the towers cannot be loaded again to be included, or their tokenizer cannot be.
+        PretrainedError: where the model does not know its towers, or they are not as they were built, or nothing tells
+            their weights; where a file that it is made of is gone or another; where the folder cannot be made.
+        TowerError: where towers cannot be included.
     """
     from safetensors.torch import save as to_bytes
 
@@ -86,8 +86,14 @@ def save_pretrained(
         raise PretrainedError(f"{place}: expected a folder to write the model to, but {err.strerror or err}") from None
     files = {}
     include_towers = include_towers or model.origin.copies is not None
+    if not include_towers and not spec.names_weights:
+        raise PretrainedError(
+            f"model: expected towers that can be loaded again, '{spec.name}' has random weights that no name tells; "
+            "save it with include_towers=True, or build it with TowerSpec(weights='random')"
+        )
+    fingerprint = model.origin.fingerprint
     if include_towers:
-        save_towers(_at(spec, model.origin.copies), place / TOWERS)
+        fingerprint = save_towers(cast(Any, model.text), cast(Any, model.image), model.origin, place / TOWERS)
         files = {name: _sha256(place / name) for name in TOWER_FILES}
         # The place of the copies, and not a path of this machine, which tells others nothing.
         spec = _at(spec, TOWERS) if spec.is_local else spec
@@ -99,7 +105,7 @@ def save_pretrained(
         "model": json.loads(json.dumps(asdict(with_copies(model.config, None)))),
         "labels": model.labels.to_json(),
         "tower": spec.to_json(),
-        "tower_fingerprint": model.origin.fingerprint,
+        "tower_fingerprint": fingerprint,
         "included": include_towers,
         "preprocess": dict(model.origin.preprocess),
         "decision": model.decision.to_json(),

@@ -3,10 +3,22 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["ImageFeatures", "ImageTower", "PromptTokens", "TextTower"]
+__all__ = [
+    "ImageFeatures",
+    "ImageTower",
+    "PromptTokens",
+    "Regions",
+    "TextTower",
+    "join_regions",
+    "split_regions",
+]
+
+Regions = Literal["patches", "pooled", "both"]
+"""Which vectors of an image are read: its patches, its pooled vector alone, or both."""
 
 
 class PromptTokens(NamedTuple):
@@ -37,6 +49,43 @@ class ImageFeatures(NamedTuple):
 
     patches: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b d"]
+
+
+def join_regions(seen: ImageFeatures, regions: Regions) -> Float[Tensor, "b m d"]:
+    """The vectors of an image that a model reads, in one tensor: this is what is cached, batched and compared.
+
+    Args:
+        seen: What the tower saw.
+        regions: ``"patches"``: ``m = n``; ``"pooled"``: the pooled vector as the only one, ``m = 1``; ``"both"``: the
+            pooled vector and then the patches, ``m = 1 + n``.
+
+    Example:
+        >>> seen = ImageFeatures(patches=torch.zeros(2, 49, 8), pooled=torch.zeros(2, 8))
+        >>> [join_regions(seen, regions).shape[1] for regions in ("patches", "pooled", "both")]
+        [49, 1, 50]
+    """
+    if regions == "patches":
+        return seen.patches
+    pooled = seen.pooled.unsqueeze(-2)
+    return pooled if regions == "pooled" else torch.cat([pooled, seen.patches], dim=-2)
+
+
+def split_regions(vectors: Float[Tensor, "b m d"], regions: Regions) -> tuple[Tensor, Tensor | None]:
+    """The patches, and the pooled vector where it comes beside them, of what :func:`join_regions` joined.
+
+    Args:
+        vectors: ``b m d``.
+        regions: As they were joined.
+
+    Returns:
+        ``b n d`` (with ``"pooled"``, that vector as the only patch) and ``b d``, or None.
+
+    Example:
+        >>> patches, pooled = split_regions(torch.zeros(2, 50, 8), "both")
+        >>> patches.shape, pooled.shape
+        (torch.Size([2, 49, 8]), torch.Size([2, 8]))
+    """
+    return (vectors[:, 1:], vectors[:, 0]) if regions == "both" else (vectors, None)
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pvlr.core.protocols import ImageFeatures, Regions, join_regions
 from pvlr.core.shapes import expect
 from pvlr.data.archives import Member
 from pvlr.data.batch import DataError, Sample
@@ -312,7 +313,7 @@ class CachedFeatures(Dataset[Sample]):
         data: The pictures.
         store: The features of all of them, view by view: row ``view * len(data) + index``.
         shown: How many of the views are shown: a draw's seed says which of them. 1: the first alone.
-        regions: What samples hold: the ``patches`` (``n d``), or the ``pooled`` vector as the only one (``1 d``).
+        regions: What samples hold, see :func:`~pvlr.core.protocols.join_regions`.
 
     Raises:
         DataError: where the store does not hold them all.
@@ -324,7 +325,7 @@ class CachedFeatures(Dataset[Sample]):
         store: FeatureStore,
         *,
         shown: int = 1,
-        regions: Literal["patches", "pooled"] = "patches",
+        regions: Regions = "patches",
     ) -> None:
         if not store.complete or store.rows % len(data) or store.rows < shown * len(data):
             raise DataError(
@@ -332,7 +333,7 @@ class CachedFeatures(Dataset[Sample]):
             )
         self.data, self.store, self.shown, self.regions = data, store, shown, regions
 
-    def with_regions(self, regions: Literal["patches", "pooled"], *, shown: int | None = None) -> "CachedFeatures":
+    def with_regions(self, regions: Regions, *, shown: int | None = None) -> "CachedFeatures":
         """The same pictures, of which other vectors (and, if asked for, views) are shown."""
         return CachedFeatures(self.data, self.store, shown=self.shown if shown is None else shown, regions=regions)
 
@@ -349,12 +350,8 @@ class CachedFeatures(Dataset[Sample]):
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
         patches, pooled = self.store.read(seed % self.shown * len(self) + index)
-        return Sample(
-            patches if self.regions == "patches" else pooled[None],
-            self.data.target[index],
-            self.data.known[index],
-            index,
-        )
+        vectors = join_regions(ImageFeatures(patches[None], pooled[None]), self.regions)[0]
+        return Sample(vectors, self.data.target[index], self.data.known[index], index)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -9,11 +9,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pvlr.core.protocols import Regions
 from pvlr.data.batch import Batch, DataError, Sample, collate
 from pvlr.data.features import CachedFeatures
 from pvlr.data.sampling import Draw, EpochSampler, derive_seed
@@ -296,7 +297,7 @@ class SplitFeed(Feed):
         test: CachedFeatures,
         validation: CachedFeatures | None = None,
         *,
-        regions: Literal["patches", "pooled"] = "patches",
+        regions: Regions = "patches",
     ) -> "SplitFeed":
         """The same splits, by what a frozen tower saw in them; read in the training process, which is fast enough."""
         other = copy.copy(self)

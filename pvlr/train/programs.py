@@ -13,8 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pvlr.core.arguments import require_choice
+from pvlr.core.attention import DualModalAttention
 from pvlr.core.files import write_atomically
-from pvlr.core.model import PVLR
+from pvlr.core.head import SimilarityHead
+from pvlr.core.model import PVLR, compare
+from pvlr.core.protocols import join_regions
 
 __all__ = [
     "FORMATS",
@@ -69,7 +72,7 @@ class Recogniser(nn.Module):
                 "labels: expected 'baked' with image_conditioned_context, where label vectors depend on the image"
             )
         model = model.eval()
-        self.image_size = model.image.image_size
+        self.image_size, self.sees = model.image.image_size, model.sees
         # What a program does not need is not in it: with its vectors there, no text tower.
         self.whole = model if conditioned else None
         needed = {} if conditioned else {"image": model.image, "attention": model.attention, "head": model.head}
@@ -87,9 +90,10 @@ class Recogniser(nn.Module):
         """
         if self.whole is not None:
             return cast(Tensor, self.whole(images).logits)
-        patches = self.parts["image"](images).patches
-        attended = self.parts["attention"](self.vectors if labels is None else labels, patches)
-        return cast(Tensor, self.parts["head"](attended.patches, attended.labels))
+        vectors = cast(Tensor, self.vectors if labels is None else labels)
+        regions = join_regions(self.parts["image"](images), self.sees)
+        attention, head = cast(DualModalAttention, self.parts["attention"]), cast(SimilarityHead, self.parts["head"])
+        return compare(attention, head, vectors, regions, sees=self.sees).logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +167,7 @@ def write_program(
     vectors = label_vectors(model) if labels == "input" else None
     try:
         run = (_write_torch if kind == "torch" else _write_onnx)(partial, recogniser, vectors)
-        difference = _largest_difference(recogniser, run, vectors)
+        difference = _largest_difference(model, run, vectors)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -198,10 +202,9 @@ def seconds_per_call(run: Callable[[], object], *, repeat: int = 5) -> float:
     return min(times)
 
 
-def _example(recogniser: Recogniser, batch: int, vectors: Tensor | None, *, seed: int = 0) -> tuple[Tensor, ...]:
+def _example(image_size: int, batch: int, vectors: Tensor | None, *, seed: int = 0) -> tuple[Tensor, ...]:
     """Noise as images, and the label vectors where they are an input."""
-    generator, size = torch.Generator().manual_seed(seed), recogniser.image_size
-    images = torch.randn(batch, 3, size, size, generator=generator)
+    images = torch.randn(batch, 3, image_size, image_size, generator=torch.Generator().manual_seed(seed))
     return (images,) if vectors is None else (images, vectors)
 
 
@@ -242,7 +245,8 @@ def _write_onnx(path: Path, recogniser: Recogniser, vectors: Tensor | None) -> C
 
 def _exported(recogniser: Recogniser, vectors: Tensor | None) -> torch.export.ExportedProgram:
     # Two of each: an axis of 1 would be taken for one that broadcasts.
-    inputs = _example(recogniser, 2, None if vectors is None else torch.cat([vectors, vectors])[: max(2, len(vectors))])
+    twice = None if vectors is None else torch.cat([vectors, vectors])[: max(2, len(vectors))]
+    inputs = _example(recogniser.image_size, 2, twice)
     dynamic = tuple({0: torch.export.Dim(axis)} for axis in ("b", "c")[: len(inputs)])
     try:
         return torch.export.export(recogniser, inputs, dynamic_shapes=dynamic)
@@ -251,11 +255,13 @@ def _exported(recogniser: Recogniser, vectors: Tensor | None) -> torch.export.Ex
         raise ProgramError(f"model: expected one that torch.export can follow, but {said}") from err
 
 
-def _largest_difference(recogniser: Recogniser, run: Callable[..., Tensor], vectors: Tensor | None) -> float:
-    """Over several numbers of images and of labels; refused where it is too large."""
+def _largest_difference(model: PVLR, run: Callable[..., Tensor], vectors: Tensor | None) -> float:
+    """From the model's own logits, over several numbers of images and of labels; refused where it is too large."""
     largest = 0.0
-    for inputs in _trials(recogniser, vectors):
-        wanted, found = recogniser(*inputs), run(*inputs)
+    for images, *labels in _trials(model.image.image_size, vectors):
+        # By the model, which knows nothing of programs: what is exported must not be its own measure.
+        own = model(images) if not labels else model.forward_features(model.regions(images), labels=labels[0])
+        wanted, found = own.logits, run(images, *labels)
         difference = (found - wanted).abs()
         if found.shape != wanted.shape or not bool((difference <= TOLERANCE * (1 + wanted.abs())).all()):
             raise ProgramError(
@@ -266,9 +272,9 @@ def _largest_difference(recogniser: Recogniser, run: Callable[..., Tensor], vect
     return largest
 
 
-def _trials(recogniser: Recogniser, vectors: Tensor | None) -> Iterable[Sequence[Tensor]]:
+def _trials(image_size: int, vectors: Tensor | None) -> Iterable[Sequence[Tensor]]:
     for seed, batch in enumerate(BATCHES):
-        yield _example(recogniser, batch, vectors, seed=seed)
+        yield _example(image_size, batch, vectors, seed=seed)
         if vectors is not None:
             other = torch.cat([vectors, vectors.flip(-1)[:1]])
-            yield _example(recogniser, batch, other, seed=seed)
+            yield _example(image_size, batch, other, seed=seed)

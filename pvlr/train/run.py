@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -183,8 +183,7 @@ def _train(
                     watch=lambda batches: stop.watch(batches, "the features"),
                 )
             )
-        regions: Literal["patches", "pooled"] = "pooled" if "pooled" in (model.regions, baseline.sees) else "patches"
-        feed = feed.from_features(*cached, regions=regions)
+        feed = feed.from_features(*cached, regions=model.regions if baseline.kind == "none" else baseline.sees)
     world.first(lambda: [write_atomically(folder / name, content) for name, content in sources.items()])
     torch.manual_seed(derive_seed(loop.seed))
     built: PVLR | BaselineModel

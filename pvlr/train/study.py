@@ -286,8 +286,7 @@ def _regions(model: PVLR | BaselineModel, sections: Sections) -> tuple[Tensor, L
     place, transform = Path(tower.feature_folder) / "test", transform_config(towers.preprocess, data)
     shared = {"dtype": tower.feature_dtype, "precision": sections["loop"].precision}
     cached = cache_features(test, towers.image, place, fingerprint=towers.fingerprint, transform=transform, **shared)
-    pooled = "pooled" in (getattr(model.config, "sees", None), getattr(model.config, "regions", None))
-    shown = cached.with_regions("pooled" if pooled else "patches")
+    shown = cached.with_regions(model.sees)
     if len(shown) == 0:
         raise DataError(f"{place}: expected features of the test pictures, found none")
     return torch.stack([shown[row].image for row in range(len(shown))]), test.labels, test.target, test.known

@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 from pvlr.core.functional import fuse_maps
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLROutput
+from pvlr.core.protocols import split_regions
 from pvlr.data.contact_sheet import contact_sheet
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.drawing import Line, Tile, heat_map, sheet
@@ -78,7 +79,7 @@ class Views:
         plain = test.with_transform(ImageTransform(transform))
         self._inputs = torch.stack([plain[row].image for row in self._rows])
         self._pictures = [to_picture(one, mean=transform.mean, std=transform.std) for one in self._inputs]
-        self._patches: Tensor | None = None
+        self._regions: Tensor | None = None
 
     def about(self, texts: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> None:
         """Tell what the run is, for the tabs of texts and settings, and which curves share a chart.
@@ -131,10 +132,11 @@ class Views:
                 self._model.train(training)
 
     def _inside(self, step: int, model: PVLR, said: Float[Tensor, "b c"]) -> None:
-        patches = self._seen_by(model.image)
-        attention = self._attention(model.forward_features(patches, maps=True), said)
+        regions = self._seen_by(model)
+        attention = self._attention(model.forward_features(regions, maps=True), said)
         if attention is not None:
             self._board.picture("pictures/attention", attention, step=step, kind="jpeg")
+        patches = split_regions(regions, model.sees)[0]
         self._relations(step, model, patches)
         vectors = model.label_vectors(patches)
         sets = {
@@ -143,13 +145,14 @@ class Views:
         }
         self._board.vectors(self._labels.texts, sets)
 
-    def _seen_by(self, tower: Any) -> Tensor:
-        if self._patches is not None:
-            return self._patches
-        patches: Tensor = tower(self._inputs.to(self._device)).patches
+    def _seen_by(self, model: PVLR) -> Tensor:
+        if self._regions is not None:
+            return self._regions
+        regions = model.regions(self._inputs.to(self._device))
+        tower: Any = model.image
         if not any(parameter.requires_grad for parameter in tower.parameters()):
-            self._patches = patches  # A frozen tower sees the same every time.
-        return patches
+            self._regions = regions  # A frozen tower sees the same every time.
+        return regions
 
     def _attention(self, output: PVLROutput, said: Float[Tensor, "b c"]) -> Image.Image | None:
         """Each picture, and on it where its most probable labels looked, or what looked at them; heads averaged."""

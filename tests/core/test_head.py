@@ -41,6 +41,23 @@ def test_it_is_its_formula(s: Sizes, draw: Draw, form: dict, own: bool) -> None:
         assert_close(logits[b], torch.tensor(wanted, dtype=torch.float64), **EXACT)
 
 
+@given(sizes(), draws(), forms, st.booleans())
+def test_with_a_vector_of_the_whole_image_it_is_the_mean_of_two_scores(
+    s: Sizes, draw: Draw, form: dict, own: bool
+) -> None:
+    head = perturb(SimilarityHead(**form).double(), draw)
+    patches, pooled, labels = draw.normal(s.b, s.n, s.d), draw.normal(s.b, s.d), draw.normal(s.b, s.c, s.d)
+    logits = head(patches, labels if own else labels[0], pooled)
+    scale, bias = math.exp(head.log_scale.item()), head.bias.item()
+    for b in range(s.b):
+        vectors = labels[b if own else 0].tolist()
+        scores = reference.cosine_scores(patches[b].tolist(), vectors, scale, bias)
+        of_patches = reference.pool_regions(scores, form["aggregation"], form["temperature"])
+        of_whole = reference.cosine_scores([pooled[b].tolist()], vectors, scale, bias)[0]
+        wanted = [(x + y) / 2 for x, y in zip(of_patches, of_whole, strict=True)]
+        assert_close(logits[b], torch.tensor(wanted, dtype=torch.float64), **EXACT)
+
+
 @given(sizes(), draws(), forms)
 def test_the_module_is_the_functions_with_its_parameters(s: Sizes, draw: Draw, form: dict) -> None:
     head = perturb(SimilarityHead(**form), draw)
@@ -116,6 +133,12 @@ REFUSED = [
     ({"aggregation": "sum"}, (), ValueError, "aggregation: expected one of 'max', 'mean', 'softmax', got 'sum'"),
     ({}, (X(3, 8), X(5, 8)), ShapeError, "patches: expected axes 'b n d', got shape (3, 8)"),
     ({}, (X(2, 3, 8), X(5, 7)), ShapeError, "labels: expected axes '... c d' with d=8, got shape (5, 7)"),
+    (
+        {},
+        (X(2, 3, 8), X(5, 8), X(2, 7)),
+        ShapeError,
+        "pooled: expected axes 'b d' with d=8, got shape (2, 7)",
+    ),
     ({}, (X(2, 3, 8), X(3, 5, 8)), ShapeError, "labels: expected axes 'b c d' with b=2, got shape (3, 5, 8)"),
     (
         {},

@@ -231,7 +231,7 @@ def test_inputs_of_another_size_are_refused() -> None:
         message = f"^images: expected axes 'b rgb height width' with .*, got shape {found}$"
         with pytest.raises(ShapeError, match=message):
             model(images)
-    with pytest.raises(ShapeError, match=r"^patches: expected axes 'b n d' with d=8, got shape \(1, 2, 7\)$"):
+    with pytest.raises(ShapeError, match=r"^regions: expected axes 'b m d' with d=8, got shape \(1, 2, 7\)$"):
         model.forward_features(torch.zeros(1, 2, 7))
 
 
@@ -256,7 +256,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("context_words", " ", f"{TEXT} ' '"),
     ("class_specific_context", "yes", "expected True or False, got 'yes'"),
     ("image_conditioned_context", 1, "expected True or False, got 1"),
-    ("regions", "all", "expected one of 'patches', 'pooled', got 'all'"),
+    ("regions", "all", "expected one of 'patches', 'pooled', 'both', got 'all'"),
     ("fusion", "product", "expected one of 'gate', 'sum', 'knowledge', 'context', got 'product'"),
     ("dma", None, "expected one of 'both', 'labels', 'patches', 'none', got None"),
     ("dma_layers", 0, f"{WHOLE} 1, got 0"),

@@ -5,6 +5,7 @@ import gc
 import pickle
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -214,10 +215,12 @@ def cosines(texts: Tensor, patches: Tensor) -> Tensor:
     return torch.einsum("bnd,cd->bnc", F.normalize(patches, dim=-1), F.normalize(texts, dim=-1))
 
 
-def is_zero_shot(model: PVLR, texts: Tensor, patches: Tensor) -> None:
+def is_zero_shot(model: PVLR, texts: Tensor, patches: Tensor, pooled_vector: Tensor | None = None) -> None:
     """The logits are the cosines of the tower's own vectors, but for the scale and the bias of the head."""
     with torch.no_grad():
-        logits = model.forward_features(patches).logits
+        whole = None if pooled_vector is None else cosines(texts, pooled_vector[:, None])[:, 0]
+        regions = patches if pooled_vector is None else torch.cat([pooled_vector[:, None], patches], dim=1)
+        logits = model.forward_features(regions).logits
         scale, temperature = model.head.log_scale.exp(), model.config.aggregation_temperature
         found, each = (logits - model.head.bias) / scale, cosines(texts, patches).to(logits)
         pooled = {
@@ -225,7 +228,8 @@ def is_zero_shot(model: PVLR, texts: Tensor, patches: Tensor) -> None:
             "mean": each.mean(dim=1),
             "softmax": ((scale * each / temperature).softmax(dim=1) * each).sum(dim=1),
         }
-        assert_close(found, pooled[model.config.aggregation], **CLOSE)
+        wanted = pooled[model.config.aggregation]
+        assert_close(found, wanted if whole is None else (wanted + whole) / 2, **CLOSE)
 
 
 @given(draws(), seeds(), st.booleans(), st.sampled_from(["max", "mean", "softmax"]))
@@ -237,6 +241,20 @@ def test_law_6_an_untrained_model_is_zero_shot(draw: Draw, seed: int, class_spec
     is_zero_shot(model, texts, patches_for(draw))
     images = draw.normal(2, 3, 12, 12)
     assert_close(model(images).logits, model.forward_features(model.image(images).patches).logits, **EXACT)
+
+
+@given(draws(), seeds(), st.sampled_from(["max", "mean", "softmax"]))
+def test_law_6_of_pooled_vector_and_patches_together(draw: Draw, seed: int, aggregation: str) -> None:
+    torch.manual_seed(seed)
+    model = build({"heads": 2, "regions": "both", "aggregation": aggregation}, LabelSet(NAMES), seed=None)
+    texts = model.text.encode([f"a photo of a {text}." for text in model.labels.texts])
+    images = draw.normal(2, 3, 12, 12)
+    seen = model.image(images)
+    is_zero_shot(model, texts, seen.patches, seen.pooled)
+    assert_close(model(images).logits, model.forward_features(model.regions(images)).logits, **EXACT)
+    model.config = replace(model.config, regions="pooled")
+    whole = (model(images).logits - model.head.bias) / model.head.log_scale.exp()
+    assert_close(whole, cosines(texts, seen.pooled[:, None])[:, 0].to(whole), **CLOSE)
 
 
 @given(draws(), seeds())

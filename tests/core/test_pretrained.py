@@ -17,9 +17,19 @@ import torch
 from model_toys import LABELS as TOY_LABELS
 from model_toys import ToyImage, ToyText
 from safetensors.torch import load_file, save
-from tower_models import write_folder
+from tower_models import name_of, register, write_folder
 
-from pvlr.core import PVLR, Decision, LabelSet, ModelCard, PretrainedError, PVLRConfig, TowerSpec, build_towers
+from pvlr.core import (
+    PVLR,
+    Decision,
+    LabelSet,
+    ModelCard,
+    PretrainedError,
+    PVLRConfig,
+    TowerSpec,
+    build_towers,
+    load_towers,
+)
 from pvlr.core.pretrained import _digest_of
 
 NAMES = ("cat", "traffic light", "cow")
@@ -91,6 +101,31 @@ def test_included_towers_need_nothing_else(tower: Path, tmp_path: Path) -> None:
     assert torch.equal(PVLR.from_pretrained(tmp_path / "moved")(images).logits, expected)
     with pytest.raises(ValueError, match="expected a folder after 'local-dir:', found none"):
         PVLR.from_pretrained(tmp_path / "without")
+
+
+@pytest.mark.parametrize("kind", ["vit", "vit_avg", "resnet", "siglip"])
+@pytest.mark.parametrize("changed", ["as drawn", "resized", "by hand"])
+def test_included_towers_are_the_model_s_own(kind: str, changed: str, tmp_path: Path) -> None:
+    (tmp_path / "configs").mkdir()
+    register(tmp_path / "configs")
+    size = {"vit": 48, "vit_avg": 16, "resnet": 64, "siglip": 96}[kind] if changed == "resized" else None
+    towers = load_towers(name_of(kind), image_size=size)  # Of random weights: no name tells which.
+    model = PVLR.from_towers(PVLRConfig(heads=4, regions="both"), LabelSet(NAMES), towers).eval()
+    if changed == "by hand":
+        with torch.no_grad():
+            for parameter in model.image.parameters():
+                parameter.mul_(1.01)
+    with pytest.raises(
+        PretrainedError, match="has random weights that no name tells; save it with include_towers=True"
+    ):
+        model.save_pretrained(tmp_path / "without")
+    assert not (tmp_path / "without" / "model.json").exists()
+    model.save_pretrained(tmp_path / "saved", include_towers=True)
+    images = images_for(model)
+    loaded = PVLR.from_pretrained(tmp_path / "saved")
+    assert torch.equal(loaded(images).logits, model(images).logits)
+    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(PVLR.from_pretrained(tmp_path / "again")(images).logits, model(images).logits)
 
 
 def test_frozen_towers_are_known_by_their_hash(tower: Path, tmp_path: Path) -> None:

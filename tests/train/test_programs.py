@@ -38,9 +38,10 @@ def images(count: int, size: int = 128) -> Tensor:
     return Draw(count, torch.float32).normal(count, 3, size, size)
 
 
+@pytest.mark.parametrize("regions", ["patches", "pooled", "both"])
 @pytest.mark.parametrize("conditioned", [False, True])
-def test_a_torch_program_with_its_labels_is_the_model(towers, tmp_path: Path, conditioned: bool) -> None:
-    model = trained(towers, image_conditioned_context=conditioned)
+def test_a_torch_program_with_its_labels_is_the_model(towers, tmp_path: Path, conditioned: bool, regions: str) -> None:
+    model = trained(towers, image_conditioned_context=conditioned, regions=regions)
     program = write_program(tmp_path, model, kind="torch", preprocess={"size": 128}, extra={"decision": {}})
     assert program.difference < 1e-4
     with program.path.open("rb") as file:
@@ -59,11 +60,14 @@ def test_a_torch_program_with_its_labels_is_the_model(towers, tmp_path: Path, co
     assert sorted(path.name for path in tmp_path.iterdir()) == ["program.json", "program.pt2"]
 
 
-def test_an_onnx_program_takes_the_vectors_of_labels_it_was_not_made_with(towers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("regions", ["patches", "pooled", "both"])
+def test_an_onnx_program_takes_the_vectors_of_labels_it_was_not_made_with(
+    towers, tmp_path: Path, regions: str
+) -> None:
     require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     import onnxruntime
 
-    model = trained(towers)
+    model = trained(towers, regions=regions)
     write_program(tmp_path, model, kind="onnx", labels="input")
     session = onnxruntime.InferenceSession(str(tmp_path / "program.onnx"), providers=["CPUExecutionProvider"])
     other = model.with_labels(["zebra", "fire truck", "tree", "lamp", "a red circle"])
@@ -100,8 +104,21 @@ def test_a_program_that_computes_something_else_is_not_kept(towers, tmp_path: Pa
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("program.pt2", b"an older one")]
 
 
-def test_the_recogniser_is_the_model_in_evaluation(towers) -> None:
-    model = trained(towers).train()
+@pytest.mark.parametrize("labels", ["baked", "input"])
+def test_a_program_is_compared_with_the_model_and_not_with_what_it_was_made_of(
+    towers, tmp_path: Path, monkeypatch, labels: str
+) -> None:
+    # A wrapper that takes patches where the model reads the pooled vector: both it and its program are wrong alike.
+    model = trained(towers, regions="pooled")
+    monkeypatch.setattr(programs, "join_regions", lambda seen, regions: seen.patches)
+    with pytest.raises(ProgramError, match=r"^program: expected the model's logits within 0.0001, found shape"):
+        write_program(tmp_path, model, kind="torch", labels=labels)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("regions", ["patches", "pooled", "both"])
+def test_the_recogniser_is_the_model_in_evaluation(towers, regions: str) -> None:
+    model = trained(towers, regions=regions).train()
     recogniser = Recogniser(model)
     assert not model.training
     with torch.no_grad():

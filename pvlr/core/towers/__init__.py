@@ -1,6 +1,7 @@
 """Towers of vision-language models: found by name, read with care, and spoken to in one way."""
 
-from pvlr.core.towers.loading import TowerOrigin, Towers, build_towers, load_towers, save_towers, weights_fingerprint
+from pvlr.core.towers.loading import Towers, build_towers, load_towers
+from pvlr.core.towers.saving import TowerOrigin, save_towers, weights_fingerprint
 from pvlr.core.towers.sources import TowerError
 from pvlr.core.towers.spec import TowerSpec
 

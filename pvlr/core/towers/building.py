@@ -40,4 +40,15 @@ def build_model(config: Mapping[str, Any]) -> Any:
     if "timm_model_name" in config["vision_cfg"]:
         rest["vision_cfg"]["timm_model_pretrained"] = False
     kind: type[nn.Module] = CustomTextCLIP if config.get("custom_text", False) else CLIP
-    return kind(**rest)
+    model: Any = kind(**rest)
+    if "timm_model_name" in config["vision_cfg"]:
+        _fit_size(model.visual)
+    return model
+
+
+def _fit_size(visual: Any) -> None:
+    """Bring a timm network to the image size of the configuration: it is built for that of its name alone."""
+    trunk, size = visual.trunk, tuple(visual.image_size)
+    built = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    if built is not None and tuple(built) != size and getattr(trunk, "pos_embed", None) is not None:
+        trunk.set_input_size(img_size=size)

@@ -1,52 +1,28 @@
 """Towers by name: a text tower and an image tower of one open_clip model, and what has to go with them."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pvlr.core.files import write_atomically
 from pvlr.core.towers.building import as_described, build_model, refuse_unsupported
 from pvlr.core.towers.checkpoints import read_weights
 from pvlr.core.towers.image import OpenClipImageTower
-from pvlr.core.towers.sources import CONFIG_NAME, WEIGHT_NAMES, TowerError, find_source
+from pvlr.core.towers.saving import TowerOrigin, weights_fingerprint
+from pvlr.core.towers.sources import TowerError, find_source
 from pvlr.core.towers.spec import TowerSpec
 from pvlr.core.towers.text import OpenClipTextTower
 from pvlr.core.towers.tokenizers import make_tokenizer
 
 __all__ = [
-    "TowerError",
-    "TowerOrigin",
-    "TowerSpec",
     "Towers",
     "build_towers",
     "load_towers",
-    "save_towers",
-    "weights_fingerprint",
 ]
-
-
-class TowerOrigin(NamedTuple):
-    """Where a model's towers came from, and what goes with them.
-
-    Attributes:
-        spec: What they were asked for by.
-        fingerprint: Of their weights as loaded.
-        preprocess: What images must go through.
-        copies: Folder of those that came with a saved model; None: they came from where ``spec`` says.
-    """
-
-    spec: TowerSpec
-    fingerprint: str
-    preprocess: dict[str, Any]
-    copies: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +37,9 @@ class Towers:
             and ``interpolation`` (``"bicubic"``, …).
         logit_scale: What the model multiplies cosine similarities by (already out of its logarithm).
         logit_bias: What it adds to them; 0 where it has none.
-        fingerprint: sha256 over all weights as loaded (before any change of the image size) and the activation.
+        fingerprint: sha256 over all weights as loaded (before any change of the image size) and the architecture.
+        config: open_clip's description of the model they are halves of.
+        rest: What that model has beside them, by name: its scale and bias.
     """
 
     spec: TowerSpec
@@ -71,11 +49,13 @@ class Towers:
     logit_scale: float
     logit_bias: float
     fingerprint: str
+    config: dict[str, Any]
+    rest: dict[str, Tensor]
 
     @property
     def origin(self) -> TowerOrigin:
         """Where they came from."""
-        return TowerOrigin(self.spec, self.fingerprint, self.preprocess)
+        return TowerOrigin(self.spec, self.fingerprint, self.preprocess, self.config, self.rest)
 
 
 def load_towers(
@@ -141,6 +121,12 @@ def load_towers(
         logit_scale=float(model.logit_scale.detach().exp()),
         logit_bias=0.0 if model.logit_bias is None else float(model.logit_bias.detach()),
         fingerprint=fingerprint,
+        config=source.config,
+        rest={
+            name: value.detach().clone()
+            for name, value in (("logit_scale", model.logit_scale), ("logit_bias", model.logit_bias))
+            if value is not None
+        },
     )
 
 
@@ -168,36 +154,6 @@ def build_towers(spec: TowerSpec) -> Towers:
     return replace(towers, spec=spec)
 
 
-def save_towers(spec: TowerSpec, folder: Path) -> None:
-    """Write both towers as they come, before any training, as files that ``local-dir:FOLDER`` names.
-
-    Args:
-        spec: What they are loaded from.
-        folder: Where to; made where it is absent.
-
-    Raises:
-        TowerError: where they cannot be loaded; where their tokenizer is not open_clip's, and so not in such files.
-    """
-    from safetensors.torch import save as to_bytes
-
-    source = find_source(spec.name, None if spec.is_random else spec.weights, spec.cache_dir)
-    tokenizer = source.config["text_cfg"].get("hf_tokenizer_name")
-    if tokenizer:
-        raise TowerError(f"name: the towers of '{spec.name}' cannot be included, for their tokenizer is '{tokenizer}'")
-    with _drawn(spec):
-        with as_described(source.name):
-            model = build_model(source.config)
-        read_weights(model, source, spec.cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    preprocess = {
-        name: source.preprocess[name] for name in ("mean", "std", "interpolation") if name in source.preprocess
-    }
-    told = {"model_cfg": source.config, "preprocess_cfg": preprocess}
-    weights = {name: value.detach().clone().contiguous() for name, value in model.state_dict().items()}
-    write_atomically(folder / WEIGHT_NAMES[0], to_bytes(weights))
-    write_atomically(folder / CONFIG_NAME, f"{json.dumps(told, indent=1)}\n".encode())
-
-
 @contextmanager
 def _drawn(spec: TowerSpec) -> Iterator[None]:
     """Random weights are the same each time, or no such run could go on or be loaded."""
@@ -205,31 +161,6 @@ def _drawn(spec: TowerSpec) -> Iterator[None]:
         if spec.is_random:
             torch.manual_seed(0)
         yield
-
-
-def weights_fingerprint(weights: Mapping[str, Tensor], *, architecture: Mapping[str, Any] | None = None) -> str:
-    """sha256 over names, shapes, dtypes and contents of ``weights``, in the order of their names.
-
-    Args:
-        weights: Tensors by name, as ``state_dict()`` returns them.
-        architecture: open_clip's description of the model, as JSON holds it: much of it, such as the number of heads
-            or the activation function, leaves no trace in the weights.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> weights_fingerprint({"w": torch.zeros(2)}) == weights_fingerprint({"w": torch.zeros(2)})
-        True
-        >>> weights_fingerprint({"w": torch.zeros(2)}) == weights_fingerprint({"w": torch.tensor([0.0, 1e-30])})
-        False
-    """
-    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
-    for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
-        digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _preprocess(record: Mapping[str, Any], image_size: int) -> dict[str, Any]:

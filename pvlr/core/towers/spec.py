@@ -64,13 +64,18 @@ class TowerSpec:
             self.weights is not None and not self.is_random and find_source(self.name, self.weights, None).tag is None
         )
 
+    @property
+    def names_weights(self) -> bool:
+        """Whether it says which weights are meant, so that the same ones can be loaded again."""
+        return self.weights is not None or self.name.startswith(OWN_WEIGHTS)
+
     def require_weights(self) -> None:
         """Refuse an open_clip model's name without weights.
 
         Raises:
             TowerError: naming what can be given; or the name, where it is unknown.
         """
-        if self.weights is None and not self.name.startswith(OWN_WEIGHTS):
+        if not self.names_weights:
             find_source(self.name, None, self.cache_dir)
             raise TowerError(
                 f"tower.weights: expected a tag such as 'openai', a local file or '{RANDOM}' with the name "
