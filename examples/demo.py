@@ -1,6 +1,7 @@
 """A page that tags the picture one drops on it, with a label list one can change.
 
 python examples/demo.py --run runs/quickstart
+python examples/demo.py --tower pvlr:photos
 
 It needs the package gradio (pip install 'pvlr[demo]'), listens on this machine alone and sends nothing anywhere.
 """
@@ -33,7 +34,7 @@ def build(tagger: Tagger) -> Any:
             return [], [], "Drop a picture first."
         try:
             chosen = for_labels(text)
-            every = chosen.tag(path, threshold=0.0)
+            every = chosen.tag(path, threshold=chosen.model.decision.least)
             picture = decode_rgb(path, side=512)
         except ValueError as err:  # Every refusal is one, a single sentence; of the path only the name is the user's.
             return [], [], f"**Refused:** {str(err).replace(f'{os.path.dirname(path)}/', '')}"
@@ -79,11 +80,25 @@ def build(tagger: Tagger) -> Any:
     return page
 
 
-def demo(*, run: str, host: str = "127.0.0.1", port: int = 7860, device: str = "cpu") -> None:
+def demo(
+    *,
+    run: str | None = None,
+    tower: str | None = None,
+    weights: str | None = None,
+    labels: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    device: str = "cpu",
+) -> None:
     """Serve a page that tags pictures, until Ctrl-C.
 
     Args:
         run: Folder of a finished run or a saved model, or hf-hub:ORGANISATION/REPOSITORY.
+        tower: Without a run: towers that tag without training, such as pvlr:photos, a folder or a name of open_clip's.
+            With one: where its towers lie now, if elsewhere.
+        weights: Of the tower, where several are published: a tag, or a file.
+        labels: The labels to begin with: names with commas between, @FILE with one a line, voc, coco or imagenet; null
+            for the run's own, or coco.
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen on.
         device: Where to compute: auto, cpu, cuda or cuda:<number>.
@@ -94,7 +109,7 @@ def demo(*, run: str, host: str = "127.0.0.1", port: int = 7860, device: str = "
     except ImportError:
         print("error: the page needs the package gradio: pip install 'pvlr[demo]'", file=sys.stderr)
         raise SystemExit(2) from None
-    page = build(Tagger.from_pretrained(run, device=device))
+    page = build(Tagger.opened(run, tower, weights=weights, labels=labels, device=device))
     # Fonts of the visitor's own machine: the page loads nothing from elsewhere.
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(server_name=host, server_port=port, share=False, max_file_size="50mb", ssr_mode=False, theme=theme)

@@ -1,7 +1,8 @@
-"""Evaluate a run, or scores of any model: a table on the screen, JSON and CSV.
+"""Evaluate a run, towers without training, or scores of any model: a table on the screen, JSON and CSV.
 
     python examples/evaluate.py --run runs/quickstart
     python examples/evaluate.py --run runs/quickstart --data examples/configs/voc07_vit_b16.yaml --split test
+    python examples/evaluate.py --tower pvlr:photos --data examples/configs/voc07_photos.yaml
     python examples/evaluate.py --scores scores.npz --json report.json --csv report.csv
 
 A file of scores is described in pvlr/train/score_files.py. The interval of the mAP says how far it might be off because
@@ -54,9 +55,13 @@ def arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--run", type=Path, metavar="FOLDER", help="folder of a finished run")
     what.add_argument("--scores", type=Path, metavar="FILE", help=".npz or .csv file of scores and targets")
+    parser.add_argument(
+        "--tower", metavar="NAME", help="towers without training, with --data; with --run: where its tower lies now"
+    )
+    parser.add_argument("--weights", metavar="TAG", help="of --tower, where several are published; or a file")
     parser.add_argument("--kind", choices=("probabilities", "logits"), default="probabilities", help="what scores are")
     parser.add_argument("--data", type=Path, metavar="CONFIG", help="a configuration with other data")
     parser.add_argument("--data-kind", choices=tuple(KINDS), help="what data these are, where the fields do not say it")
@@ -68,6 +73,8 @@ def arguments(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers to this file")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write all numbers to this file, one a row")
     given = parser.parse_args(args)
+    if given.run is None and given.scores is None and (given.tower is None or given.data is None):
+        parser.error("expected --run, --scores, or --tower with --data")
     if not 0 <= given.threshold <= 1:
         parser.error(f"--threshold: expected a probability in [0, 1], got {given.threshold:g}")
     for name in ("resamples", "seed"):
@@ -93,7 +100,14 @@ def scored(given: argparse.Namespace) -> Scored:
         yield from tqdm(batches, total=count, unit="batch", leave=False, disable=None)
 
     return evaluate_run(
-        given.run, data=given.data, kind=given.data_kind, split=given.split, device=given.device, watch=watch
+        given.run,
+        data=given.data,
+        kind=given.data_kind,
+        split=given.split,
+        tower=given.tower,
+        weights=given.weights,
+        device=given.device,
+        watch=watch,
     )
 
 

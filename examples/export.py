@@ -23,8 +23,9 @@ from pvlr.train.programs import FORMATS, seconds_per_call, write_label_vectors, 
 
 def export(
     *,
-    run: str,
     out: str,
+    run: str | None = None,
+    tower: str | None = None,
     kind: Literal["onnx", "torch"] = "onnx",
     labels: Literal["baked", "input"] = "baked",
     names: str | None = None,
@@ -33,18 +34,17 @@ def export(
     """Write a trained model as a program, with a description beside it.
 
     Args:
-        run: Folder of a finished run or a saved model, or hf-hub:ORGANISATION/REPOSITORY.
         out: Folder to write to.
+        run: Folder of a finished run or a saved model, or hf-hub:ORGANISATION/REPOSITORY.
+        tower: With a run: where its towers lie now, if elsewhere. Without: towers that tag without training.
         kind: onnx (program.onnx) or torch (program.pt2, read by torch.export.load).
         labels: Whether label vectors are constants of the program (baked) or its second input (labels.npz holds them).
-        names: Other labels than the model's own, with commas between. With labels=input and a program in the folder,
-            only their vectors are written.
+        names: Other labels than the model's own: with commas between, @FILE with one a line, voc, coco or imagenet.
+            With labels=input and a program in the folder, only their vectors are written.
         benchmark: Time the program beside the model.
     """
-    tagger = Tagger.from_pretrained(run)
+    tagger = Tagger.opened(run, tower, labels=names)
     folder = Path(out)
-    if names is not None:
-        tagger = tagger.with_labels([name.strip() for name in names.split(",") if name.strip()])
     if names is not None and labels == "input" and (folder / FORMATS[kind]).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{write_label_vectors(folder, tagger.model)}: vectors of {len(tagger.labels)} labels")

@@ -1,5 +1,6 @@
-"""Tag pictures with a trained model: files, folders, patterns, or paths from standard input.
+"""Tag pictures: files, folders, patterns, or paths from standard input; by a trained model, or by towers alone.
 
+python examples/predict.py --tower pvlr:photos --labels "cat, sofa, laptop" PICTURE.jpg
 python examples/predict.py --run runs/quickstart pictures/ --out tags.jsonl --html gallery.html
 """
 
@@ -19,6 +20,9 @@ from pvlr.train.predict import Tagger
 from pvlr.train.tag_file import TagFile, identity_of
 from pvlr.train.tagging import Unreadable, tag_files
 
+RANKED = 5
+"""Labels that are told of a picture where their numbers only rank them."""
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Tag, and return 0; 1 if a picture could not be read, 2 for a mistake, 130 where Ctrl-C stopped it."""
@@ -37,12 +41,26 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Tag pictures with a trained model.")
+    parser = argparse.ArgumentParser(
+        description="Tag pictures with a trained model (--run), or without training by what towers know of names "
+        "(--tower)."
+    )
     parser.add_argument(
         "pictures", nargs="+", metavar="PICTURE", help="file, folder, pattern, or - for paths from standard input"
     )
-    parser.add_argument("--run", required=True, metavar="MODEL", help="folder of a run or model, or hf-hub:OWNER/NAME")
-    parser.add_argument("--labels", metavar="NAMES", help="look for these instead, separated by commas")
+    parser.add_argument("--run", metavar="MODEL", help="folder of a run or model, or hf-hub:OWNER/NAME")
+    parser.add_argument(
+        "--tower",
+        metavar="NAME",
+        help="pvlr:photos, a folder, hf-hub:OWNER/NAME or a name of open_clip's; with --run: where its tower lies now",
+    )
+    parser.add_argument("--weights", metavar="TAG", help="of --tower, where several are published; or a file")
+    parser.add_argument(
+        "--labels",
+        metavar="NAMES",
+        help="look for these, separated by commas; @FILE with one a line; voc, coco or imagenet (default: those of "
+        "the run, or coco)",
+    )
     parser.add_argument("--threshold", type=float, metavar="P", help="least probability (default: each label's own)")
     parser.add_argument("--top", type=int, metavar="K", help="the K most probable labels instead")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write .jsonl or .csv, or go on with it")
@@ -57,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(given: argparse.Namespace) -> int:
-    if given.threshold is not None and not 0 <= given.threshold <= 1:
+    if given.threshold is not None and not -1 <= given.threshold <= 1:
         raise ValueError(f"--threshold: expected a probability in [0, 1], got {given.threshold:g}")
     for name in ("top", "html_limit", "batch_size", "workers"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
@@ -69,9 +87,18 @@ def _run(given: argparse.Namespace) -> int:
             raise ValueError(f"--{name}: expected a file in a folder that is there, got {path}")
     if given.out is not None and given.html is not None and given.out.resolve() == given.html.resolve():
         raise ValueError(f"--html: expected another file than --out, got {given.html}")
-    tagger = Tagger.from_pretrained(given.run, device=given.device)
-    if given.labels is not None:
-        tagger = tagger.with_labels(tuple(name.strip() for name in given.labels.split(",")))
+    tagger = Tagger.opened(given.run, given.tower, weights=given.weights, labels=given.labels, device=given.device)
+    decision = tagger.model.decision
+    if given.threshold is not None and given.threshold < 0 and decision.scores == "probability":
+        raise ValueError(f"--threshold: expected a probability in [0, 1], got {given.threshold:g}")
+    if decision.scores == "similarity":
+        print(
+            f"{given.tower or given.run}: no scale and bias make probabilities of its scores; the numbers are cosine "
+            "similarities, which rank the labels",
+            file=sys.stderr,
+        )
+        if given.top is None and given.threshold is None:
+            given.top = RANKED
     paths = picture_paths(given.pictures, sys.stdin.buffer)
     if given.benchmark:
         print(latency_table(tagger, list(islice(paths, 256)), batch_size=given.batch_size, workers=given.workers))
@@ -80,8 +107,9 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _tag(tagger: Tagger, paths: Iterator[str], given: argparse.Namespace) -> int:
-    threshold = 0.0 if given.top else given.threshold
-    own = tagger.model.decision.for_labels(tagger.labels)
+    decision = tagger.model.decision
+    threshold = decision.least if given.top else given.threshold
+    own = decision.for_labels(tagger.labels)
     refused = 0
     with ExitStack() as stack:
         file, page = None, None
@@ -90,8 +118,10 @@ def _tag(tagger: Tagger, paths: Iterator[str], given: argparse.Namespace) -> int
             file = stack.enter_context(TagFile(given.out, about, kind=given.format))
         if given.html is not None:
             shown = own if threshold is None else (threshold,) * len(own)
-            title = f"Tags by {given.run}"
-            page = stack.enter_context(Gallery(given.html, tagger.labels, shown, title=title, limit=given.html_limit))
+            title = f"Tags by {given.run or given.tower}"
+            page = stack.enter_context(
+                Gallery(given.html, tagger.labels, shown, title=title, limit=given.html_limit, scores=decision.scores)
+            )
         todo = _todo(paths, file, page)
         found = tag_files(
             tagger,
@@ -142,7 +172,7 @@ def _progress(paths: Iterator[str], given: argparse.Namespace) -> Iterator[str]:
 
 def _said(tagger: Tagger, tags: Sequence[Tag]) -> str:
     said = ", ".join(f"{tagger.labels.readable[tag.name]} {tag.probability:.3f}" for tag in tags)
-    return said or "no label reaches its threshold"
+    return said or "no label reaches its threshold (--top K tells the nearest)"
 
 
 if __name__ == "__main__":

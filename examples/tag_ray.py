@@ -3,6 +3,7 @@
     python examples/tag_ray.py --run runs/quickstart --pictures pictures/ --out tags
     python examples/tag_ray.py --run runs/quickstart --pictures "shards/*.tar" --out tags --workers 8
     python examples/tag_ray.py --run runs/quickstart --pictures pictures.parquet --out tags
+    python examples/tag_ray.py --tower pvlr:photos --labels "cat, sofa" --pictures pictures/ --out tags
 
 It needs the package ray (pip install 'pvlr[ray]'). Pictures are gone through in parts; the tags of each are a Parquet
 file that appears whole or not at all, and a part whose file is there is skipped. A worker that dies is replaced, and

@@ -8,6 +8,7 @@ from typing import Any
 
 import open_clip
 import torch
+from small_trunks import register_small
 from torch import Tensor, nn
 
 from pvlr.core.towers.image import OpenClipImageTower
@@ -61,12 +62,38 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+# One entry per way of pooling and kind of network among timm's; the text tower is as above.
+TIMM: dict[str, dict[str, Any]] = {
+    kind: {
+        "embed_dim": 24,
+        "custom_text": True,
+        "vision_cfg": {"image_size": size, "timm_model_name": name, "timm_pool": pool, "timm_proj": projection},
+        "text_cfg": _TEXT,
+    }
+    for kind, name, size, pool, projection in (
+        ("convnext", register_small("convnext_base"), 96, "", "linear"),
+        ("convnext_mlp", register_small("convnext_large"), 96, "", "mlp"),
+        ("efficientnet", "test_efficientnet", 96, "avg", "linear"),
+        ("fastvit", register_small("fastvit_mci0"), 96, "avg", None),
+        ("fastvit_wide", register_small("fastvit_mci3"), 128, "avg", None),
+        ("swin", register_small("swin_base_patch4_window7_224", img_size=128), 128, "", "linear"),
+        ("vitamin", register_small("vitamin_small_224", img_size=64), 64, "", "linear"),
+        ("gap", register_small("vit_medium_patch16_gap_256", img_size=64), 64, "", "linear"),
+        ("mobileclip", register_small("vit_base_mci_224", img_size=64), 64, "token", None),
+        ("token", register_small("vit_large_patch14_clip_224", img_size=56), 56, "token", None),
+        ("eva", register_small("eva_giant_patch14_224", img_size=56), 56, "token", None),
+        ("eva_rotary", register_small("eva02_base_patch16_clip_224", img_size=64), 64, "token", None),
+        ("eva_post_norm", register_small("eva02_enormous_patch14_clip_224", img_size=56), 56, "token", None),
+        ("pe_core", register_small("vit_pe_core_tiny_patch16_384", img_size=64), 64, "map", None),
+    )
+}
+
 
 def small_model(kind: str, seed: int = 0, **changes: dict[str, Any]) -> Any:
     """A perturbed model; ``changes`` overlay ``text_cfg`` and ``vision_cfg``."""
     from open_clip import CLIP, CustomTextCLIP
 
-    config = deepcopy(CONFIGS[kind])
+    config = deepcopy((CONFIGS | TIMM)[kind])
     for part, overlay in changes.items():
         config[part] |= overlay
     with torch.random.fork_rng(devices=[]):
@@ -100,7 +127,7 @@ def write_folder(folder: Path, kind: str, seed: int = 0) -> Any:
     model = small_model(kind, seed)
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
-    config = {"model_cfg": CONFIGS[kind], "preprocess_cfg": preprocess}
+    config = {"model_cfg": (CONFIGS | TIMM)[kind], "preprocess_cfg": preprocess}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return model

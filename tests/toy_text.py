@@ -30,7 +30,8 @@ class WordTower:
         raise NotImplementedError
 
     def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
-        rows = [[self.token(word) for word in sentence.replace(".", " .").split()] for sentence in sentences]
+        lead = [self.token("X")] * tokens if context is None else []
+        rows = [[*lead, *(self.token(word) for word in text.replace(".", " .").split())] for text in sentences]
         ids = torch.tensor([row + [0] * (self.context_length - len(row)) for row in rows])
         end = torch.tensor([len(row) - 1 for row in rows])
         return PromptTokens(ids=ids, start=0, length=tokens, end=end, used=int(end.max()) + 1)

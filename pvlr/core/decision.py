@@ -1,21 +1,21 @@
-"""From scores to labels that are told: a temperature, and a threshold for each label."""
+"""From logits to labels that are told: a temperature, and a threshold for each label."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pvlr.core.arguments import require_number
+from pvlr.core.arguments import require_choice, require_number
 from pvlr.core.labels import LabelSet
 
 __all__ = ["Decision"]
 
-USUAL = 0.5
+USUAL = {"probability": 0.5, "similarity": -1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,12 @@ class Decision:
 
     Args:
         temperature: What logits are divided by before the sigmoid, above 0.
-        thresholds: Label to the probability from which on it is told, in [0, 1]. A label that is not named has the
-            median of these, or 0.5 where there are none.
+        thresholds: Label to the probability from which on it is told, in [0, 1] (for similarities in [-1, 1]). A label
+            that is not named has the median of these, or 0.5 where there are none (-1: every label).
         rule: How the thresholds were chosen, in words.
         fitted_on: Pictures that all this was fitted on, in words; empty where it was not fitted.
+        scores: What the numbers are: ``"probability"``, or ``"similarity"`` of a model whose logits are cosines that
+            nothing makes probabilities of; they rank labels, and a temperature does not act on them.
 
     Raises:
         ValueError: naming what is out of range.
@@ -44,30 +46,38 @@ class Decision:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     rule: str = ""
     fitted_on: str = ""
+    scores: Literal["probability", "similarity"] = "probability"
 
     def __post_init__(self) -> None:
+        require_choice("scores", self.scores, tuple(USUAL))
         require_number("temperature", self.temperature, above=0.0)
         given: object = self.thresholds
         if not isinstance(given, Mapping):
             raise ValueError(f"thresholds: expected numbers by label, got {given!r}")
         for name, value in given.items():
-            require_number(f"threshold of {name!r}", value, least=0.0)
+            require_number(f"threshold of {name!r}", value, least=self.least)
             if value > 1:
-                raise ValueError(f"threshold of {name!r}: expected a probability in [0, 1], got {value!r}")
+                found = f"expected a {self.scores} in [{self.least:g}, 1], got {value!r}"
+                raise ValueError(f"threshold of {name!r}: {found}")
         for name in ("rule", "fitted_on"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}: expected a text, got {getattr(self, name)!r}")
         object.__setattr__(self, "thresholds", MappingProxyType(dict(self.thresholds)))
 
+    @property
+    def least(self) -> float:
+        """The lowest number there is, which every label reaches."""
+        return 0.0 if self.scores == "probability" else -1.0
+
     def probabilities(self, logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-        """``sigmoid(logits / temperature)``, in float32."""
-        return torch.sigmoid(logits.float() / self.temperature)
+        """``sigmoid(logits / temperature)`` in float32, or the logits themselves where they are similarities."""
+        return logits.float() if self.scores == "similarity" else torch.sigmoid(logits.float() / self.temperature)
 
     def threshold(self, name: str) -> float:
         """The probability from which on a label is told."""
         if name in self.thresholds:
             return self.thresholds[name]
-        return median(self.thresholds.values()) if self.thresholds else USUAL
+        return median(self.thresholds.values()) if self.thresholds else USUAL[self.scores]
 
     def for_labels(self, labels: LabelSet) -> tuple[float, ...]:
         """Thresholds in the order of the labels."""
@@ -80,6 +90,7 @@ class Decision:
             "thresholds": dict(self.thresholds),
             "rule": self.rule,
             "fitted_on": self.fitted_on,
+            "scores": self.scores,
         }
 
     @classmethod

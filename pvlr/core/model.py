@@ -178,6 +178,7 @@ class PVLR(nn.Module):
         source: str | os.PathLike[str],
         *,
         encoder: SentenceEncoder | None = None,
+        tower: str | None = None,
         revision: str | None = None,
         cache_dir: str | None = None,
     ) -> "PVLR":
@@ -187,6 +188,7 @@ class PVLR(nn.Module):
             source: A folder (of a finished run, or written by :meth:`save_pretrained`), or a model of the Hugging
                 Face Hub as ``hf-hub:ORGANISATION/REPOSITORY``.
             encoder: The function from sentences to vectors that it was trained with, if it was with one.
+            tower: Folder, file or name of its towers, where they lie elsewhere now; others are refused.
             revision: Branch, tag or commit on the Hub.
             cache_dir: Folder for what is downloaded; None for the usual cache.
 
@@ -196,7 +198,7 @@ class PVLR(nn.Module):
         """
         from pvlr.core.pretrained import load_pretrained
 
-        return load_pretrained(source, encoder=encoder, revision=revision, cache_dir=cache_dir)
+        return load_pretrained(source, encoder=encoder, tower=tower, revision=revision, cache_dir=cache_dir)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_towers: bool = False) -> None:
         """Write all that :meth:`from_pretrained` needs; see :func:`~pvlr.core.pretrained.save_pretrained`.
@@ -379,8 +381,14 @@ class PVLR(nn.Module):
         Raises:
             ShapeError: where they are no such images.
         """
-        output = self(images.to(self.knowledge_vectors), maps=attention)
-        where = evidence(output.label_maps, output.labels, output.patches).cpu() if attention else None
+        images = images.to(self.knowledge_vectors)
+        size = self.image.image_size
+        expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
+        seen = self.image(images)
+        output = self.forward_features(join_regions(seen, self.sees), maps=attention and self.sees != "pooled")
+        # The pooled vector says what is there and not where: its labels are looked for among the patches all the same.
+        patches = seen.patches if self.sees == "pooled" else output.patches
+        where = evidence(output.label_maps, output.labels, patches).cpu() if attention else None
         least = self.decision.for_labels(self.labels) if threshold is None else (threshold,) * len(self.labels)
         rows = self.decision.probabilities(output.logits).cpu()
         return [

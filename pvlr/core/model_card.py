@@ -13,6 +13,12 @@ LIMITS = (
     "What the training pictures show too seldom, or never, is not recognised reliably.",
 )
 
+UNFITTED = {
+    "probability": "Probabilities are not calibrated; a label is told from probability 0.5 on.",
+    "similarity": "None: its numbers are cosine similarities, which rank the labels of a picture and are no "
+    "probabilities.",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
@@ -92,7 +98,7 @@ class ModelCard:
             f"Thresholds: {decision['rule']}; temperature {decision['temperature']:.3f}; "
             f"fitted on {decision['fitted_on']}."
             if decision["fitted_on"]
-            else "Probabilities are not calibrated; a label is told from probability 0.5 on."
+            else UNFITTED[decision.get("scores", "probability")]
         )
         shown = ", ".join(labels[:50]) + (f" and {len(labels) - 50} more" if len(labels) > 50 else "")
         parts = {

@@ -24,7 +24,10 @@ from pvlr.core.model_card import MARK, ModelCard
 from pvlr.core.model_texts import SOURCES, copies, require_same_vectors, texts_of, with_copies
 from pvlr.core.sentence_encoders import SentenceEncoder, SentenceEncoderError
 from pvlr.core.towers import TowerOrigin, TowerSpec, build_towers, save_towers
-from pvlr.core.towers.sources import CONFIG_NAME, FOLDER_PREFIX, WEIGHT_NAMES
+from pvlr.core.towers.frozen_text import FrozenTextTower
+from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.saving import TEXT_FILES, TOWER_FILES
+from pvlr.core.towers.sources import FOLDER_PREFIX
 from pvlr.core.weights import load_trained_state, trained_state
 
 __all__ = ["CARD_NAME", "FILES", "MODEL_NAME", "WEIGHTS_NAME", "PretrainedError", "load_pretrained", "save_pretrained"]
@@ -33,11 +36,11 @@ MODEL_NAME = "model.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
 TOWERS = "towers"
-TOWER_FILES = (f"{TOWERS}/{CONFIG_NAME}", f"{TOWERS}/{WEIGHT_NAMES[0]}")
-CHECKED = (WEIGHTS_NAME, *SOURCES.values(), *TOWER_FILES)
+OF_TOWERS, OF_TEXTS = (tuple(f"{TOWERS}/{name}" for name in names) for names in (TOWER_FILES, TEXT_FILES))
+CHECKED = (WEIGHTS_NAME, *SOURCES.values(), *OF_TOWERS, *OF_TEXTS)
 FILES = (MODEL_NAME, CARD_NAME, *CHECKED)
 """All that a model's folder may hold that is read or published."""
-FORMAT = 2
+FORMAT = 3
 FIELDS = (
     "format",
     "model",
@@ -93,10 +96,13 @@ def save_pretrained(
         )
     fingerprint = model.origin.fingerprint
     if include_towers:
-        fingerprint = save_towers(cast(Any, model.text), cast(Any, model.image), model.origin, place / TOWERS)
-        files = {name: _sha256(place / name) for name in TOWER_FILES}
+        text, image = cast(FrozenTextTower, model.text), cast(OpenClipImageTower, model.image)
+        fingerprint, digests = save_towers(text, image, model.origin, place / TOWERS)
+        files = {f"{TOWERS}/{name}": digest for name, digest in digests.items()}
         # The place of the copies, and not a path of this machine, which tells others nothing.
         spec = _at(spec, TOWERS) if spec.is_local else spec
+    else:
+        spec = spec.absolute()
     weights = {name: value.cpu().clone().contiguous() for name, value in trained_state(model).items()}
     contents = {WEIGHTS_NAME: to_bytes(weights), **texts}
     files |= {name: write_atomically(place / name, content) for name, content in contents.items()}
@@ -123,6 +129,7 @@ def load_pretrained(
     source: str | os.PathLike[str],
     *,
     encoder: SentenceEncoder | None = None,
+    tower: str | None = None,
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> PVLR:
@@ -133,6 +140,7 @@ def load_pretrained(
     Args:
         source: A folder, or ``hf-hub:ORGANISATION/REPOSITORY``.
         encoder: The function that the model was built with, where its knowledge came from one.
+        tower: Where its towers lie now, if not where they were (see :meth:`TowerSpec.at`); others are refused.
         revision: Branch, tag or commit on the Hub.
         cache_dir: Folder for what is downloaded; None for the usual cache.
 
@@ -157,11 +165,13 @@ def load_pretrained(
         labels = LabelSet.from_json(told["labels"])
         config = with_copies(_config(told["model"]), folder)
         decision, card = Decision.from_json(told["decision"]), ModelCard.from_json(told["card"])
-        needed = {WEIGHTS_NAME, *copies(config), *(TOWER_FILES if told["included"] else ())}
-        if told["files"].keys() != needed:
+        needed = {WEIGHTS_NAME, *copies(config), *(OF_TOWERS if told["included"] else ())}
+        if told["files"].keys() - (OF_TEXTS if told["included"] else ()) != needed:
             raise ValueError(f"files: expected {', '.join(sorted(needed))}, got {', '.join(sorted(told['files']))}")
     _require_encoder(folder, config, encoder)
-    copied = str(folder / TOWERS) if told["included"] else None
+    copied = str(folder / TOWERS) if told["included"] and tower is None else None
+    spec = spec if tower is None else spec.at(tower)
+    _require_place(folder, spec, copied)
     towers = build_towers(_at(spec, copied))
     if towers.fingerprint != told["tower_fingerprint"]:
         raise PretrainedError(f"{folder}: the model was trained on other weights of the tower '{spec.name}'")
@@ -180,6 +190,16 @@ def load_pretrained(
 def _at(spec: TowerSpec, folder: str | None) -> TowerSpec:
     """The towers of a folder, asked for in the same way."""
     return spec if folder is None else replace(spec, name=f"{FOLDER_PREFIX}{folder}", weights=None)
+
+
+def _require_place(folder: Path, spec: TowerSpec, copied: str | None) -> None:
+    """Say how to tell where towers of one machine lie now, where they are not where they were."""
+    lay = spec.name.removeprefix(FOLDER_PREFIX) if spec.name.startswith(FOLDER_PREFIX) else spec.weights
+    if copied is None and lay is not None and os.path.isabs(lay) and not os.path.exists(lay):
+        raise PretrainedError(
+            f"{folder}: expected the model's towers at {lay}, where they lay when it was saved, found nothing there; "
+            "say where they lie now: --tower PLACE, in Python from_pretrained(…, tower=PLACE)"
+        )
 
 
 def _require_as_built(model: PVLR, origin: TowerOrigin) -> None:

@@ -32,7 +32,7 @@ class PromptBank:
         labels: The labels.
         templates: Sentences with one ``{}`` for the label's readable text.
         descriptions: Label name to sentences added to its templates; None: those of ``labels``.
-        context_words: Words the learnable context starts from; None: it does not start from words.
+        context_words: Words the learnable context starts from, before every label; None: it starts from none.
         context_tokens: Number of context tokens ``m``; as many as ``context_words`` have.
         suffix: What follows the label in a learnable prompt.
 
@@ -44,8 +44,8 @@ class PromptBank:
         >>> bank = PromptBank(LabelSet(("cat", "traffic_light")))
         >>> bank.fixed()
         (('a photo of a cat.',), ('a photo of a traffic light.',))
-        >>> PromptBank(LabelSet(("cat",)), context_words=None, context_tokens=2).context_sentences()
-        ('X X cat.',)
+        >>> bank.context_sentences(), PromptBank(LabelSet(("cat",)), context_words=None).context_sentences()
+        (('a photo of a cat.', 'a photo of a traffic light.'), ('cat.',))
     """
 
     labels: LabelSet
@@ -80,14 +80,10 @@ class PromptBank:
             for name, text in self.labels.readable.items()
         )
 
-    @property
-    def context_prefix(self) -> str:
-        """The words in the place of the context: those it starts from, or one placeholder for each token."""
-        return self.context_words if self.context_words is not None else " ".join(["X"] * self.context_tokens)
-
     def context_sentences(self) -> tuple[str, ...]:
-        """For each label the sentence whose first words the learnable context replaces."""
-        return tuple(f"{self.context_prefix} {text}{self.suffix}" for text in self.labels.texts)
+        """For each label the sentence whose first words the learnable context replaces, or before which it is put."""
+        words = "" if self.context_words is None else f"{self.context_words} "
+        return tuple(f"{words}{text}{self.suffix}" for text in self.labels.texts)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ __all__ = [
     "PromptTokens",
     "Regions",
     "TextTower",
+    "ZeroShot",
     "join_regions",
     "split_regions",
 ]
@@ -49,6 +50,20 @@ class ImageFeatures(NamedTuple):
 
     patches: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b d"]
+
+
+class ZeroShot(NamedTuple):
+    """How towers recognise without training, where their scale and bias make probabilities of cosines.
+
+    Attributes:
+        regions: Which vectors of an image are compared with the labels.
+        threshold: Probability from which on a label is told.
+        fitted_on: What scale, bias and threshold were fitted on, in words.
+    """
+
+    regions: Regions
+    threshold: float
+    fitted_on: str
 
 
 def join_regions(seen: ImageFeatures, regions: Regions) -> Float[Tensor, "b m d"]:
@@ -116,11 +131,12 @@ class TextTower(Protocol):
         ...
 
     def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
-        """Tokenize one sentence per label, each beginning with the context.
+        """Tokenize one sentence per label, and give the context its stretch at the beginning.
 
         Args:
-            sentences: One prompt per label, its context words (or placeholders) included.
-            context: The words at the start of every sentence that the context replaces; None for placeholders.
+            sentences: One prompt per label, its context words included.
+            context: The words at the start of every sentence that the context replaces; None where there are none and
+                it is put before them.
             tokens: Number of context tokens (``m``); ``context`` must have exactly as many.
         """
         ...

@@ -20,7 +20,7 @@ class Tag(NamedTuple):
 
     Attributes:
         name: The label.
-        probability: Calibrated, where the model was.
+        probability: Calibrated, where the model was; a cosine similarity, where its decision's ``scores`` say so.
         attention: Where the label looked, row by row of the tower's patches, ``g g``; it sums to 1. None unless asked
             for.
     """

@@ -337,10 +337,6 @@ class CachedFeatures(Dataset[Sample]):
         """The same pictures, of which other vectors (and, if asked for, views) are shown."""
         return CachedFeatures(self.data, self.store, shown=self.shown if shown is None else shown, regions=regions)
 
-    def pooled(self) -> Float[Tensor, "n d"]:
-        """The pooled vector of every picture's first view, float32."""
-        return torch.stack([self.store.read(row)[1] for row in range(len(self))])
-
     def __len__(self) -> int:
         return len(self.data)
 

@@ -1,4 +1,4 @@
-"""What the same towers reach without PVLR: zero-shot CLIP, and a linear probe on the pooled vectors."""
+"""What the same towers reach without PVLR: zero-shot, and a linear probe on the pooled vectors."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -31,11 +31,19 @@ class PooledFeatures(NamedTuple):
         vectors: ``n d``, normalised, float32, on the CPU.
         target: ``n c``, 0 or 1.
         known: ``n c``, True where the target is known.
+        cosines: ``n c``, what zero-shot recognition compares; None: those of ``vectors``.
     """
 
     vectors: Float[Tensor, "n d"]
     target: Float[Tensor, "n c"]
     known: Bool[Tensor, "n c"]
+    cosines: Float[Tensor, "n c"] | None = None
+
+    def with_text(self, label_vectors: Float[Tensor, "c d"]) -> Float[Tensor, "n c"]:
+        """The cosines, computed where they are not given."""
+        if self.cosines is not None:
+            return self.cosines
+        return self.vectors @ F.normalize(label_vectors.float().cpu(), dim=-1).T
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +66,7 @@ def pooled_features(
     tower: Callable[[Tensor], ImageFeatures],
     batches: Iterable[Batch],
     *,
+    compare: Callable[[ImageFeatures], Tensor] | None = None,
     device: torch.device | None = None,
     precision: str = "float32",
 ) -> PooledFeatures:
@@ -66,18 +75,23 @@ def pooled_features(
     Args:
         tower: An image tower in evaluation mode.
         batches: The split, without augmentation.
+        compare: From what the tower saw to the cosines of zero-shot recognition; None: none are kept.
         device: Where the tower is; None: the CPU.
         precision: ``"float32"`` or ``"bf16"``.
     """
     place = torch.device("cpu") if device is None else device
-    vectors, targets, known = [], [], []
+    vectors, targets, known, cosines = [], [], [], []
     for batch in batches:
         with autocast(place, precision):
-            pooled = tower(batch.image.to(place, non_blocking=True)).pooled
-        vectors.append(F.normalize(pooled.float(), dim=-1).cpu())
+            seen = tower(batch.image.to(place, non_blocking=True))
+        vectors.append(F.normalize(seen.pooled.float(), dim=-1).cpu())
         targets.append(batch.target)
         known.append(batch.known)
-    return PooledFeatures(torch.cat(vectors), torch.cat(targets), torch.cat(known))
+        if compare is not None:
+            cosines.append(compare(seen).float().cpu())
+    return PooledFeatures(
+        torch.cat(vectors), torch.cat(targets), torch.cat(known), torch.cat(cosines) if cosines else None
+    )
 
 
 def zero_shot(
@@ -88,7 +102,7 @@ def zero_shot(
     *,
     scale: float = 100.0,
 ) -> Baseline:
-    """CLIP as it comes: the cosine of the pooled image vector and the label's text vector.
+    """The towers as they come: the cosine of image and text, of the pooled vector where nothing else is given.
 
     AP ranks by the cosine itself and sees no training data. The F1 family needs probabilities: two numbers shared by
     all labels, ``σ(scale · cos + bias)``, are fitted on the training split by maximum likelihood.
@@ -101,9 +115,8 @@ def zero_shot(
         scale: Where the fit starts, above 0: the tower's own ``logit_scale``.
     """
     started = time.perf_counter()
-    text = F.normalize(label_vectors.float().cpu(), dim=-1)
-    cosines = test.vectors @ text.T
-    factor, bias = _fit_two(train.vectors @ text.T, train, scale)
+    cosines = test.with_text(label_vectors)
+    factor, bias = _fit_two(train.with_text(label_vectors), train, scale)
     probabilities = (factor * cosines.double() + bias).sigmoid().float()
     report = multilabel_report(probabilities, test.target, test.known, labels, scores=cosines)
     return Baseline(
@@ -134,7 +147,7 @@ def linear_probe(train: PooledFeatures, test: PooledFeatures, labels: LabelSet, 
         raise ValueError(f"train: expected at least 2 images, got {count}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     cut = max(1, round(HELD_OUT * count))
-    held, fitted = (PooledFeatures(*(x[part] for x in train)) for part in (order[:cut], order[cut:]))
+    held, fitted = (PooledFeatures(*(x[part] for x in train[:3])) for part in (order[:cut], order[cut:]))
 
     def quality(strength: float) -> float:
         scores = _fit_probe(fitted, strength)(held.vectors)

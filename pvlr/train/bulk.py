@@ -17,7 +17,7 @@ from pvlr.data.batch import DataError
 from pvlr.data.folders import ENDINGS
 from pvlr.train.monitor import say
 from pvlr.train.predict import Tagger
-from pvlr.train.tag_file import identity_of
+from pvlr.train.tag_file import COLUMNS, identity_of
 from pvlr.train.tagging import Tagged, Unreadable, tag_pictures
 
 __all__ = ["BulkError", "Part", "parts_of", "tag_bulk"]
@@ -85,9 +85,12 @@ def parts_of(pictures: str, size: int) -> list[Part]:
 
 def tag_bulk(
     *,
-    run: str,
     pictures: str,
     out: str,
+    run: str | None = None,
+    tower: str | None = None,
+    weights: str | None = None,
+    labels: str | None = None,
     workers: int = 2,
     part_size: int = 256,
     batch_size: int = 32,
@@ -97,9 +100,15 @@ def tag_bulk(
     """Tag pictures on a Ray cluster; ask again after an interruption, and what is left is done.
 
     Args:
+        pictures: A folder, a pattern, .tar shards or .parquet files (columns name and image); every machine must reach
+            them.
+        out: Folder for the Parquet files (columns name, labels, probabilities or similarities, error), one a part.
         run: Folder of a finished run or a saved model, or hf-hub:ORGANISATION/REPOSITORY; every machine must reach it.
-        pictures: A folder, a pattern, .tar shards or .parquet files (columns name and image); every machine must too.
-        out: Folder for the Parquet files (columns name, labels, probabilities, error), one a part.
+        tower: Without a run: towers that tag without training, such as pvlr:photos, a folder or a name of open_clip's.
+            With one: where its towers lie now, if elsewhere.
+        weights: Of the tower, where several are published: a tag, or a file.
+        labels: Look for these: names with commas between, @FILE with one a line, voc, coco or imagenet; null for the
+            run's own, or coco.
         workers: Processes that tag, each with a model of its own, at least 1.
         part_size: Pictures of a part, at least 1.
         batch_size: Pictures of one forward pass, at least 1.
@@ -118,7 +127,8 @@ def tag_bulk(
     except ImportError:
         raise BulkError("ray: expected the package, found none; pip install 'pvlr[ray]'") from None
     # Refused here, in one sentence, and not by every worker.
-    about = identity_of(Tagger.from_pretrained(run).model)
+    chosen: dict[str, Any] = {"run": run, "tower": tower, "weights": weights, "labels": labels, "device": device}
+    about = identity_of(Tagger.opened(**chosen).model)
     parts = parts_of(pictures, part_size)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,7 +143,7 @@ def tag_bulk(
             rows = [{"part": json.dumps(part)} for part in waiting]
             done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _PartTagger,
-                fn_constructor_kwargs={"run": run, "out": str(folder), "batch_size": batch_size, "device": device},
+                fn_constructor_kwargs={"chosen": chosen, "out": str(folder), "batch_size": batch_size},
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 max_restarts=-1,
                 max_task_retries=-1,
@@ -150,9 +160,9 @@ def tag_bulk(
 class _PartTagger:
     """One worker: a model, and parts to tag with it."""
 
-    def __init__(self, *, run: str, out: str, batch_size: int, device: str) -> None:
+    def __init__(self, *, chosen: Mapping[str, Any], out: str, batch_size: int) -> None:
         torch.set_num_threads(1)  # There is a worker for each core.
-        self.tagger = Tagger.from_pretrained(run, device=device)
+        self.tagger = Tagger.opened(**chosen)
         self.folder, self.batch_size = Path(out), batch_size
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, int]:
@@ -161,11 +171,12 @@ class _PartTagger:
 
         part = Part(*json.loads(str(row["part"])))
         found = tag_pictures(self.tagger, _sources(part), batch_size=self.batch_size, workers=1)
-        rows = [_row(one) for one in found]
+        column = COLUMNS[self.tagger.model.decision.scores][-1]
+        rows = [_row(one, column) for one in found]
         schema = pyarrow.schema([
             ("name", pyarrow.string()),
             ("labels", pyarrow.list_(pyarrow.string())),
-            ("probabilities", pyarrow.list_(pyarrow.float32())),
+            (column, pyarrow.list_(pyarrow.float32())),
             ("error", pyarrow.string()),
         ])  # fmt: skip
         table = pyarrow.Table.from_pylist(rows, schema=schema)
@@ -173,12 +184,12 @@ class _PartTagger:
         return {"pictures": len(rows), "bad": sum(row["error"] is not None for row in rows)}
 
 
-def _row(found: Tagged | Unreadable) -> dict[str, Any]:
+def _row(found: Tagged | Unreadable, column: str) -> dict[str, Any]:
     tags, error = (found.tags, None) if isinstance(found, Tagged) else ([], found.reason)
     return {
         "name": found.path,
         "labels": [tag.name for tag in tags],
-        "probabilities": [tag.probability for tag in tags],
+        column: [tag.probability for tag in tags],
         "error": error,
     }
 

@@ -31,7 +31,8 @@ T = TypeVar("T")
 # A run may go on with these changed: they decide where and how often, not what is computed at a step (but for the
 # rounding of another device or of compiled code). The exception is loop.epochs: the schedule is stretched over all
 # epochs, so the learning rates of the steps to come are others. A finished run can only be prolonged so; it is allowed,
-# and told. (The folder of the data may move: that the data is the same is checked by names and labels.)
+# and told. (The folder of the data may move: that the data is the same is checked by names and labels,
+# and that the towers are, by their fingerprint.)
 MAY_CHANGE = (
     "data.root",
     "data.obtain",
@@ -48,6 +49,8 @@ MAY_CHANGE = (
     "loop.device",
     "loop.compile",
     "tower.cache_dir",
+    "tower.name",
+    "tower.weights",
     "tower.gradient_checkpointing",
     "tower.feature_folder",
     "run.",
@@ -268,7 +271,7 @@ class RunConfig:
         folder: Where everything about the run is written.
         resume: ``auto`` goes on where a run in the folder stopped, ``require`` refuses if there is none, ``never``
             refuses if there is one.
-        baselines: Also measure zero-shot CLIP and a linear probe on the same towers and data.
+        baselines: Also measure zero-shot and a linear probe on the same towers and data.
         tensorboard: Write TensorBoard's files.
         keep: How many of the newest checkpoints stay, at least 1; the one of the best evaluation stays besides.
         log_every: Steps between those whose numbers TensorBoard is told, at least 1; pictures and whatever else is of

@@ -1,9 +1,9 @@
-"""What a finished run says about a split: its own test split, or any other data."""
+"""What a finished run, or towers without training, say about a split: its own test split, or any other data."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pvlr.core.labels import LabelSet
 from pvlr.data.batch import Batch
@@ -24,11 +24,13 @@ KINDS: dict[str, type[DataConfig]] = {"voc": VOCData, "coco": COCOData, "nuswide
 
 
 def evaluate_run(
-    folder: Path,
+    folder: Path | None,
     *,
     data: Path | None = None,
     kind: str | None = None,
     split: str | None = None,
+    tower: str | None = None,
+    weights: str | None = None,
     device: str = "cpu",
     batch_size: int = 64,
     watch: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, count: batches,
@@ -39,10 +41,13 @@ def evaluate_run(
     trained on, the model is asked for theirs.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder; None for ``tower`` alone.
         data: A configuration with a section ``data``, as the training scripts read it; None: the run's own.
         kind: Which kind of data that is, one of ``KINDS``; None: the one that its fields belong to.
         split: Name of the split; None: the test split of the configuration.
+        tower: Where the run's towers lie now, if not where they were; or towers that recognise the data's labels by
+            their names, without a run.
+        weights: Of ``tower`` alone, where its name does not say them.
         device: Where the model goes: ``auto``, ``cpu``, ``cuda`` or ``cuda:<number>``.
         batch_size: Number of images that go through the model at once.
         watch: Sees the batches go by, with their number: for a progress bar.
@@ -54,8 +59,10 @@ def evaluate_run(
         TowerError: where the towers cannot be loaded.
     """
     place = find_device(device)
-    config, seed = read_data_config(folder / CONFIG_NAME if data is None else data, kind)
-    tagger = Tagger.from_pretrained(folder, device=device)
+    if folder is None and data is None:
+        raise ConfigError("data: expected a configuration of the data to evaluate towers on, got none")
+    config, seed = read_data_config(cast(Path, folder) / CONFIG_NAME if data is None else data, kind)
+    tagger = Tagger.opened(None if folder is None else str(folder), tower, weights=weights, device=device)
     if split is None:
         images = config.splits(seed).test
     else:
@@ -67,10 +74,10 @@ def evaluate_run(
     sampler = EpochSampler(len(images), batch_size)
     batches = load_batches(images.with_transform(tagger.transform), sampler, workers=config.workers)
     found = predict_logits(tagger.model, watch(batches, len(sampler)), device=place)
-    labels = LabelSet(images.labels.names)
-    return Scored(
-        labels, tagger.model.decision.probabilities(found.logits), found.logits, found.target.float(), found.known
-    )
+    labels, decision = LabelSet(images.labels.names), tagger.model.decision
+    # Similarities have no threshold of a meaning; what ranks by them has one.
+    probabilities = found.logits.sigmoid() if decision.scores == "similarity" else decision.probabilities(found.logits)
+    return Scored(labels, probabilities, found.logits, found.target.float(), found.known)
 
 
 def read_data_config(path: Path, kind: str | None = None) -> tuple[DataConfig, int]:

@@ -43,6 +43,7 @@ class Gallery:
         thresholds: Probability from which on each is told, in their order.
         title: Of the page.
         limit: How many pictures it shows at most; it says so where there were more.
+        scores: What the numbers of tags are: ``"probability"`` or ``"similarity"``.
 
     Example:
         >>> folder = tempfile.TemporaryDirectory()
@@ -56,9 +57,17 @@ class Gallery:
     """
 
     def __init__(
-        self, path: Path, labels: LabelSet, thresholds: tuple[float, ...], *, title: str, limit: int = 1000
+        self,
+        path: Path,
+        labels: LabelSet,
+        thresholds: tuple[float, ...],
+        *,
+        title: str,
+        limit: int = 1000,
+        scores: str = "probability",
     ) -> None:
         self.path, self.labels, self.title, self.limit = path, labels, title, limit
+        self._form = ".0%" if scores == "probability" else ".2f"
         self._thresholds = dict(zip(labels, thresholds, strict=True))
         self._cards: IO[bytes] = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - closed on leaving
         self._shown, self._more = 0, 0
@@ -138,7 +147,7 @@ class Gallery:
 
     def _card(self, picture: Tagged) -> str:
         path, name = _printable(picture.path), _printable(os.path.basename(picture.path))
-        said = ", ".join(f"{self.labels.readable[tag.name]} {tag.probability:.0%}" for tag in picture.tags)
+        said = ", ".join(f"{self.labels.readable[tag.name]} {tag.probability:{self._form}}" for tag in picture.tags)
         scores = json.dumps({tag.name: round(tag.probability, 4) for tag in picture.tags})
         tags = "".join(self._tag(tag) for tag in picture.tags)
         listed = f"<ul>{tags}</ul>" if tags else '<p class="none">No label reaches its threshold.</p>'
@@ -151,12 +160,13 @@ class Gallery:
         )
 
     def _tag(self, tag: Tag) -> str:
+        threshold = self._thresholds[tag.name]
         where = "" if tag.attention is None else f' data-map="{_data(_map(tag.attention), "webp")}"'
         return (
             f'<li><button type="button" aria-pressed="false"{where}>'
-            f"<span>{html.escape(self.labels.readable[tag.name])}</span><span>{tag.probability:.0%}</span>"
+            f"<span>{html.escape(self.labels.readable[tag.name])}</span><span>{tag.probability:{self._form}}</span>"
             f'<meter min="0" max="1" value="{tag.probability:.4f}" aria-hidden="true"></meter>'
-            f'<i style="left:{self._thresholds[tag.name]:.2%}" title="threshold {self._thresholds[tag.name]:.2f}"></i>'
+            f'<i style="left:{max(0.0, threshold):.2%}" title="threshold {threshold:.2f}"></i>'
             "</button></li>"
         )
 

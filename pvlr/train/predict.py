@@ -11,8 +11,12 @@ from pvlr.core.model import PVLR
 from pvlr.core.pretrained import PretrainedError
 from pvlr.core.sentence_encoders import SentenceEncoder
 from pvlr.core.tags import Tag
+from pvlr.core.towers import build_towers, spec_of
+from pvlr.core.zero_shot import zero_shot_model
 from pvlr.data.images import Picture, Pixels
+from pvlr.data.label_lists import labels_of
 from pvlr.data.pictures import as_tensor, still_transform
+from pvlr.train.config import ConfigError
 from pvlr.train.device import find_device
 
 __all__ = ["Tag", "Tagger"]
@@ -55,6 +59,7 @@ class Tagger:
         *,
         device: str = "cpu",
         encoder: SentenceEncoder | None = None,
+        tower: str | None = None,
         revision: str | None = None,
     ) -> "Tagger":
         """Load a trained model.
@@ -64,6 +69,7 @@ class Tagger:
             device: Where the model goes: ``auto``, ``cpu``, ``cuda`` or ``cuda:<number>``.
             encoder: The function from sentences to vectors that the model was trained with, if its knowledge was
                 ``encoder``.
+            tower: Where its towers lie now, if not where they were.
             revision: Branch, tag or commit on the Hub.
 
         Raises:
@@ -73,7 +79,50 @@ class Tagger:
             TowerError: where the towers cannot be loaded.
         """
         place = find_device(device)
-        return cls(PVLR.from_pretrained(source, encoder=encoder, revision=revision).to(place))
+        return cls(PVLR.from_pretrained(source, encoder=encoder, tower=tower, revision=revision).to(place))
+
+    @classmethod
+    def opened(
+        cls,
+        run: str | None = None,
+        tower: str | None = None,
+        *,
+        weights: str | None = None,
+        labels: str | None = None,
+        device: str = "cpu",
+    ) -> "Tagger":
+        """The model that a command names: a trained one, or towers that recognise labels by their names alone.
+
+        Args:
+            run: Folder of a run or of a saved model, or ``hf-hub:ORGANISATION/REPOSITORY``.
+            tower: With ``run``: where its towers lie now, if elsewhere. Without: the towers, see
+                :func:`~pvlr.core.towers.spec.spec_of`.
+            weights: Of ``tower`` alone, where its name does not say them: a tag or a file.
+            labels: See :func:`~pvlr.data.label_lists.labels_of`; None: the run's own, or COCO's 80.
+            device: Where the model goes.
+
+        Raises:
+            ConfigError: where neither is given, or the device is not there.
+            DataError: where the file of labels cannot be read.
+            LabelError: where they are no labels.
+            PretrainedError: as :meth:`from_pretrained`.
+            TowerError: where the towers cannot be loaded.
+
+        Example:
+            >>> Tagger.opened(tower="pvlr:scenes-clip", labels="red circle, star").labels.names
+            ('red circle', 'star')
+        """
+        if run is None and tower is None:
+            raise ConfigError("run: expected a trained model, or tower for one that tags without training, got neither")
+        if run is not None and weights is not None:
+            raise ConfigError("weights: expected none with run, whose own are known; tower says where they lie now")
+        asked = None if labels is None else labels_of(labels)
+        if run is not None:
+            tagger = cls.from_pretrained(run, tower=tower, device=device)
+            return tagger if asked is None else tagger.with_labels(asked)
+        place = find_device(device)
+        towers = build_towers(spec_of(str(tower), weights))
+        return cls(zero_shot_model(towers, labels_of("coco") if asked is None else asked).to(place))
 
     @property
     def labels(self) -> LabelSet:

@@ -3,24 +3,27 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 
 from pvlr.core.baselines import BaselineConfig, BaselineModel
 from pvlr.core.files import remove_leftovers, write_atomically
 from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.model_texts import require_same_vectors, text_sources, texts_of, with_copies
 from pvlr.core.prompts import PromptBank, encode_knowledge
+from pvlr.core.protocols import ImageFeatures
 from pvlr.core.report import MultiLabelReport
 from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
 from pvlr.core.towers import Towers, build_towers
 from pvlr.core.weights import trained_state
+from pvlr.core.zero_shot import zero_shot_cosines, zero_shot_regions
 from pvlr.data.batch import Batch
 from pvlr.data.features import CachedFeatures
-from pvlr.data.sampling import derive_seed
+from pvlr.data.sampling import EpochSampler, derive_seed
 from pvlr.data.scan import without_bad_images
 from pvlr.train.baseline_files import save_baseline
 from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
@@ -42,7 +45,7 @@ from pvlr.train.device import compile_model, determinism, one_core_free, require
 from pvlr.train.distributed import World, join_world
 from pvlr.train.evaluate import Predictions, evaluate
 from pvlr.train.features import cache_splits
-from pvlr.train.feed import Feed, SplitFeed, transform_config
+from pvlr.train.feed import Feed, SplitFeed, load_batches, transform_config
 from pvlr.train.loop import fit
 from pvlr.train.monitor import Monitor, say, scan_progress
 from pvlr.train.optim import build_optimizer
@@ -371,18 +374,25 @@ def _baselines(
     towers.image.to(device).eval()
     towers.text.to(device)
 
-    def encode(batches: Iterator[Batch]) -> PooledFeatures:
+    text = encode_knowledge(PromptBank(feed.labels, templates=model.templates), towers.text.encode)
+
+    def encode(batches: Iterator[Batch], see: Callable[[Tensor], ImageFeatures]) -> PooledFeatures:
         watched = stop.watch(batches, "the baselines")
-        return pooled_features(towers.image, watched, device=device, precision=loop.precision)
+        compare = partial(zero_shot_cosines, text=text, regions=zero_shot_regions(towers))
+        return pooled_features(see, watched, compare=compare, device=device, precision=loop.precision)
 
     if cached is None:
-        train, test = encode(feed.plain_training()), encode(feed.testing())
+        train, test = (encode(part, towers.image) for part in (feed.plain_training(), feed.testing()))
     else:
+        # The cache holds what the tower saw: the pooled vector first.
         train, test = (
-            PooledFeatures(F.normalize(part.pooled(), dim=-1), part.data.target, part.data.known) for part in cached[:2]
+            encode(
+                load_batches(part.with_regions("both", shown=1), EpochSampler(len(part), loop.eval_batch_size)),
+                lambda seen: ImageFeatures(seen[:, 1:].float(), seen[:, 0].float()),
+            )
+            for part in cached[:2]
         )
-    text = encode_knowledge(PromptBank(feed.labels, templates=model.templates), towers.text.encode)
     return {
         "linear probe": linear_probe(train, test, feed.labels, seed=loop.seed),
-        "zero-shot CLIP": zero_shot(train, test, text, feed.labels, scale=towers.logit_scale),
+        "zero-shot": zero_shot(train, test, text, feed.labels, scale=towers.logit_scale),
     }

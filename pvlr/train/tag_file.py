@@ -14,10 +14,10 @@ from pvlr.core.towers import weights_fingerprint
 from pvlr.core.weights import trained_state
 from pvlr.train.tagging import Unreadable
 
-__all__ = ["TagFile", "TagFileError", "identity_of"]
+__all__ = ["COLUMNS", "TagFile", "TagFileError", "identity_of"]
 
 SEPARATOR = ";"
-COLUMNS = ("file", "labels", "probabilities")
+COLUMNS = {"probability": ("file", "labels", "probabilities"), "similarity": ("file", "labels", "similarities")}
 
 
 class TagFileError(ValueError):
@@ -33,6 +33,7 @@ def identity_of(model: PVLR) -> dict[str, Any]:
         "texts": list(model.labels.texts),
         "temperature": model.decision.temperature,
         "thresholds": list(model.decision.for_labels(model.labels)),
+        "scores": model.decision.scores,
     }
 
 
@@ -43,7 +44,8 @@ class TagFile:
     read, ``tags.jsonl.refused.jsonl``. A row that was cut off by a kill or a full disk is taken out at the start.
 
     A line of JSON is ``{"file": …, "tags": [{"name": …, "probability": …}, …]}``; CSV has the columns ``file``,
-    ``labels`` and ``probabilities``, the latter two separated by ``;``, as the reader of tables takes them.
+    ``labels`` and ``probabilities``, the latter two separated by ``;``, as the reader of tables takes them. Numbers
+    that only rank labels are called ``similarity`` and ``similarities``.
 
     Args:
         path: The file; made, or gone on with.
@@ -74,6 +76,7 @@ class TagFile:
         self.about_path = path.with_name(f"{path.name}.about.json")
         self.refused_path = path.with_name(f"{path.name}.refused.jsonl")
         told = {"kind": self.kind, **about}
+        self._score = str(about.get("scores", "probability"))
         if self.kind == "csv":
             for name in told["labels"]:
                 if SEPARATOR in name:
@@ -93,7 +96,7 @@ class TagFile:
         # A name need not be UTF-8: its bytes are written as they are.
         self._file: IO[str] = path.open("a", encoding="utf-8", errors="surrogateescape", newline="")
         if self.kind == "csv" and path.stat().st_size == 0:
-            csv.writer(self._file, lineterminator="\n").writerow(COLUMNS)
+            csv.writer(self._file, lineterminator="\n").writerow(COLUMNS[self._score])
 
     def write(self, path: str, tags: list[Tag]) -> None:
         """Add a picture; one whose name does not fit into a line of CSV is listed among those that are refused."""
@@ -101,7 +104,7 @@ class TagFile:
             self.refuse(Unreadable(path, f"{path!r}: expected a name without line breaks, which CSV lines end at"))
             return
         if self.kind == "jsonl":
-            told = [{"name": tag.name, "probability": round(tag.probability, 4)} for tag in tags]
+            told = [{"name": tag.name, self._score: round(tag.probability, 4)} for tag in tags]
             self._file.write(f"{json.dumps({'file': path, 'tags': told})}\n")
         else:
             columns = ([tag.name for tag in tags], [f"{tag.probability:.4f}" for tag in tags])
@@ -170,7 +173,7 @@ class TagFile:
             row = next(csv.reader([text], strict=True))
         except (ValueError, KeyError, TypeError, csv.Error, StopIteration):
             return None
-        return row[0] if len(row) == len(COLUMNS) else None
+        return row[0] if len(row) == len(COLUMNS[self._score]) else None
 
 
 def _kind_of(path: Path) -> Literal["jsonl", "csv"]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from pvlr.core.towers import TowerError
 from pvlr.data.batch import DataError
 
 Act = Callable[[], object]
@@ -28,6 +29,6 @@ def outcome(attack: Attack, folder: Path) -> str:
     act = attack.make(folder)
     try:
         said = f"read: {act()}"
-    except DataError as err:
+    except (DataError, TowerError) as err:
         said = f"refused: {err}"
     return said.replace(f"{folder}/", "")

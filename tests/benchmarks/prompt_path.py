@@ -32,7 +32,7 @@ def prompt_path(labels: int, plain: bool) -> Callable[[], object]:
     # The image half is not needed, and kept small.
     config["vision_cfg"] = {"image_size": 32, "patch_size": 16, "layers": 1, "width": 64}
     tower = OpenClipTextTower(open_clip.CLIP(**config), open_clip.get_tokenizer("ViT-B-16-quickgelu"))
-    sentences = [f"{'X ' * CONTEXT}{name}." for name in names(labels)]
+    sentences = [f"{name}." for name in names(labels)]
     prompts = tower.tokenize_prompts(sentences, None, CONTEXT)
     context = torch.nn.Parameter(0.02 * torch.randn(CONTEXT, tower.width))
     weight = torch.randn(labels, tower.dim)

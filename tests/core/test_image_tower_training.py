@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from tower_models import fresh, some_images
+from tower_models import fresh, small_model, some_images
 
 from pvlr.core.towers import TowerError
+from pvlr.core.towers.image import OpenClipImageTower
 
 
 @pytest.mark.parametrize("mode", ["frozen", 1, "all"])
@@ -22,18 +23,45 @@ def test_frozen_batch_norms_do_not_move(mode):
     assert not any(module.training for module in tower.modules())
 
 
+_TOKENS = ["trunk.norm", "trunk.attn_pool", "trunk.fc_norm", "trunk.head", "head"]
 TAILS = {
-    "vit": ["visual.ln_post", "visual.proj"],
-    "vit_avg": ["visual.ln_post", "visual.proj"],
-    "resnet": ["visual.attnpool"],
-    "siglip": ["visual.trunk.norm", "visual.trunk.attn_pool"],
+    "vit": ["ln_post", "proj"],
+    "vit_avg": ["ln_post", "proj"],
+    "resnet": ["attnpool"],
+    "siglip": _TOKENS,
+    "convnext": ["trunk.norm_pre", "trunk.head", "head"],
+    "efficientnet": ["trunk.conv_head", "trunk.bn2", "trunk.classifier", "head"],
+    "fastvit": ["trunk.final_conv", "trunk.head", "head"],
+    "swin": ["trunk.norm", "trunk.head", "head"],
+    "vitamin": _TOKENS,
+    "mobileclip": _TOKENS,
+    "eva_rotary": _TOKENS,
+    "eva_post_norm": _TOKENS,
+    "pe_core": _TOKENS,
 }
+# The last block, and the one before it: with the reduction of the map at the beginning of its stage.
 LAST = {
-    "vit": ["visual.transformer.resblocks.2", "visual.transformer.resblocks.1"],
-    "vit_avg": ["visual.transformer.resblocks.2", "visual.transformer.resblocks.1"],
-    "resnet": ["visual.layer4.0", "visual.layer3.0"],
-    "siglip": ["visual.trunk.blocks.5", "visual.trunk.blocks.4"],
+    "vit": [["transformer.resblocks.2"], ["transformer.resblocks.1"]],
+    "vit_avg": [["transformer.resblocks.2"], ["transformer.resblocks.1"]],
+    "resnet": [["layer4.0"], ["layer3.0"]],
+    "siglip": [["trunk.blocks.5"], ["trunk.blocks.4"]],
+    "convnext": [["trunk.stages.3.blocks.1"], ["trunk.stages.3.downsample", "trunk.stages.3.blocks.0"]],
+    "efficientnet": [["trunk.blocks.4"], ["trunk.blocks.3"]],
+    "fastvit": [
+        ["trunk.stages.3.blocks.1"],
+        ["trunk.stages.3.downsample", "trunk.stages.3.pos_emb", "trunk.stages.3.blocks.0"],
+    ],
+    "swin": [["trunk.layers.3.blocks.1"], ["trunk.layers.3.downsample", "trunk.layers.3.blocks.0"]],
 }
+BLOCKS = {"vit": 3, "vit_avg": 3, "resnet": 5, "siglip": 6, "convnext": 6, "efficientnet": 5, "fastvit": 6, "swin": 6}
+
+
+def parts(names):
+    return tuple(f"visual.{name}." for name in names)
+
+
+def last(kind):
+    return LAST.get(kind, [["trunk.blocks.2"], ["trunk.blocks.1"]])
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
@@ -42,8 +70,8 @@ def test_the_last_blocks_are_trained_and_nothing_else(kind, blocks):
     tower = fresh(kind)
     tower.set_trainable(blocks)
     tower.train()
-    parts = tuple(f"{part}." for part in LAST[kind][:blocks] + TAILS[kind])
-    trained = {name for name, _ in tower.named_parameters() if f"{name}.".startswith(parts)}
+    chosen = parts(sum(last(kind)[:blocks], TAILS[kind]))
+    trained = {name for name, _ in tower.named_parameters() if f"{name}.".startswith(chosen)}
     assert trained
     assert {name for name, parameter in tower.named_parameters() if parameter.requires_grad} == trained
     patches, pooled = tower(some_images(tower))
@@ -51,14 +79,14 @@ def test_the_last_blocks_are_trained_and_nothing_else(kind, blocks):
     assert {name for name, parameter in tower.named_parameters() if parameter.grad is not None} == trained
     # What is saved: those parameters, and the statistics that move with them.
     saved = set(tower.trained_state_dict())
-    assert saved - trained == {name for name, _ in tower.named_buffers() if name.startswith(parts)}
+    assert saved - trained == {name for name in set(tower.state_dict()) - trained if name.startswith(chosen)}
     tower.set_trainable("frozen")
     assert not any(parameter.requires_grad for parameter in tower.parameters())
     assert not any(module.training for module in tower.modules())
     assert tower.trained_state_dict() == {}
 
 
-@pytest.mark.parametrize("kind", ["vit", "vit_avg", "resnet", "siglip"])
+@pytest.mark.parametrize("kind", TAILS)
 def test_all_is_all_but_what_is_fixed(kind):
     tower = fresh(kind)
     tower.set_trainable("all")
@@ -74,7 +102,7 @@ def test_all_is_all_but_what_is_fixed(kind):
 
 @pytest.mark.parametrize("mode", ["all", 2])
 @pytest.mark.parametrize(
-    ("kind", "how"), [("vit", "value"), ("vit_avg", "final"), ("resnet", "value"), ("siglip", "value")]
+    ("kind", "how"), [(kind, "final" if kind == "vit_avg" else "value") for kind in (*TAILS, "fastvit_wide")]
 )
 def test_checkpointed_gradients_are_the_same_from_less_memory(kind, how, mode):
     found = []
@@ -108,7 +136,7 @@ def test_checkpointed_gradients_are_the_same_from_less_memory(kind, how, mode):
 # Where a graph ends (at what surrounds the second run, or what jaxtyping wraps), torch looks at every tensor's grad.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf Tensor")
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("kind", ["vit", "resnet", "fastvit", "eva_rotary"])
 def test_checkpointed_towers_compile(kind):
     gradients = []
     for compiled in (False, True):
@@ -126,20 +154,18 @@ def test_checkpointed_towers_compile(kind):
             torch.testing.assert_close(gradients[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize(("kind", "blocks"), [("vit", 3), ("vit_avg", 3), ("resnet", 5), ("siglip", 6)])
-def test_depths_follow_the_way_through_the_tower(kind, blocks):
-    tower = fresh(kind)
+@pytest.mark.parametrize("kind", TAILS)
+def test_depths_follow_the_way_through_the_tower(kind):
+    tower, blocks = fresh(kind), BLOCKS.get(kind, 3)
     depths = tower.parameter_depths()
     assert depths.keys() == dict(tower.named_parameters()).keys()
     assert set(depths.values()) == set(range(blocks + 2))
-    tails = tuple(f"{part}." for part in TAILS[kind])
     assert {name for name, depth in depths.items() if depth == blocks + 1} == {
-        name for name in depths if f"{name}.".startswith(tails)
+        name for name in depths if f"{name}.".startswith(parts(TAILS[kind]))
     }
-    for back, part in enumerate(LAST[kind]):
-        assert {depth for name, depth in depths.items() if name.startswith(f"{part}.")} == {blocks - back}
-    stem = {"vit": "visual.conv1.weight", "resnet": "visual.bn2.bias", "siglip": "visual.trunk.pos_embed"}
-    assert depths[stem.get(kind, "visual.class_embedding")] == 0
+    for back, names in enumerate(last(kind)):
+        assert {depth for name, depth in depths.items() if name.startswith(parts(names))} == {blocks - back}
+    assert depths[next(iter(depths))] == 0  # what comes first
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -147,3 +173,10 @@ def test_depths_follow_the_way_through_the_tower(kind, blocks):
 def test_refused_training_modes(mode):
     with pytest.raises(TowerError, match=f"trainable: expected 'frozen', 'all' or 1 to 3 blocks, got {mode!r}"):
         fresh("vit").set_trainable(mode)
+
+
+def test_what_was_frozen_before_cannot_be_trained():
+    tower = OpenClipImageTower(small_model("vit").visual.requires_grad_(False))
+    with pytest.raises(TowerError, match="trainable: every parameter of the image tower was frozen when it was taken"):
+        tower.set_trainable(1)
+    assert tower.trainable == "frozen"

@@ -99,7 +99,7 @@ def test_included_towers_need_nothing_else(tower: Path, tmp_path: Path) -> None:
     shutil.rmtree(here)
     shutil.move(tmp_path / "with", tmp_path / "moved")
     assert torch.equal(PVLR.from_pretrained(tmp_path / "moved")(images).logits, expected)
-    with pytest.raises(ValueError, match="expected a folder after 'local-dir:', found none"):
+    with pytest.raises(PretrainedError, match=r"expected the model's towers at .*, found nothing there; say where they"):
         PVLR.from_pretrained(tmp_path / "without")
 
 
@@ -346,11 +346,12 @@ def test_a_tokenizer_s_own_code_is_never_asked_for(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setitem(sys.modules, "transformers", type(sys)("transformers"))
     monkeypatch.setattr(sys.modules["transformers"], "AutoTokenizer", AutoTokenizer, raising=False)
-    monkeypatch.setattr("pvlr.core.towers.tokenizers.find_spec", lambda name: object())
+    monkeypatch.setattr("pvlr.core.towers.hf_files.find_spec", lambda name: object())
     write_folder(tmp_path, "vit")
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x/y", "tokenizer_kwargs": {"trust_remote_code": True}}
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "x/y"
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="no tokenizer here"):
         build_towers(TowerSpec(name=f"local-dir:{tmp_path}"))
     assert [kwargs["trust_remote_code"] for kwargs in asked] == [False]

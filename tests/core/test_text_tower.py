@@ -116,7 +116,7 @@ def test_any_context_equals_the_plain_transformer_and_so_does_its_gradient(kind,
 )
 def test_labels_of_mixed_lengths(lengths, tokens, specific, kind, seed):
     model, tower = small(kind)
-    sentences = [" ".join(["X"] * tokens + ["dog"] * length) + "." for length in lengths]
+    sentences = [" ".join(["dog"] * length) + "." for length in lengths]
     prompts = tower.tokenize_prompts(sentences, None, tokens)
     assert prompts.length == tokens
     shape = (len(lengths), tokens, 32) if specific else (tokens, 32)
@@ -229,20 +229,28 @@ REFUSED_PROMPTS = {
         4,
         "prompt 'the photo of a cat.': expected it to begin with the context 'a photo of a', token by",
     ),
-    "placeholders": (["a photo of a dog."], None, 4, "expected it to begin with the context 'X X X X'"),
     "too long": (
-        ["X dog.", "X " + "zebra " * 22],
+        ["a photo of a dog.", "a photo of a " + "zebra " * 19],
+        WORDS,
+        4,
+        "prompt 'a photo of a zebra .*': expected at most the 24 tokens the tower has, got more",
+    ),
+    "too long for a context": (
+        ["dog.", "zebra " * 19 + "zebra"],
         None,
-        1,
-        "prompt 'X zebra .*': expected at most the 24 tokens the tower has, got more",
+        3,
+        "prompt 'zebra .*': expected at most the 21 tokens that a context of 3 leaves, got more",
     ),
     "long, in short": (
-        ["X " + "zebra " * 99_999],
+        ["zebra " * 99_999],
         None,
         1,
-        "^prompt '.{60,80}': expected at most the 24 tokens the tower",
+        "^prompt '.{60,80}': expected at most the 23 tokens that a context of 1 leaves",
     ),
-    "odd": (["\x1b[2J\n" + "zebra " * 30], None, 1, r"^prompt '\\x1b\[2J\\nzebra .*': expected at most the 24 tokens"),
+    "no room": (["dog"], None, 24, "tokens: expected fewer context tokens than the tower's 24, got 24"),
+    "nothing before": ([], None, 4, "sentences: expected a sequence of at least one sentence, got \\[\\]"),
+    "a string, nothing before": ("dog.", None, 4, "expected a sequence of at least one sentence, got 'dog.'"),
+    "odd": (["\x1b[2J\n" + "zebra " * 30], None, 1, r"^prompt '\\x1b\[2J\\nzebra .*': expected at most the 23 tokens"),
     "odd, other words": (["a\x1b[2J dog"], WORDS, 4, r"^prompt 'a\\x1b\[2J dog': expected it to begin with"),
     "odd context": (["a dog"], "a\nb\x9b", 9, r"^context 'a\\nb\\x9b': expected 9 tokens"),
     "long context": (
@@ -261,6 +269,38 @@ def test_refused_prompts(case):
     sentences, context, tokens, message = REFUSED_PROMPTS[case]
     with pytest.raises(TowerError, match=message):
         small("vit")[1].tokenize_prompts(sentences, context, tokens)
+
+
+class _Dropping(WordTokenizer):
+    """Makes nothing of what it does not know."""
+
+    def __call__(self, texts, context_length):
+        return super().__call__([text.replace("X", "") for text in texts], context_length)
+
+
+class _Joining(WordTokenizer):
+    """Makes one token of two words."""
+
+    def __call__(self, texts, context_length):
+        return super().__call__([text.replace("X dog", "Xdog") for text in texts], context_length)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (_Dropping, "context: expected words, since the tower's tokenizer makes no token of 'X'"),
+        (_Joining, "prompt 'dog': expected it to begin with the context 'X', token by token"),
+    ],
+)
+def test_a_tokenizer_that_leaves_no_place_before_a_sentence(kind, message):
+    tower = OpenClipTextTower(small_model("siglip"), kind((2,), (3,), 0))
+    with pytest.raises(TowerError, match=f"^{message}$"):
+        tower.tokenize_prompts(["cat", "dog"], None, 4)
+
+
+def test_half_a_letter_is_refused():
+    with pytest.raises(TowerError, match=r"^prompt 'a \\ud800': expected letters, found half of one$"):
+        small("vit")[1].encode(["a dog", "a \ud800"])
 
 
 def test_a_prompt_without_the_token_it_is_pooled_at_is_refused():
@@ -356,7 +396,9 @@ def test_clip_token_ids(shared):
     tower = OpenClipTextTower(model, tokenizer_for("vit", 77))
     for words, tokens in ((None, 16), (WORDS, 4)):
         mine = [i for i, sentence in enumerate(sentences) if sentence.startswith("X") == (words is None)]
-        prompts = tower.tokenize_prompts([sentences[i] for i in mine], words, tokens)
+        # The file has a letter in the place of each token of the context.
+        given = [sentences[i] if words else sentences[i].removeprefix("X " * tokens) for i in mine]
+        prompts = tower.tokenize_prompts(given, words, tokens)
         assert len(mine) == 26
         assert torch.equal(prompts.ids, ids[mine])
         assert torch.equal(prompts.end, ids[mine].argmax(dim=1))
@@ -381,7 +423,7 @@ def test_text_vectors_of_published_prompt_learners(shared, work):
     assert not model.load_state_dict(weights, strict=False).unexpected_keys  # the image tower is not in the file
     tower = OpenClipTextTower(model, tokenizer_for("vit", 77))
     names = [str(name) for name in golden["classnames"]]
-    prompts = tower.tokenize_prompts([f"{'X ' * 16}{name}." for name in names], None, 16)
+    prompts = tower.tokenize_prompts([f"{name}." for name in names], None, 16)
     got = []
     for sign in signs:
         # The files hold the embeddings of the tokens in use, not the table: put them back in their rows.

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tower_models import CONFIGS, WordTokenizer, register, small_model, write_folder
 
-from pvlr.core.towers import TowerError, load_towers, sources, tokenizers, weights_fingerprint
+from pvlr.core.towers import TowerError, hf_files, load_towers, sources, tokenizers, weights_fingerprint
 
 LOCAL_COPY = "If it is on this machine, name it: --tower.weights PATH, or --tower.name local-dir:FOLDER."
 LOCAL_FOLDER = "If it is on this machine, name its folder: --tower.name local-dir:FOLDER."
@@ -70,10 +70,6 @@ REFUSED_NAMES: dict[str, tuple[dict[str, Any], str]] = {
     "not bundled": ({"name": "pvlr:scene-clip"}, "name: no tower called 'pvlr:scene-clip' comes with pvlr; .*"),
     "outside the bundle": ({"name": "pvlr:../core"}, "name: no tower called 'pvlr:../core' comes with pvlr; .*"),
     "CoCa": ({"name": "coca_ViT-B-32"}, "name: 'coca_ViT-B-32' is a CoCa model, which is not supported"),
-    "Hugging Face text": (
-        {"name": "roberta-ViT-B-32"},
-        "name: 'roberta-ViT-B-32' has a text tower of the class HFTextEncoder, which is not supported",
-    ),
     "not a model": (
         {"name": "pvlr-test-bad"},
         "name: the configuration of 'pvlr-test-bad' does not describe a model: .*'colour'",
@@ -127,7 +123,11 @@ NAME = "to be a name without ':', got"
 MEAN = "expected preprocess_cfg.mean to be three numbers in \\[0, 1\\], got"
 STD = "expected preprocess_cfg.std to be three numbers above 0, at most 1, got"
 REFUSED_FOLDERS = {
-    "no configuration": (None, (), "expected the tower's configuration, found no such file"),
+    "no configuration": (
+        None,
+        (),
+        "expected the tower's configuration, open_clip_config.json or config.json, found neither",
+    ),
     "no JSON": ("{", (), "expected the tower's configuration as JSON, got Expecting property name"),
     "no entry": ("{}", (), "expected an entry 'model_cfg' with embed_dim, vision_cfg and text_cfg, found none"),
     "a list": ("[]", (), "expected an entry 'model_cfg' with embed_dim, vision_cfg and text_cfg, found none"),
@@ -289,12 +289,20 @@ def _text(path: Path) -> None:
 REFUSED_FILES = {
     "truncated safetensors": ("w.safetensors", _truncated, ".+"),
     "truncated pickle": ("w.pt", _truncated, ".+"),
-    "other model": ("w.safetensors", _other_model, "'.*' of shape \\(.*\\) where the model has \\(.*\\)"),
-    "one weight missing": ("w.safetensors", _one_missing, '.*Missing key\\(s\\) in state_dict: "ln_final.bias".*'),
-    "text": ("w.bin", _text, ".+"),
-    "harmful": ("w.pt", lambda path: torch.save({"state_dict": _Harmful()}, path), "Weights only load failed.*"),
-    "a list": ("w.pt", lambda path: torch.save([1, 2], path), ".+"),
-    "nothing in it": ("w.pt", lambda path: torch.save({}, path), ".+"),
+    "other model": (
+        "w.safetensors",
+        _other_model,
+        "'.*' of shape \\(.*\\) where the model has \\(.*\\); its shapes are those of pvlr-test-resnet",
+    ),
+    "one weight missing": ("w.safetensors", _one_missing, "no weight 'ln_final.bias'"),
+    "text": ("w.bin", _text, "neither safetensors nor a file of torch.save"),
+    "harmful": (
+        "w.pt",
+        lambda path: torch.save({"state_dict": _Harmful()}, path),
+        "the pickled object 'print', which is not loaded, for it could run code .*",
+    ),
+    "a list": ("w.pt", lambda path: torch.save([1, 2], path), "no weights by name, but an object of the class list"),
+    "nothing in it": ("w.pt", lambda path: torch.save({}, path), "no weights"),
 }
 
 
@@ -337,7 +345,7 @@ def test_a_failed_download_says_three_things(case, reachable, monkeypatch):
 
     _small_stands_in(monkeypatch)
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", dead)
-    monkeypatch.setattr(sources, "require_reachable", (lambda *_: None) if reachable else dead)
+    monkeypatch.setattr(sources, "require_reachable", (lambda *_: True) if reachable else dead)
     arguments, message = FAILED_DOWNLOADS[case]
     with pytest.raises(TowerError) as caught:
         load_towers(**arguments)
@@ -394,7 +402,7 @@ def test_what_is_fetched_is_loaded(monkeypatch, tmp_path):
         return str(tmp_path / (known.pop() if known else "open_clip_model.safetensors"))
 
     monkeypatch.setattr("open_clip.pretrained.download_pretrained", fetched)
-    monkeypatch.setattr(sources, "require_reachable", lambda *_: None)
+    monkeypatch.setattr(sources, "require_reachable", lambda *_: True)
     monkeypatch.setattr(open_clip, "get_tokenizer", lambda *_, **__: WordTokenizer((1,), (49407,), 0))
     towers = load_towers("hf-hub:some/where", cache_dir="some cache")
     assert towers.fingerprint == weights_fingerprint(model.state_dict(), architecture=CONFIGS["vit"])
@@ -427,12 +435,12 @@ def test_what_is_in_the_cache_needs_no_network(monkeypatch, tmp_path):
 
 
 def test_a_tokenizer_that_needs_a_package(monkeypatch):
-    monkeypatch.setattr(tokenizers, "find_spec", lambda name: None)
+    monkeypatch.setattr(hf_files, "find_spec", lambda name: None)
     with pytest.raises(TowerError) as caught:
         load_towers("pvlr-test-hub-tokenizer")
     assert str(caught.value) == (
         "the tokenizer of 'pvlr-test-hub-tokenizer' needs the package transformers, "
-        "which is not installed (pip install transformers)"
+        "which is not installed (pip install 'pvlr[hf]')"
     )
 
 
@@ -450,7 +458,7 @@ def test_a_tokenizer_that_cannot_be_fetched(monkeypatch):
         assert repository == "some-organisation/some-tokenizer"
         raise OSError("the line is dead")
 
-    monkeypatch.setattr(tokenizers, "find_spec", lambda name: object())
+    monkeypatch.setattr(hf_files, "find_spec", lambda name: object())
     monkeypatch.setattr(tokenizers, "require_reachable", dead)
     with pytest.raises(TowerError) as caught:
         load_towers("pvlr-test-hub-tokenizer")

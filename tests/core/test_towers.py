@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tower_models import CONFIGS, SENTENCES, name_of, register, small_model, write_folder
 
-from pvlr.core.towers import Towers, load_towers, sources, weights_fingerprint
+from pvlr.core.towers import Towers, choices, load_towers, weights_fingerprint
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,9 +103,9 @@ def test_random_weights_are_said_to_be_random(caplog):
 
 
 def test_published_weights_agree_on_the_preprocessing_of_a_file():
-    assert sources._usual_preprocess("ViT-B-16-SigLIP")["mean"] == (0.5, 0.5, 0.5)
-    assert sources._usual_preprocess("RN50-quickgelu")["mean"] == open_clip.OPENAI_DATASET_MEAN
-    assert sources._usual_preprocess("pvlr-test-vit") == {}
+    assert choices.usual_preprocess("ViT-B-16-SigLIP", None, ())["mean"] == (0.5, 0.5, 0.5)
+    assert choices.usual_preprocess("RN50-quickgelu", None, ())["mean"] == open_clip.OPENAI_DATASET_MEAN
+    assert choices.usual_preprocess("pvlr-test-vit", None, ()) == {}
 
 
 def test_patch_dropout_is_left_out(tmp_path):

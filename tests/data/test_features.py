@@ -309,7 +309,9 @@ def test_samples_are_those_of_the_pictures_with_vectors_for_pixels(tmp_path: Pat
             assert (sample.target, sample.known, sample.index) == (data.target[index], data.known[index], index)
             assert torch.equal(plain[Position(index, seed)].image, patches[index])
         assert torch.equal(both[index].image, patches[index])
-    assert torch.equal(both.pooled(), pooled[:3])
+    for regions, joined in (("pooled", pooled[:, None]), ("both", torch.cat([pooled[:, None], patches], dim=1))):
+        shown = both.with_regions(regions)
+        assert torch.equal(torch.stack([shown[row].image for row in range(3)]), joined[:3])
     with pytest.raises(IndexError, match="index: expected a number from 0 to 2, got 3"):
         both[3]
     assert json.loads((tmp_path / "s" / "features.json").read_text())["key"] == {"tower": "x"}

@@ -3,7 +3,7 @@
 from pvlr.core.towers.loading import Towers, build_towers, load_towers
 from pvlr.core.towers.saving import TowerOrigin, save_towers, weights_fingerprint
 from pvlr.core.towers.sources import TowerError
-from pvlr.core.towers.spec import TowerSpec
+from pvlr.core.towers.spec import TowerSpec, spec_of
 
 __all__ = [
     "TowerError",
@@ -13,5 +13,6 @@ __all__ = [
     "build_towers",
     "load_towers",
     "save_towers",
+    "spec_of",
     "weights_fingerprint",
 ]

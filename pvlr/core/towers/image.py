@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from pvlr.core.protocols import ImageFeatures
 from pvlr.core.shapes import expect
-from pvlr.core.towers.image_families import PatchFeatures, family_of, run_block, run_block_twice
-from pvlr.core.towers.sources import TowerError
+from pvlr.core.towers.errors import TowerError
+from pvlr.core.towers.image_blocks import PatchFeatures, run_block, run_block_twice
+from pvlr.core.towers.image_families import family_of
 
 __all__ = ["OpenClipImageTower"]
 
@@ -19,13 +20,17 @@ class OpenClipImageTower(nn.Module):
 
     ``patch_features="value"`` takes the value path of the last attention without its attention (MaskCLIP,
     arXiv 2112.01071; for ResNets as DualCoOp does, arXiv 2206.09541): CLIP aligns the pooled vector with text, and the
-    pooled vector is a mixture of just these vectors. ``"final"`` takes the last block's own output.
+    pooled vector is a mixture of just these vectors. ``"final"`` takes the last block's own output. For timm's networks
+    this means: what the tower's own pooling and head make of one position alone.
 
     | tower | ``"value"`` | ``"final"`` |
     |---|---|---|
     | VisionTransformer | last block without its attention, norm, projection | last block, norm, projection |
     | ModifiedResNet | attention pool's value and output projections | attention pool's output at each position |
-    | timm ViT with AttentionPoolLatent | the pool's value path for each token, its MLP | norm, head's projection |
+    | timm, class token (EVA, MobileCLIP-B) | last block, each token attending to itself, norm, head | norm, head |
+    | timm, attention pool (SigLIP, PE-Core) | the pool's value path for each token, its MLP, head | norm, head |
+    | timm, mean of tokens (ViTamin) | norm, head: the mean of one token is that token | the same |
+    | timm, feature map (ConvNeXt, FastViT, Swin, EfficientNet) | pooling and head of a map of one position | the same |
 
     Attributes:
         dim: Width of the joint space (``d``).
@@ -41,7 +46,8 @@ class OpenClipImageTower(nn.Module):
         """Take over an open_clip model's ``visual``.
 
         Args:
-            visual: An open_clip ``VisionTransformer``, ``ModifiedResNet`` or ``TimmModel``; its parameters are shared.
+            visual: An open_clip ``VisionTransformer``, ``ModifiedResNet`` or ``TimmModel``; its parameters are shared,
+                and whatever it drops at random (blocks, patches, units) it keeps from now on.
             patch_features: ``"value"`` or ``"final"``.
 
         Raises:
@@ -50,6 +56,7 @@ class OpenClipImageTower(nn.Module):
         super().__init__()
         if patch_features not in ("value", "final"):
             raise TowerError(f"patch_features: expected 'value' or 'final', got '{patch_features}'")
+        visual.eval()  # its head is run once to find its width, and may hold statistics of batches
         self._family = family_of(visual, patch_features)
         self.visual = visual
         self.patch_features: PatchFeatures = patch_features
@@ -82,7 +89,10 @@ class OpenClipImageTower(nn.Module):
             raise TowerError(f"image_size: expected a positive multiple of {stride}, the patch size, got {image_size}")
 
     def set_image_size(self, image_size: int) -> None:
-        """Take images of another size from now on, by interpolating the position embeddings (bicubic, antialiased).
+        """Take images of another size from now on.
+
+        Position embeddings are interpolated (bicubic, antialiased), tables of relative positions and windows resized as
+        timm does; a network of convolutions alone takes the size as it is.
 
         Raises:
             TowerError: see :meth:`check_image_size`.
@@ -91,6 +101,7 @@ class OpenClipImageTower(nn.Module):
         if image_size != self.image_size:
             self._family.resize(self.visual, image_size)
             self.image_size = image_size
+            self.set_trainable(self.trainable)  # tables that older versions of timm resize are thawed by it
 
     def set_trainable(self, mode: Literal["frozen", "all"] | int) -> None:
         """Choose what is trained; what is not stays in evaluation mode even after ``train()``.
@@ -99,12 +110,14 @@ class OpenClipImageTower(nn.Module):
             mode: ``"frozen"``, ``"all"``, or a number ``k``: the last ``k`` blocks and all that follows them.
 
         Raises:
-            TowerError: any other mode.
+            TowerError: any other mode; a tower that was frozen as a whole before this class took it over.
         """
         if mode not in ("frozen", "all") and (
             not isinstance(mode, int) or not 1 <= mode <= self.blocks or mode is True
         ):
             raise TowerError(f"trainable: expected 'frozen', 'all' or 1 to {self.blocks} blocks, got {mode!r}")
+        if mode != "frozen" and len(self._fixed) == len(list(self.parameters())):
+            raise TowerError("trainable: every parameter of the image tower was frozen when it was taken over")
         self.trainable = mode
         self.requires_grad_(False)
         for part in self._trained_parts():
@@ -117,12 +130,16 @@ class OpenClipImageTower(nn.Module):
     def set_gradient_checkpointing(self, enabled: bool) -> None:
         """Run the blocks a second time in the backward pass, instead of keeping all that they computed, or no more."""
         self.gradient_checkpointing = enabled
-        self.visual.set_grad_checkpointing(enabled)  # type: ignore[operator]  # timm's tower runs its own blocks.
 
     def parameter_depths(self) -> dict[str, int]:
         """How deep each parameter lies, by name: 0 before the blocks, the block's number from 1 on, then one more."""
         blocks = self._family.blocks(self.visual)
-        depths = {id(parameter): depth for depth, block in enumerate(blocks, 1) for parameter in block.parameters()}
+        depths = {
+            id(parameter): depth
+            for depth, block in enumerate(blocks, 1)
+            for part in block
+            for parameter in part.parameters()
+        }
         for part in self._family.tail(self.visual):
             of = part.parameters() if isinstance(part, nn.Module) else (part,)
             depths |= {id(parameter): len(blocks) + 1 for parameter in of}
@@ -177,7 +194,8 @@ class OpenClipImageTower(nn.Module):
             return [self.visual]
         if self.trainable == "frozen":
             return []
-        return [*self._family.blocks(self.visual)[-self.trainable :], *self._family.tail(self.visual)]
+        blocks = self._family.blocks(self.visual)[-self.trainable :]
+        return [*(part for block in blocks for part in block), *self._family.tail(self.visual)]
 
     def _trained_modules(self) -> list[nn.Module]:
         return [part for part in self._trained_parts() if isinstance(part, nn.Module)]

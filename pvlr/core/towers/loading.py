@@ -1,7 +1,7 @@
 """Towers by name: a text tower and an image tower of one open_clip model, and what has to go with them."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -9,13 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pvlr.core.towers.building import as_described, build_model, refuse_unsupported
+from pvlr.core.protocols import ZeroShot
+from pvlr.core.towers.building import as_described, build_model, build_text_tower, refuse_unsupported
 from pvlr.core.towers.checkpoints import read_weights
+from pvlr.core.towers.frozen_text import FrozenTextTower
+from pvlr.core.towers.hf_files import find_text_config
 from pvlr.core.towers.image import OpenClipImageTower
-from pvlr.core.towers.saving import TowerOrigin, weights_fingerprint
-from pvlr.core.towers.sources import TowerError, find_source
+from pvlr.core.towers.saving import TowerOrigin, fingerprint_of
+from pvlr.core.towers.sources import TowerError, TowerSource, find_source
 from pvlr.core.towers.spec import TowerSpec
-from pvlr.core.towers.text import OpenClipTextTower
 from pvlr.core.towers.tokenizers import make_tokenizer
 
 __all__ = [
@@ -40,10 +42,11 @@ class Towers:
         fingerprint: sha256 over all weights as loaded (before any change of the image size) and the architecture.
         config: open_clip's description of the model they are halves of.
         rest: What that model has beside them, by name: its scale and bias.
+        zero_shot: How they recognise without training; None where nothing makes probabilities of their cosines.
     """
 
     spec: TowerSpec
-    text: OpenClipTextTower
+    text: FrozenTextTower
     image: OpenClipImageTower
     preprocess: dict[str, Any]
     logit_scale: float
@@ -51,11 +54,14 @@ class Towers:
     fingerprint: str
     config: dict[str, Any]
     rest: dict[str, Tensor]
+    zero_shot: ZeroShot | None
 
     @property
     def origin(self) -> TowerOrigin:
         """Where they came from."""
-        return TowerOrigin(self.spec, self.fingerprint, self.preprocess, self.config, self.rest)
+        return TowerOrigin(
+            self.spec, self.fingerprint, self.preprocess, self.config, self.rest, self.zero_shot
+        )
 
 
 def load_towers(
@@ -64,6 +70,9 @@ def load_towers(
     weights: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
     patch_features: Literal["value", "final"] = "value",
+    activation: Literal["gelu", "quick_gelu"] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     cache_dir: str | None = None,
 ) -> Towers:
     """Load both towers of an open_clip model, on the CPU, in float32, frozen and in evaluation mode.
@@ -78,6 +87,10 @@ def load_towers(
         image_size: Side of the images in pixels, a multiple of the patch size (32 for ResNets); None for the tower's
             own. Position embeddings are interpolated from the tower's own size.
         patch_features: ``"value"`` or ``"final"``, see :class:`~pvlr.core.towers.image.OpenClipImageTower`.
+        activation: With which the weights were trained; None where name or file say it. A file does not, where
+            open_clip has its architecture with either: see :func:`~pvlr.core.towers.sources.find_source`.
+        mean: Of red, green and blue in the images that the weights were trained on; None for what goes with them.
+        std: The same of their standard deviations.
         cache_dir: Folder for what is downloaded; None for the usual cache.
 
     Raises:
@@ -91,26 +104,30 @@ def load_towers(
         pvlr.core.towers.sources.TowerError: weights: 'openai' was trained with QuickGELU, but 'ViT-B-16' computes GELU;
         ask for 'ViT-B-16-quickgelu'
     """
-    source = find_source(name, weights, cache_dir)
-    refuse_unsupported(source.name, source.config)
-    tokenizer = make_tokenizer(source, cache_dir)
     spec = TowerSpec(
         name=name,
         weights=None if weights is None else str(weights),
         image_size=image_size,
         patch_features=patch_features,
+        activation=activation,
+        mean=None if mean is None else (mean[0], mean[1], mean[2]),
+        std=None if std is None else (std[0], std[1], std[2]),
         cache_dir=cache_dir,
     )
+    source = find_source(name, weights, cache_dir, activation=activation, mean=mean, std=std)
+    refuse_unsupported(source.name, source.config)
+    text_config = find_text_config(source, cache_dir)
+    tokenizer = make_tokenizer(source, cache_dir)
     with as_described(source.name):
-        model = build_model(source.config)
-        text = OpenClipTextTower(model, tokenizer)
+        model = build_model(source.config, text_config)
+        text = build_text_tower(model, tokenizer, source.config, text_config)
         image = OpenClipImageTower(model.visual, patch_features=patch_features)
     if image_size is not None:
         image.check_image_size(image_size)
     if text.dim != image.dim:
         raise TowerError(f"name: '{name}' has text vectors of width {text.dim} and image vectors of width {image.dim}")
     read_weights(model, source, cache_dir)
-    fingerprint = weights_fingerprint(model.state_dict(), architecture={"quick_gelu": False, **source.config})
+    fingerprint = fingerprint_of(model.state_dict(), source.config, text)
     if image_size is not None:
         image.set_image_size(image_size)
     return Towers(
@@ -127,6 +144,7 @@ def load_towers(
             for name, value in (("logit_scale", model.logit_scale), ("logit_bias", model.logit_bias))
             if value is not None
         },
+        zero_shot=_zero_shot(source, model),
     )
 
 
@@ -148,6 +166,9 @@ def build_towers(spec: TowerSpec) -> Towers:
             weights=None if spec.is_random else spec.weights,
             image_size=spec.image_size,
             patch_features=spec.patch_features,
+            activation=spec.activation,
+            mean=spec.mean,
+            std=spec.std,
             cache_dir=spec.cache_dir,
         )
     towers.image.set_trainable(spec.train)
@@ -161,6 +182,13 @@ def _drawn(spec: TowerSpec) -> Iterator[None]:
         if spec.is_random:
             torch.manual_seed(0)
         yield
+
+
+def _zero_shot(source: TowerSource, model: Any) -> ZeroShot | None:
+    """As the files say; a sigmoid loss (SigLIP's) has trained a scale and a bias of its own for the pooled vector."""
+    if source.zero_shot is not None:
+        return source.zero_shot
+    return None if model.logit_bias is None else ZeroShot("pooled", 0.5, "")
 
 
 def _preprocess(record: Mapping[str, Any], image_size: int) -> dict[str, Any]:

@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pvlr.core.files import write_atomically
-from pvlr.core.towers.sources import CONFIG_NAME, WEIGHT_NAMES, TowerError
+from pvlr.core.protocols import ZeroShot
+from pvlr.core.towers.building import has_custom_text
+from pvlr.core.towers.frozen_text import FrozenTextTower
+from pvlr.core.towers.hf_text import HFTextTower, text_config_file
+from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.sources import CONFIG_NAME, WEIGHT_NAMES
 from pvlr.core.towers.spec import TowerSpec
+from pvlr.core.towers.tokenizers import tokenizer_files
 
-__all__ = ["TowerOrigin", "save_towers", "weights_fingerprint"]
+__all__ = ["TEXT_FILES", "TOWER_FILES", "TowerOrigin", "fingerprint_of", "save_towers", "weights_fingerprint"]
+
+TOWER_FILES = (CONFIG_NAME, WEIGHT_NAMES[0])
+"""What every folder of saved towers holds."""
+TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""What it holds besides for an encoder or tokenizer of transformers."""
 
 
 class TowerOrigin(NamedTuple):
@@ -25,6 +36,7 @@ class TowerOrigin(NamedTuple):
         preprocess: What images must go through.
         config: open_clip's description of the model they are halves of.
         rest: What that model has beside them, by name: its scale and bias.
+        zero_shot: How they recognise without training; None where their cosines are no probabilities.
         copies: Folder of those that came with a saved model; None: they came from where ``spec`` says.
     """
 
@@ -33,10 +45,13 @@ class TowerOrigin(NamedTuple):
     preprocess: dict[str, Any]
     config: dict[str, Any]
     rest: dict[str, Tensor]
+    zero_shot: ZeroShot | None = None
     copies: str | None = None
 
 
-def save_towers(text: nn.Module, image: nn.Module, origin: TowerOrigin, folder: Path) -> str:
+def save_towers(
+    text: FrozenTextTower, image: OpenClipImageTower, origin: TowerOrigin, folder: Path
+) -> tuple[str, dict[str, str]]:
     """Write both towers as they are now, in float32, as files that ``local-dir:FOLDER`` names.
 
     Args:
@@ -46,32 +61,43 @@ def save_towers(text: nn.Module, image: nn.Module, origin: TowerOrigin, folder: 
         folder: Where to; made where it is absent.
 
     Returns:
-        The fingerprint of what was written.
+        The fingerprint of what was written, and the sha256 of each file by its name.
 
     Raises:
-        TowerError: where their tokenizer is not open_clip's, and so not in such files.
+        TowerError: where their tokenizer is neither open_clip's own nor one of transformers', and so not in such files.
     """
     from safetensors.torch import save as to_bytes
 
-    tokenizer = origin.config["text_cfg"].get("hf_tokenizer_name")
-    if tokenizer:
-        raise TowerError(
-            f"name: the towers of '{origin.spec.name}' cannot be included, for their tokenizer is '{tokenizer}'"
-        )
-    size: Any = image.image_size
-    config = {**origin.config, "vision_cfg": {**origin.config["vision_cfg"], "image_size": size}}
+    contents = tokenizer_files(text.tokenizer)
+    here = {"hf_tokenizer_name": "."} if contents else {}
+    if isinstance(text, HFTextTower):
+        contents["config.json"] = text_config_file(text)
+        here["hf_model_name"] = "."
+    config = {
+        **origin.config,
+        "vision_cfg": {**origin.config["vision_cfg"], "image_size": image.image_size},
+        "text_cfg": {**origin.config["text_cfg"], **here},
+    }
     weights = _weights_of(text, image, origin)
     preprocess = {name: origin.preprocess[name] for name in ("mean", "std", "interpolation")}
+    told: dict[str, Any] = {"model_cfg": config, "preprocess_cfg": preprocess}
+    if origin.zero_shot is not None:
+        told["zero_shot"] = origin.zero_shot._asdict()
+    contents[WEIGHT_NAMES[0]] = to_bytes(weights)
+    contents[CONFIG_NAME] = f"{json.dumps(told, indent=1)}\n".encode()
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHT_NAMES[0], to_bytes(weights))
-    told = {"model_cfg": config, "preprocess_cfg": preprocess}
-    write_atomically(folder / CONFIG_NAME, f"{json.dumps(told, indent=1)}\n".encode())
-    return weights_fingerprint(weights, architecture={"quick_gelu": False, **config})
+    digests = {name: write_atomically(folder / name, content) for name, content in contents.items()}
+    return fingerprint_of(weights, config, text), digests
 
 
-def _weights_of(text: nn.Module, image: nn.Module, origin: TowerOrigin) -> dict[str, Tensor]:
+def fingerprint_of(weights: Mapping[str, Tensor], config: Mapping[str, Any], text: FrozenTextTower) -> str:
+    """The fingerprint of towers: all weights, and what of the architecture leaves no trace in them."""
+    return weights_fingerprint(weights, architecture={"quick_gelu": False, **config, **text.architecture})
+
+
+def _weights_of(text: FrozenTextTower, image: OpenClipImageTower, origin: TowerOrigin) -> dict[str, Tensor]:
     """All weights of the open_clip model, by its names: the halves hold its modules, but for the prefix of texts."""
-    prefix = "text." if origin.config.get("custom_text", False) else ""
+    prefix = "text." if has_custom_text(origin.config) else ""
     named = {f"{prefix}{name}": value for name, value in text.state_dict().items()}
     return {
         name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype, copy=True)

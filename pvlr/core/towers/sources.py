@@ -1,30 +1,54 @@
 """From the name of a tower to its configuration and the file of its weights; every lack is named, nothing guessed."""
 
-import json
 import os
-import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
-__all__ = ["TowerError", "TowerSource", "fetch", "find_source", "reason", "require_reachable", "shown", "three_lines"]
+from pvlr.core.protocols import Regions, ZeroShot
+from pvlr.core.towers.choices import (
+    WORDS,
+    Activation,
+    activation_of,
+    require_activation,
+    require_same_activation,
+    usual_preprocess,
+)
+from pvlr.core.towers.errors import MOST_CONFIG, TowerError, read_json, reason, require_size, require_three, shown
+from pvlr.core.towers.naming import names_of_file
+from pvlr.core.towers.photos import PHOTOS, photos_folder
+from pvlr.core.towers.transformers_folder import THEIR_CONFIG_NAME, THEIR_WEIGHT_NAMES, read_model
+
+__all__ = [
+    "MOST_CONFIG",
+    "Activation",
+    "TowerError",
+    "TowerSource",
+    "fetch",
+    "find_source",
+    "reason",
+    "require_reachable",
+    "require_size",
+    "shown",
+    "three_lines",
+]
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHT_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
-    "model.safetensors",
     "open_clip_pytorch_model.bin",
-    "pytorch_model.bin",
+    *THEIR_WEIGHT_NAMES,
 )
 HUB_WEIGHT_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # where open_clip looks on the Hub
 BUNDLED_PREFIX = "pvlr:"
 FOLDER_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
+CLIP_TOKENIZER = "ViT-B-32"  # one of the names for which open_clip takes CLIP's
 HOW_TO_GIVE = "If it is on this machine, name it: --tower.weights PATH, or --tower.name local-dir:FOLDER."
 HOW_TO_GIVE_FOLDER = "If it is on this machine, name its folder: --tower.name local-dir:FOLDER."
 
@@ -34,13 +58,9 @@ FOREIGN_NAMES = (
     ("text_cfg", "hf_model_name"),
     ("text_cfg", "hf_tokenizer_name"),
 )
-
-_short = reprlib.Repr()
-_short.maxstring = 80
-
-
-class TowerError(ValueError):
-    """A tower that cannot be found, fetched, read or adapted."""
+# What a configuration may tell timm beside the name of an image tower; of timm's own options some fetch or load.
+TRUNK_NUMBERS = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+TRUNK_ACTS = ("gelu", "gelu_tanh")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +75,8 @@ class TowerSource:
         weights: File of the weights; None when it has still to be fetched (``tag``) or weights are to be random.
         tag: open_clip's record of where published weights are.
         wanted: What is fetched, in words, for messages.
+        zero_shot: How these towers recognise without training, where their files say so.
+        holder: What has to live as long as files of it are read.
     """
 
     name: str
@@ -64,73 +86,88 @@ class TowerSource:
     weights: Path | None = None
     tag: dict[str, Any] | None = None
     wanted: str = ""
+    zero_shot: ZeroShot | None = None
+    holder: object = None
 
 
-def find_source(name: str, weights: str | os.PathLike[str] | None, cache_dir: str | None) -> TowerSource:
+def find_source(
+    name: str,
+    weights: str | os.PathLike[str] | None,
+    cache_dir: str | None,
+    *,
+    activation: Activation | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> TowerSource:
     """Resolve a tower's name without fetching any weights.
+
+    A file does not say with which activation its weights were trained, and weights of either fit. Where open_clip has
+    the architecture with both, ``ViT-B-16`` and ``ViT-B-16-quickgelu``, the name alone is no answer (one of them is
+    the usual name, given without a thought), so that ``activation`` has to be told with a file, and has to be what the
+    name computes. OpenAI's archives need none: all of them have QuickGELU. In the same way ``mean`` and ``std`` have
+    to be told with a file where the published weights of its architecture have different ones.
 
     Args:
         name: An open_clip model name, ``local-dir:FOLDER``, ``hf-hub:ORGANISATION/REPOSITORY`` or ``pvlr:NAME``.
         weights: For an open_clip model name: a tag of open_clip's, a local file, or None for random weights.
         cache_dir: Folder for what is downloaded; None for the usual cache.
+        activation: With which the weights were trained; None where name or file say it.
+        mean: Of red, green and blue in the images they were trained on; None for what goes with the weights.
+        std: The same of their standard deviations.
 
     Raises:
         TowerError: naming what is unknown or missing, with the nearest known names.
     """
     if name.startswith((FOLDER_PREFIX, HUB_PREFIX, BUNDLED_PREFIX)) and weights is not None:
         raise TowerError(f"weights: expected none with the name '{name}', which brings its own, got '{weights}'")
-    if name.startswith(BUNDLED_PREFIX):
-        return _folder_source(name, _bundled_folder(name))
-    if name.startswith(FOLDER_PREFIX):
-        return _folder_source(name, Path(name.removeprefix(FOLDER_PREFIX)))
-    if name.startswith(HUB_PREFIX):
-        return _hub_source(name, cache_dir)
-    return _known_source(name, weights)
+    told = {entry: list(values) for entry, values in (("mean", mean), ("std", std)) if values is not None}
+    if name == PHOTOS:
+        # Its weights are put together of installed packages, and the files of its text tower lie in one of them.
+        holder = photos_folder()
+        source = _folder_source(name, _bundled_folder(name))
+        source = replace(source, tokenizer_name=f"{FOLDER_PREFIX}{holder.path}", holder=holder)
+    elif name.startswith(BUNDLED_PREFIX):
+        source = _folder_source(name, _bundled_folder(name))
+    elif name.startswith(FOLDER_PREFIX):
+        source = _folder_source(name, Path(name.removeprefix(FOLDER_PREFIX)), tuple(told))
+    elif name.startswith(HUB_PREFIX):
+        source = _hub_source(name, cache_dir, tuple(told))
+    else:
+        source = _known_source(name, weights, activation, tuple(told))
+    require_same_activation(
+        source.name, activation_of(source.config), activation, f"activation: '{activation}' is told"
+    )
+    return replace(source, preprocess=source.preprocess | told)
 
 
-def _known_source(name: str, weights: str | os.PathLike[str] | None) -> TowerSource:
+def _known_source(
+    name: str, weights: str | os.PathLike[str] | None, activation: Activation | None, told: Sequence[str]
+) -> TowerSource:
     import open_clip
 
     name = name.replace("/", "-")  # as open_clip reads names
     config = open_clip.get_model_config(name)
     if config is None:
         raise TowerError(f"name: no tower is called '{name}'{_nearest(name, open_clip.list_models())}")
+    built = activation_of(config)
     if weights is None:
-        return TowerSource(name=name, tokenizer_name=name, config=config, preprocess=_usual_preprocess(name))
+        preprocess = usual_preprocess(name, None, told)
+        return TowerSource(name=name, tokenizer_name=name, config=config, preprocess=preprocess)
     tag = open_clip.get_pretrained_cfg(name, str(weights))
     if tag:
-        _refuse_other_activation(name, str(weights), config, tag, open_clip.list_models())
+        trained = activation_of(tag)
+        require_same_activation(name, built, trained, f"weights: '{weights}' was trained with {WORDS[trained]}")
         wanted = f"the weights '{weights}' of '{name}'"
         return TowerSource(name=name, tokenizer_name=name, config=config, preprocess=dict(tag), tag=tag, wanted=wanted)
-    if not Path(weights).is_file():
+    path = Path(weights)
+    if path.is_dir():
+        raise TowerError(f"weights: expected a file, '{path}' is a folder: --tower.name {FOLDER_PREFIX}{path}")
+    if not path.is_file():
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise TowerError(f"weights: '{weights}' is neither a file nor known for '{name}'{_nearest(str(weights), tags)}")
-    return TowerSource(
-        name=name, tokenizer_name=name, config=config, preprocess=_usual_preprocess(name), weights=Path(weights)
-    )
-
-
-def _refuse_other_activation(
-    name: str, weights: str, config: Mapping[str, Any], tag: Mapping[str, Any], names: Sequence[str]
-) -> None:
-    # open_clip only warns here, and then computes other features than the weights were trained for.
-    trained, built = (("QuickGELU" if part.get("quick_gelu", False) else "GELU") for part in (tag, config))
-    if trained == built:
-        return
-    other = f"{name}-quickgelu" if trained == "QuickGELU" else name.removesuffix("-quickgelu")
-    hint = f"; ask for '{other}'" if other in names and other != name else ""
-    raise TowerError(f"weights: '{weights}' was trained with {trained}, but '{name}' computes {built}{hint}")
-
-
-def _usual_preprocess(name: str) -> dict[str, Any]:
-    # A file says nothing about preprocessing. Where all published weights of the model agree, so will the file;
-    # open_clip itself would fall back to CLIP's mean and std, which are wrong for SigLIP.
-    import open_clip
-
-    keys = ("mean", "std", "interpolation")
-    records = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
-    usual = {tuple(record[key] for key in keys) for record in records}
-    return dict(zip(keys, usual.pop(), strict=True)) if len(usual) == 1 else {}
+    require_activation(name, built, path, activation)
+    preprocess = usual_preprocess(name, path, told)
+    return TowerSource(name=name, tokenizer_name=name, config=config, preprocess=preprocess, weights=path)
 
 
 def _bundled_folder(name: str) -> Path:
@@ -142,16 +179,44 @@ def _bundled_folder(name: str) -> Path:
     return folder
 
 
-def _folder_source(name: str, folder: Path) -> TowerSource:
+def _folder_source(name: str, folder: Path, told: Sequence[str] = ()) -> TowerSource:
     if not folder.is_dir():
         raise TowerError(f"name: expected a folder after '{FOLDER_PREFIX}', found none at '{folder}'")
-    config, preprocess = _read_config(folder / CONFIG_NAME)
+    if (folder / CONFIG_NAME).exists() or not (folder / THEIR_CONFIG_NAME).exists():
+        if not (folder / CONFIG_NAME).exists():
+            raise _without_configuration(folder)
+        config, preprocess = _read_config(folder / CONFIG_NAME)
+    else:
+        config, preprocess = read_model(folder / THEIR_CONFIG_NAME, _beside(folder), told)
     return TowerSource(
         name=name,
-        tokenizer_name=f"{FOLDER_PREFIX}{folder}",
+        tokenizer_name=_tokenizer_name(f"{FOLDER_PREFIX}{folder}", config, own=(folder / CONFIG_NAME).exists()),
         config=config,
         preprocess=preprocess,
         weights=_weights_in(folder),
+        zero_shot=_read_zero_shot(folder / CONFIG_NAME),
+    )
+
+
+def _tokenizer_name(name: str, config: Mapping[str, Any], *, own: bool) -> str:
+    # open_clip finds a folder's tokenizer by its own configuration, or else takes transformers' for CLIP's.
+    return name if own or config["text_cfg"].get("hf_tokenizer_name") else CLIP_TOKENIZER
+
+
+def _beside(folder: Path) -> Callable[[str], Path | None]:
+    return lambda name: folder / name if (folder / name).is_file() else None
+
+
+def _without_configuration(folder: Path) -> TowerError:
+    said = f"{folder}: expected the tower's configuration, {CONFIG_NAME} or {THEIR_CONFIG_NAME}, found neither"
+    try:
+        weights = _weights_in(folder)
+    except TowerError:
+        return TowerError(said)
+    names = names_of_file(weights)
+    called = " or ".join(names) if names else "NAME, such as ViT-B-16,"
+    return TowerError(
+        f"{said}; weights alone are named with their architecture: --tower.name {called} --tower.weights {weights}"
     )
 
 
@@ -159,30 +224,54 @@ def _weights_in(folder: Path) -> Path:
     for known in WEIGHT_NAMES:
         if (folder / known).is_file():
             return folder / known
-    others = sorted(path for ending in ("safetensors", "bin", "pt", "pth") for path in folder.glob(f"*.{ending}"))
+    endings = ("safetensors", "bin", "pt", "pth")
+    others = sorted(path for ending in endings for path in folder.glob(f"*.{ending}") if path.is_file())
     if len(others) != 1:
         found = ", ".join(path.name for path in others) or "none"
         raise TowerError(f"{folder}: expected one file of weights, such as {WEIGHT_NAMES[0]}, found {found}")
     return others[0]
 
 
-def _hub_source(name: str, cache_dir: str | None) -> TowerSource:
-    repository = name.removeprefix(HUB_PREFIX)
-    record = {"hf_hub": f"{repository}/"}
-    wanted = f"the tower '{name}'"
-    config, preprocess = _read_config(fetch({"hf_hub": f"{repository}/{CONFIG_NAME}"}, wanted, cache_dir))
+def _hub_source(name: str, cache_dir: str | None, told: Sequence[str]) -> TowerSource:
+    repository, wanted = name.removeprefix(HUB_PREFIX), f"the tower '{name}'"
+
+    def find(file: str) -> Path | None:
+        record = {"hf_hub": f"{repository}/{file}"}
+        return fetch(record, wanted, cache_dir) if _is_there(repository, file, wanted, cache_dir) else None
+
+    path = find(CONFIG_NAME)
+    if path is not None:
+        (config, preprocess), weights = _read_config(path), ""
+    else:
+        path = find(THEIR_CONFIG_NAME)
+        if path is None:
+            raise TowerError(
+                f"name: expected '{repository}' on the Hugging Face Hub to have the tower's configuration, "
+                f"{CONFIG_NAME} or {THEIR_CONFIG_NAME}, found neither"
+            )
+        config, preprocess = read_model(path, find, told)
+        known = (file for file in THEIR_WEIGHT_NAMES if _is_there(repository, file, wanted, cache_dir))
+        weights = next(known, THEIR_WEIGHT_NAMES[0])
     return TowerSource(
-        name=name, tokenizer_name=name, config=config, preprocess=preprocess, tag=record, wanted=f"{wanted} (weights)"
+        name=name,
+        tokenizer_name=_tokenizer_name(name, config, own=weights == ""),
+        config=config,
+        preprocess=preprocess,
+        zero_shot=_read_zero_shot(path),
+        tag={"hf_hub": f"{repository}/{weights}"},
+        wanted=f"{wanted} (weights)",
     )
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _is_there(repository: str, file: str, wanted: str, cache_dir: str | None) -> bool:
     try:
-        text = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TowerError(f"{path}: expected the tower's configuration, found no such file") from None
-    except (OSError, ValueError, RecursionError) as err:
-        raise TowerError(f"{path}: expected the tower's configuration as JSON, got {reason(err)}") from None
+        return require_reachable(repository, (file,), cache_dir)
+    except Exception as err:
+        raise TowerError(three_lines(wanted, {"hf_hub": f"{repository}/"}, HOW_TO_GIVE_FOLDER, err)) from err
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    text = read_json(path, "the tower's configuration")
     config = text.get("model_cfg") if isinstance(text, dict) else None
     if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= config.keys():
         raise TowerError(f"{path}: expected an entry 'model_cfg' with embed_dim, vision_cfg and text_cfg, found none")
@@ -194,8 +283,40 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         # With a colon it says where to fetch from, and nothing is fetched but what was asked for.
         if name is not None and (not isinstance(name, str) or ":" in name or not name.isprintable()):
             raise TowerError(f"{path}: expected {part}.{entry} to be a name without ':', got {shown(name)}")
+    if "timm_model_kwargs" in config["vision_cfg"]:
+        _require_trunk(
+            path, _require_object(path, "vision_cfg.timm_model_kwargs", config["vision_cfg"]["timm_model_kwargs"])
+        )
     preprocess = text.get("preprocess_cfg")
     return config, {} if preprocess is None else _require_preprocess(path, preprocess)
+
+
+def _read_zero_shot(path: Path) -> ZeroShot | None:
+    """What a tower's own file, of which an entry is pvlr's, says of recognition without training."""
+    if path.name != CONFIG_NAME or not path.exists():
+        return None
+    told = read_json(path, "the tower's configuration").get("zero_shot")
+    if told is None:
+        return None
+    found = _require_object(path, "zero_shot", told)
+    regions, threshold = found.get("regions"), found.get("threshold")
+    fits = regions in get_args(Regions) and isinstance(threshold, int | float) and 0 <= threshold <= 1
+    if found.keys() != set(ZeroShot._fields) or not fits or not isinstance(found["fitted_on"], str):
+        raise TowerError(
+            f"{path}: expected zero_shot to hold regions ({', '.join(get_args(Regions))}), threshold (a number in "
+            f"[0, 1]) and fitted_on (a text), got {shown(found)}"
+        )
+    return ZeroShot(**found)
+
+
+def _require_trunk(path: Path, told: Mapping[str, Any]) -> None:
+    for entry, value in told.items():
+        fits = value in TRUNK_ACTS if entry == "act_layer" else type(value) in (int, float) and 0 < value < 1_000_000
+        if entry not in (*TRUNK_NUMBERS, "act_layer") or not fits:
+            raise TowerError(
+                f"{path}: expected vision_cfg.timm_model_kwargs to hold the numbers {', '.join(TRUNK_NUMBERS)} and an "
+                f"act_layer of {' or '.join(TRUNK_ACTS)}, got {shown(entry)}: {shown(value)}"
+            )
 
 
 def _require_object(path: Path, entry: str, value: object) -> dict[str, Any]:
@@ -206,25 +327,20 @@ def _require_object(path: Path, entry: str, value: object) -> dict[str, Any]:
 
 def _require_preprocess(path: Path, given: object) -> dict[str, Any]:
     record = _require_object(path, "preprocess_cfg", given)
-    for entry, kind in (("mean", "in [0, 1]"), ("std", "above 0, at most 1")):
-        values = record.get(entry)
-        if values is None:
-            continue
-        numbers = values if isinstance(values, list) else []
-        fit = [type(x) in (int, float) and 0 <= x <= 1 and (entry == "mean" or x > 0) for x in numbers]
-        if len(fit) != 3 or not all(fit):
-            raise TowerError(f"{path}: expected preprocess_cfg.{entry} to be three numbers {kind}, got {shown(values)}")
+    for entry in ("mean", "std"):
+        if record.get(entry) is not None:
+            require_three(path, f"preprocess_cfg.{entry}", record[entry], zero=entry == "mean")
     interpolation = record.get("interpolation")
     if not isinstance(interpolation, str | None):
         raise TowerError(f"{path}: expected preprocess_cfg.interpolation to be a text, got {shown(interpolation)}")
     return record
 
 
-def fetch(record: Mapping[str, Any], wanted: str, cache_dir: str | None) -> Path:
+def fetch(record: Mapping[str, Any], wanted: str, cache_dir: str | None, *, how: str | None = None) -> Path:
     """The file on this machine of a published record, downloaded where it is not there yet."""
     from open_clip.pretrained import download_pretrained
 
-    how = HOW_TO_GIVE_FOLDER if HUB_PREFIX in wanted else HOW_TO_GIVE
+    how = how or (HOW_TO_GIVE_FOLDER if HUB_PREFIX in wanted else HOW_TO_GIVE)
     try:
         if record.get("hf_hub"):
             repository, filename = os.path.split(record["hf_hub"])
@@ -238,19 +354,29 @@ def fetch(record: Mapping[str, Any], wanted: str, cache_dir: str | None) -> Path
     return path
 
 
-def require_reachable(repository: str, filenames: Sequence[str], cache_dir: str | None) -> None:
-    """Refuse at once what could only be downloaded, where the Hub cannot be reached."""
+def require_reachable(repository: str, filenames: Sequence[str], cache_dir: str | None) -> bool:
+    """Refuse at once what could only be downloaded, where the Hub cannot be reached.
+
+    Args:
+        repository: On the Hub.
+        filenames: Of which one is enough, if it is in the cache; the Hub is asked for the first.
+        cache_dir: Folder for what is downloaded; None for the usual cache.
+
+    Returns:
+        Whether one is in the cache, or the first on the Hub.
+    """
     # With no network, a download from the Hub retries for 46 s before it fails. One request without retries, and only
     # for what is not in the cache yet, knows it at once. A file of another name is the download's own business.
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError
 
     if any(isinstance(try_to_load_from_cache(repository, name, cache_dir=cache_dir), str) for name in filenames):
-        return
+        return True
     try:
         get_hf_file_metadata(hf_hub_url(repository, filenames[0]), timeout=10)
     except EntryNotFoundError:
-        return
+        return False
+    return True
 
 
 def three_lines(wanted: str, record: Mapping[str, Any], how: str, err: Exception) -> str:
@@ -260,29 +386,6 @@ def three_lines(wanted: str, record: Mapping[str, Any], how: str, err: Exception
     else:
         place = urlsplit(record.get("url", "")).netloc or "open_clip"
     return f"Could not fetch {wanted}: {reason(err)}\nIt comes from {place}.\n{how}"
-
-
-def shown(value: object) -> str:
-    """A value of a foreign file for a message: cut to about 80 characters, none of which acts on the terminal.
-
-    Example:
-        >>> shown("a\\nb"), len(shown("x" * 999))
-        ("'a\\\\nb'", 80)
-    """
-    return _short.repr(value)
-
-
-def reason(err: BaseException) -> str:
-    """What an error says, in one line of at most 240 characters, none of which acts on the terminal.
-
-    Example:
-        >>> reason(ValueError("no such\\n  colour"))
-        'no such colour'
-    """
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) if lines else type(err).__name__
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-    return text if len(text) <= 240 else f"{text[:239]}…"
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """open_clip's text towers: plain sentences, and sentences in which learnable context stands in for words."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -11,15 +11,13 @@ from torch.nn import functional as F
 
 from pvlr.core.functional import attend, merge_heads, splice_context, split_heads
 from pvlr.core.protocols import PromptTokens
-from pvlr.core.shapes import expect
-from pvlr.core.towers.sources import TowerError, shown
+from pvlr.core.towers.errors import TowerError, shown
+from pvlr.core.towers.frozen_text import FrozenTextTower
 
 __all__ = ["OpenClipTextTower"]
 
-PLACEHOLDER = "X"  # one token in every tokenizer of open_clip's; tokenize_prompts() checks
 
-
-class OpenClipTextTower(nn.Module):
+class OpenClipTextTower(FrozenTextTower):
     """The text half of an open_clip model, frozen for good: no parameter is trainable, no mode but evaluation.
 
     A tower that is causal and pools at the end of the text needs no position after that end, and computes a beginning
@@ -45,7 +43,7 @@ class OpenClipTextTower(nn.Module):
         Raises:
             TowerError: naming the class or setting that is not supported.
         """
-        super().__init__()
+        super().__init__(tokenizer)
         tower, pool, self._end_id = _text_parts(model)
         self.context_length = int(tower.context_length)
         self.width = int(tower.positional_embedding.shape[1])
@@ -56,95 +54,29 @@ class OpenClipTextTower(nn.Module):
         self.text_projection = tower.text_projection
         self.register_buffer("attn_mask", tower.attn_mask, persistent=False)
         self.dim = _projected_width(self.text_projection, self.width)
-        self.tokenizer = tokenizer
         self._pool: str = pool
         self._cut = _is_causal(self.attn_mask) and pool in ("argmax", "eos")
         plain_blocks = all(_is_plain_block(block) for block in self.transformer.resblocks)
-        self.path: Literal["prefix", "plain"] = "prefix" if self._cut and plain_blocks else "plain"
+        self.path = "prefix" if self._cut and plain_blocks else "plain"
         self.requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> "OpenClipTextTower":
-        """Stay in evaluation mode, whatever is asked for."""
-        super().train(False)
-        return self
-
-    def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
-        """Tokenize one sentence per label, each beginning with the context.
-
-        Args:
-            sentences: One prompt per label, such as ``"a photo of a dog."``.
-            context: The words at the start of every sentence that the context replaces; None where the sentences begin
-                with ``tokens`` placeholders ``X``.
-            tokens: Number of context tokens (``m``), at least 1.
-
-        Returns:
-            Ids ``c t`` at the full context length, the stretch of the context, and where each prompt is pooled.
-
-        Raises:
-            TowerError: naming a sentence that is too long or does not begin with the context, or a context that is not
-                ``tokens`` tokens long.
-        """
-        if tokens < 1:
-            raise TowerError(f"tokens: expected at least 1 context token, got {tokens}")
-        words = " ".join([PLACEHOLDER] * tokens) if context is None else context
-        ids = self._tokenize(sentences)
-        first, empty = self._tokenize([words])[0], self.tokenizer([""], context_length=self.context_length)[0]
-        start, count = _stretch(first, empty)
-        if count != tokens:
-            raise TowerError(
-                f"context {shown(words)}: expected {tokens} tokens, the tower's tokenizer makes {count} of it"
-            )
-        begin = start + count
-        for sentence, same in zip(sentences, (ids[:, :begin] == first[:begin]).all(dim=1).tolist(), strict=True):
-            if not same:
-                raise TowerError(
-                    f"prompt {shown(sentence)}: expected it to begin with the context {shown(words)}, token by token"
-                )
-        end = self._ends(ids, sentences)
-        return PromptTokens(ids=ids, start=start, length=count, end=end, used=int(end.max()) + 1)
-
     @torch.no_grad()
     def encode(self, sentences: Sequence[str]) -> Float[Tensor, "s d"]:
-        """Encode plain sentences as open_clip's ``encode_text`` does: not normalised, without gradient.
-
-        Raises:
-            TowerError: naming a sentence that is too long.
-        """
+        """See :meth:`FrozenTextTower.encode`."""
         ids = self._tokenize(sentences)
         end = self._ends(ids, sentences)
         return self._run(self.embed(ids[:, : self._needed(int(end.max()) + 1)]), end)
 
-    def embed(self, ids: Int[Tensor, "*s"]) -> Float[Tensor, "*s w"]:
-        """Look up token embeddings, before positions are added."""
-        embeddings: Tensor = self.token_embedding(ids.to(self.token_embedding.weight.device))
-        return embeddings
-
     def encode_context(
         self, context: Float[Tensor, "m w"] | Float[Tensor, "c m w"], prompts: PromptTokens
     ) -> Float[Tensor, "c d"]:
-        """Encode prompts with ``context`` in place of their context tokens.
-
-        Args:
-            context: Vectors of the width of token embeddings, shared by all labels (``m w``) or their own (``c m w``).
-            prompts: What :meth:`tokenize_prompts` returned.
-
-        Returns:
-            One vector per prompt, not normalised, equal to what the whole transformer computes from the same
-            embeddings (1e-5 in float32). Gradient flows to ``context`` alone.
-
-        Raises:
-            ShapeError: ``context`` does not fit the tower or the prompts.
-        """
-        count, length = prompts.ids.shape[0], prompts.length
-        if context.ndim == 3:
-            expect("context", context, "c m w", dtype="float", c=count, m=length, w=self.width)
-        else:
-            expect("context", context, "m w", dtype="float", m=length, w=self.width)
+        """See :meth:`FrozenTextTower.encode_context`; computed by :attr:`path`."""
+        self._expect_context(context, prompts)
         embeddings = self.embed(prompts.ids[:, : self._needed(prompts.used)])
         context = context.to(embeddings)
         # Shared context belongs to the beginning that is computed once; a label's own does not.
-        shared = prompts.start + (length if context.ndim == 2 else 0)
+        shared = prompts.start + (prompts.length if context.ndim == 2 else 0)
         if self.path == "plain" or shared == 0:
             return self._run(splice_context(embeddings, context, prompts.start), prompts.end)
         embeddings = splice_context(embeddings, context, prompts.start)
@@ -188,33 +120,16 @@ class OpenClipTextTower(nn.Module):
             return self.text_projection(pooled)  # type: ignore[no-any-return]
         return pooled if self.text_projection is None else pooled @ self.text_projection
 
-    def _tokenize(self, sentences: Sequence[str]) -> Int[Tensor, "s t"]:
-        if isinstance(sentences, str) or not sentences:
-            raise TowerError(f"sentences: expected a sequence of at least one sentence, got {shown(sentences)}")
-        # Tokenizers cut what is too long without a word, and pad each in its own way. Where twice the room changes
-        # the tokens, some were cut; what a row has beyond the row of the empty text are its tokens.
-        texts, room = list(sentences), self.context_length
-        ids, roomy = (self.tokenizer(texts, context_length=length) for length in (room, 2 * room))
-        differs = roomy != self.tokenizer([""], context_length=2 * room)
-        used = (differs * torch.arange(1, 2 * room + 1)).amax(dim=1, keepdim=True)
-        changed = (ids != roomy[:, :room]) & (torch.arange(room) < used)
-        for sentence, cut in zip(texts, ((used.squeeze(1) > room) | changed.any(dim=1)).tolist(), strict=True):
-            if cut:
-                raise TowerError(
-                    f"prompt {shown(sentence)}: expected at most the {room} tokens the tower has, got more"
-                )
-        return ids
+    def _table(self) -> Any:
+        return self.token_embedding
 
     def _ends(self, ids: Int[Tensor, "s t"], sentences: Sequence[str]) -> Int[Tensor, " s"]:
         if self._pool == "argmax":
             return ids.argmax(dim=1)
         if self._pool == "eos":
             is_end = ids == self._end_id
-            for sentence, has_end in zip(sentences, is_end.any(dim=1).tolist(), strict=True):
-                if not has_end:
-                    raise TowerError(
-                        f"prompt {shown(sentence)}: expected the end-of-text token {self._end_id}, found none"
-                    )
+            without = ~is_end.any(dim=1)
+            self._refuse_some(sentences, without, f"expected the end-of-text token {self._end_id}, found none")
             return is_end.int().argmax(dim=1)
         return torch.full((ids.shape[0],), self.context_length - 1 if self._pool == "last" else 0)
 
@@ -285,16 +200,3 @@ def _is_plain_block(block: nn.Module) -> bool:
         return False
     attention: Any = block.attn
     return attention.in_proj_weight is not None and attention.bias_k is None and not attention.add_zero_attn
-
-
-def _stretch(words: Int[Tensor, " t"], empty: Int[Tensor, " t"]) -> tuple[int, int]:
-    """First position of some words, and how many tokens they are, by comparison with the row of the empty text.
-
-    The last position is left out: some tokenizers keep it for a token of their own.
-    """
-    differs = (words != empty).nonzero()
-    if len(differs) == 0:
-        return 0, 0
-    start, last = int(differs[0]), len(words) - 1
-    counts = (n for n in range(last - start) if torch.equal(words[start + n : last], empty[start : last - n]))
-    return start, next(counts, last - start)

@@ -1,0 +1,100 @@
+"""What a kind of image tower says of itself, and how its blocks are run: once, or again in the backward pass."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from pvlr.core.protocols import ImageFeatures
+from pvlr.core.towers.errors import TowerError
+
+__all__ = ["Block", "Family", "PatchFeatures", "RunBlock", "run_block", "run_block_twice", "side"]
+
+PatchFeatures = Literal["value", "final"]
+# Modules that count as one block: the downsampling at the beginning of a stage belongs to the stage's first block.
+Block = Sequence[nn.Module]
+# How a block is run: the block, what to call (its modules, or a function that uses their parameters), the input.
+RunBlock = Callable[[Block, Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+class Family(NamedTuple):
+    """What one kind of image tower does in its own way.
+
+    Attributes:
+        features: From the tower, images ``b 3 s s``, the kind of patches and how to run a block to their vectors.
+        resize: Set the tower to another image size, in place.
+        blocks: The tower's blocks, first to last.
+        tail: What comes after the blocks: norm, pool, projection.
+        stride: Pixels along one side of a patch.
+        size: Side of the images it takes, in pixels.
+        dim: Width of the joint space (``d``).
+    """
+
+    features: Callable[[Any, Tensor, PatchFeatures, RunBlock], ImageFeatures]
+    resize: Callable[[Any, int], None]
+    blocks: Callable[[Any], list[Block]]
+    tail: Callable[[Any], list[nn.Module | nn.Parameter]]
+    stride: int
+    size: int
+    dim: int
+
+
+def side(size: Any, what: str) -> int:
+    """One side of what has to be square.
+
+    Raises:
+        TowerError: naming ``what`` is not.
+    """
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    if height != width:
+        raise TowerError(f"image tower: expected a square {what}, got {height} × {width}")
+    return int(height)
+
+
+def run_block(block: Block, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Run a block as it is."""
+    return call(x)
+
+
+def run_block_twice(block: Block, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Keep a block's input alone for the backward pass, which runs the block again (arXiv 1604.06174).
+
+    The blocks draw nothing at random, so no generator's state is kept.
+    """
+    if not x.requires_grad and not any(value.requires_grad for part in block for value in part.parameters()):
+        return call(x)  # frozen, and so is what comes before: the backward pass does not reach it
+    if not _batch_norms(block):
+        return checkpoint(call, x, use_reentrant=False, preserve_rng_state=False)
+    if torch.compiler.is_compiling():  # What surrounds the second run fits into no graph.
+        return torch.compiler.disable(_run_holding_statistics)(block, call, x)  # type: ignore[no-untyped-call,no-any-return]
+    return _run_holding_statistics(block, call, x)
+
+
+def _run_holding_statistics(block: Block, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    def contexts() -> tuple[Any, Any]:
+        return nullcontext(), _statistics_held(block)
+
+    return checkpoint(call, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+def _batch_norms(block: Block) -> list[_BatchNorm]:
+    return [part for module in block for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+
+
+@contextmanager
+def _statistics_held(block: Block) -> Iterator[None]:
+    """A batch that is seen a second time does not count a second time in the running statistics."""
+    held = [(norm, dict(norm.named_buffers(recurse=False))) for norm in _batch_norms(block)]
+    for norm, buffers in held:
+        for name, buffer in buffers.items():
+            setattr(norm, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in held:
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)

@@ -1,0 +1,64 @@
+"""Labels as a command line names them: a list that comes along, a file, or the names themselves."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from pvlr.core.labels import LabelError, LabelSet
+from pvlr.data.batch import DataError
+from pvlr.data.entries import read_text
+from pvlr.data.voc import VOC_LABELS
+
+__all__ = ["LISTS", "labels_of"]
+
+LISTS = ("voc", "coco", "imagenet")
+"""Lists that come along: Pascal VOC's 20, MS-COCO's 80 and ImageNet-1k's 1,000 names."""
+MOST_BYTES = 10_000_000
+
+
+def labels_of(text: str) -> LabelSet:
+    """The labels that a text names.
+
+    Args:
+        text: One of :data:`LISTS`; ``@FILE``, a file of one label a line, whose names may have commas; or names with
+            commas between.
+
+    Raises:
+        DataError: naming the file that cannot be read, or the line in it that is no label.
+        LabelError: where the names are no labels, or one is there twice.
+
+    Example:
+        >>> labels_of("cat, traffic light").names, len(labels_of("coco"))
+        (('cat', 'traffic light'), 80)
+    """
+    if text == "voc":
+        return VOC_LABELS
+    if text in LISTS:
+        listed = (files("pvlr") / "assets" / "labels" / f"{text}.txt").read_text(encoding="utf-8")
+        return LabelSet(tuple(listed.splitlines()))
+    if text.startswith("@"):
+        return _from_file(Path(text[1:]))
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise LabelError(
+            f"labels: expected names with commas between, @FILE with one a line, or one of {', '.join(LISTS)}, "
+            f"got {text!r}"
+        )
+    return LabelSet(names)
+
+
+def _from_file(path: Path) -> LabelSet:
+    places: dict[str, int] = {}
+    lines = read_text(path, "a file of labels, one a line", MOST_BYTES).splitlines()
+    for number, line in enumerate(lines, start=1):
+        name = line.strip()
+        if not name:
+            continue
+        if name in places:
+            raise DataError(f"{path}: line {number}: expected each label once, {name!r} is in line {places[name]} too")
+        places[name] = number
+    if not places:
+        raise DataError(f"{path}: expected one label a line, found none")
+    try:
+        return LabelSet(tuple(places))
+    except LabelError as err:
+        raise DataError(f"{path}: {err}") from None
