@@ -48,6 +48,7 @@ MAY_CHANGE = (
     "loop.checkpoint_every",
     "loop.device",
     "loop.compile",
+    "tower.activation",
     "tower.cache_dir",
     "tower.name",
     "tower.weights",

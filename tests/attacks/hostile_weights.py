@@ -125,6 +125,16 @@ def bomb_of_a_tree(path: Path) -> None:
     zipped(path, {**files, name: bytes(200_000_000)}, zipfile.ZIP_DEFLATED)
 
 
+def bomb_of_numbers(path: Path) -> None:
+    """An archive that describes 50 million numbers, which are zeros and packed."""
+    length = b"J" + struct.pack("<i", 50_000_000)
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + length + b"tQ"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00" + length + b"\x85K\x01\x85\x89}tR"
+    tree = b"\x80\x02c__torch__\nM\n)\x81}X\x01\x00\x00\x00x" + tensor + b"sb."
+    files = {"m/data.pkl": tree, "m/constants.pkl": b"", "m/data/0": bytes(200_000_000)}
+    zipped(path, files, zipfile.ZIP_DEFLATED)
+
+
 def overlaid(path: Path) -> None:
     """A thousand names for the same bytes."""
     zipped(path, {"a/data.pkl": b"\x80\x02}.", "a/data/0": bytes(100_000)})
@@ -254,6 +264,7 @@ WEIGHTS = (
     weights("an archive cut short", cut(good_archive, 0.9), "a zip file that is cut short or damaged"),
     weights("a zip bomb", bomb, "/data.pkl' is compressed, which torch.save never does"),
     weights("a zip bomb in an archive", bomb_of_a_tree, "data.pkl has 200,000,000 bytes, at most 4,000,000 are read"),
+    weights("a zip bomb of an archive's numbers", bomb_of_numbers, "larger than itself, such as 'm/data/0'"),
     weights("a thousand names for the same bytes", overlaid, "a zip file whose parts are larger than itself"),
     weights(
         "a pickle that calls the shell",

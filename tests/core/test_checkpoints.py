@@ -471,7 +471,7 @@ def test_an_archive_of_openai_s_says_its_activation(tmp_path):
     with pytest.raises(TowerError) as caught:
         load_towers(PLAIN, weights=path)
     assert str(caught.value) == (
-        f"weights: '{path}' is of OpenAI, trained with QuickGELU, but '{PLAIN}' computes GELU; ask for '{QUICK}'"
+        f"weights: '{path}' is one of OpenAI's, trained with QuickGELU, but '{PLAIN}' computes GELU; ask for '{QUICK}'"
     )
     write_archive(path, small_model("vit"), of_openai=False)
     with pytest.raises(TowerError, match="does not say with which it was trained"):

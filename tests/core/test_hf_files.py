@@ -286,6 +286,7 @@ REFUSED_FOLDERS: dict[str, tuple[Spoil, str]] = {
     "tokenizer too large": (large("tokenizer.json", 1024), "a file of at most 128 MiB, got 1,024.2 MiB$"),
     "words too large": (large("vocab.txt", 128), "vocab.txt: expected a file of at most 128 MiB, got 128.2 MiB$"),
     "settings too large": (large("tokenizer_config.json", 4), "tokenizer_config.json: expected a file of at most 4 M"),
+    "names too large": (large("special_tokens_map.json", 4), "special_tokens_map.json: expected a file of at most 4 M"),
     "template too large": (large("chat_template.jinja", 128), "chat_template.jinja: expected a file of at most 128 M"),
     "no tokenizer": (gone("tokenizer.json"), FILES + "such as tokenizer.json, found none; "),
     "tokenizer no JSON": (written("tokenizer.json", "{"), FILES + "got Expecting"),
@@ -358,6 +359,7 @@ def test_a_saved_text_tower_is_found_again(name, tmp_path):
     for file, content in saved.items():
         (tmp_path / "second" / file).write_bytes(content)
         assert str(tmp_path).encode() not in content
+        assert b"local" not in content  # nothing of where it lay
     second = load_towers(f"local-dir:{tmp_path / 'second'}")
     for length in (24, 48):
         ids = [towers.text.tokenizer(TEXTS, context_length=length) for towers in (first, second)]

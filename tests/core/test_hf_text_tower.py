@@ -34,6 +34,7 @@ KINDS = {
 }
 WORDS = "a photo of a"
 ROBERTA, MT5, BERT = "roberta-base", "google/mt5-base", "sentence-transformers/all-MiniLM-L6-v2"
+NLLB = "facebook/nllb-200-distilled-600M"
 
 
 @cache
@@ -107,7 +108,9 @@ def test_context_of_the_words_is_encode_text_of_the_words(name, own):
     got = tower.encode_context(words.expand(3, -1, -1) if own else words, prompts)
     assert_same(got, model.encode_text(tower.tokenizer(list(SENTENCES), context_length=24)))
     assert prompts.start == KINDS[name]
-    assert prompts.used < 24  # so the run is cut
+    assert prompts.used == int(prompts.end.max()) + 1 < 24  # so the run is cut
+    padding = prompts.ids == tower._pad
+    assert torch.equal(padding, torch.arange(24) > prompts.end[:, None])
 
 
 @pytest.mark.parametrize("pooler", ["mean_pooler", "cls_pooler"])
@@ -252,12 +255,17 @@ def test_refused_prompts(case):
 
 def test_a_tokenizer_of_another_vocabulary_is_refused():
     model, tower = small(BERT)
-    other = WordTokenizer(begin=(2,), end=(3,), pad=0)
-    wrong = HFTextTower(model, other, config=tower.config, context_length=24)
-    with pytest.raises(
-        TowerError, match=r"^prompt 'dog': expected the 126 tokens the tower knows, its tokenizer makes"
-    ):
-        wrong.encode(["", "dog"])
+    with pytest.raises(TowerError, match=r"^prompt 'a photo': expected the 126 tokens the tower knows, its tokenizer"):
+        HFTextTower(model, WordTokenizer((2,), (3,), 0), config=tower.config, context_length=24)
+
+
+def test_nothing_at_all_is_refused():
+    model, tower = small(NLLB)
+    model.text.transformer.set_input_embeddings(nn.Embedding(30_000, 32))
+    bare = HFTextTower(model, WordTokenizer(begin=(), end=(), pad=1), config=tower.config, context_length=24)
+    small.cache_clear()
+    with pytest.raises(TowerError, match=r"^prompt '': expected at least one token, its tokenizer makes none$"):
+        bare.encode(["dog", ""])
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -180,3 +180,16 @@ def test_what_was_frozen_before_cannot_be_trained():
     with pytest.raises(TowerError, match="trainable: every parameter of the image tower was frozen when it was taken"):
         tower.set_trainable(1)
     assert tower.trainable == "frozen"
+
+
+@pytest.mark.parametrize(("asked", "runs"), [(False, 1), (True, 2)])
+def test_frozen_blocks_run_twice_where_images_ask_for_a_gradient(asked, runs):
+    tower = fresh("vit")
+    tower.set_gradient_checkpointing(True)
+    calls = []
+    tower.visual.transformer.resblocks[0].register_forward_hook(lambda *_: calls.append(1))
+    images = some_images(tower).requires_grad_(asked)
+    pooled = tower(images).pooled
+    if asked:
+        pooled.sum().backward()
+    assert len(calls) == runs

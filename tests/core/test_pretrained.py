@@ -354,7 +354,7 @@ def test_a_tokenizer_s_own_code_is_never_asked_for(tmp_path: Path, monkeypatch: 
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="no tokenizer here"):
         build_towers(TowerSpec(name=f"local-dir:{tmp_path}"))
-    assert [kwargs["trust_remote_code"] for kwargs in asked] == [False]
+    assert [(kwargs["trust_remote_code"], kwargs["local_files_only"]) for kwargs in asked] == [(False, True)]
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,17 @@ def test_grids_of_published_towers(name):
     assert tower(some_images(tower, 1)).patches.shape[1] == tower.grid**2
 
 
+@torch.no_grad()
+def test_a_network_without_positions_runs_at_a_size_that_it_was_not_built_for():
+    with small_trunks():
+        visual = small_model("vitamin", vision_cfg={"timm_model_name": "vitamin_xlarge_384", "image_size": 256}).visual
+    assert visual.trunk.patch_embed.img_size == (384, 384)
+    tower = OpenClipImageTower(visual)
+    patches, pooled = tower(some_images(tower))
+    assert patches.shape[1] == tower.grid**2 == 16**2
+    torch.testing.assert_close(pooled, visual(some_images(tower)), rtol=1e-5, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------- training, graphs
 
 

@@ -353,6 +353,14 @@ def test_a_failed_download_says_three_things(case, reachable, monkeypatch):
     assert len(str(caught.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize("name", ["no such/repository/at all", "../../etc", ""])
+def test_a_name_that_no_repository_can_have(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(TowerError, match=f"^Could not fetch the tower 'hf-hub:{name}': Repo id must ") as caught:
+        load_towers(f"hf-hub:{name}")
+    assert len(str(caught.value).splitlines()) == 3
+
+
 def _small_stands_in(monkeypatch) -> None:
     """Build a small model under whatever name, to be quick."""
     monkeypatch.setattr("pvlr.core.towers.loading.build_model", lambda *_: small_model("vit"))

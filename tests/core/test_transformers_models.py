@@ -14,6 +14,7 @@ from tower_models import SENTENCES
 from weight_files import WORDS, change_json, hf_config, write_transformers, write_words
 
 from pvlr.core.towers import TowerError, Towers, load_towers, sources
+from pvlr.core.towers.building import build_model
 from pvlr.core.towers.transformers_folder import THEIR_WEIGHT_NAMES
 from pvlr.core.towers.transformers_models import convert, describe, has_their_names
 
@@ -134,6 +135,26 @@ def test_their_file_is_read_under_a_name_of_open_clip_s(tmp_path):
     (folder / "pvlr-their-clip.json").write_text(json.dumps(named))
     open_clip.add_model_config(folder)
     same_vectors(load_towers("pvlr-their-clip", weights=tmp_path / "model.safetensors"), model, SENTENCES, 24)
+
+
+_SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "ViT-B-32-quickgelu": {"model_type": "clip"},
+    "ViT-B-16-SigLIP": {"model_type": "siglip"},
+    "ViT-SO400M-14-SigLIP-384": {
+        "model_type": "siglip",
+        "text_config": _SO400M,
+        "vision_config": {**_SO400M, "image_size": 384, "patch_size": 14},
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_the_weights_that_open_clip_has(name):
+    with torch.device("meta"):
+        ours = build_model(describe(PUBLISHED[name], Path("config.json"))).state_dict()
+        theirs = build_model(open_clip.get_model_config(name)).state_dict()
+    assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
 
 @pytest.mark.parametrize("kind", ["clip", "siglip"])
@@ -486,6 +507,30 @@ def test_pickled_weights_are_the_last_that_is_looked_for(hub, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     load_towers("hf-hub:some/where")
     assert hub[-1] == "pytorch_model.bin"
+
+
+def test_what_was_fetched_before_needs_no_network(hub, tmp_path, monkeypatch):
+    cache, dead = tmp_path / "cache", OSError("the line is dead")
+    snapshot = cache / "models--some--where" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    asked: list[str] = []
+
+    def unreachable(url: str, **_: Any) -> None:
+        asked.append(url)
+        raise dead
+
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(TowerError, match=r"^Could not fetch the tower 'hf-hub:some/where': the line is dead\n"):
+        load_towers("hf-hub:some/where", cache_dir=str(cache))
+    asked.clear()
+    model = write_transformers(snapshot, hf_config("clip"))
+    same_vectors(load_towers("hf-hub:some/where", cache_dir=str(cache)), model, SENTENCES, 24)
+    assert len(asked) == 1  # for open_clip's own configuration; each would take its time
+    assert "open_clip_config.json" in asked[0]
 
 
 def test_a_repository_without_a_configuration(hub):

@@ -1,5 +1,8 @@
 """One name of each kind of tower, in small, beside open_clip's own outputs; ``all_names.py`` does it for every name."""
 
+import re
+from pathlib import Path
+
 import all_names
 import open_clip
 import pytest
@@ -79,3 +82,12 @@ def test_the_table_has_a_row_for_each_kind_and_a_name_in_one_row(tmp_path, capsy
     ):
         assert row in text
     assert capsys.readouterr().out.strip() in text
+
+
+def test_the_page_has_every_name_once():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "towers.md").read_text(encoding="utf-8")
+    written = page.partition(all_names.BEGIN)[2]
+    if f"open_clip {open_clip.__version__}:" not in written:
+        pytest.skip("written with another version of open_clip")
+    names = re.findall(r"`([^`]+)`", written)
+    assert sorted(names) == sorted(open_clip.list_models())

@@ -57,7 +57,9 @@ def require_activation(name: str, built: Activation, weights: Path, told: Activa
     except Exception as err:  # zip and pickle errors share no base class
         raise TowerError(f"{weights}: expected the weights of '{name}', got {reason(err)}") from err
     if is_from_openai:
-        require_same_activation(name, built, "quick_gelu", f"weights: '{weights}' is of OpenAI, trained with QuickGELU")
+        require_same_activation(
+            name, built, "quick_gelu", f"weights: '{weights}' is one of OpenAI's, trained with QuickGELU"
+        )
         return
     plain = name.removesuffix(QUICK_GELU)
     if told is None and _twin(plain) is not None:

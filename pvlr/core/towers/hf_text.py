@@ -76,7 +76,7 @@ class HFTextTower(FrozenTextTower):
         self.requires_grad_(False)
         self.train(False)
         # Whatever an odd configuration leads to shows now, and not at the first label.
-        self.dim = int(self.encode([""]).shape[1])
+        self.dim = int(self.encode(["a photo"]).shape[1])
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -115,8 +115,9 @@ class HFTextTower(FrozenTextTower):
         is_token = ids != self._pad
         count = is_token.sum(dim=1)
         # Between tokens it would be masked, and move the positions of RoBERTa and NLLB, but not those of embeddings.
-        apart = (is_token != (torch.arange(ids.shape[1]) < count[:, None])).any(dim=1) | (count == 0)
+        apart = (is_token != (torch.arange(ids.shape[1]) < count[:, None])).any(dim=1)
         self._refuse_some(sentences, apart, f"expected the padding token {self._pad} only after its end")
+        self._refuse_some(sentences, count == 0, "expected at least one token, its tokenizer makes none")
         return count - 1
 
     def _require_room(self) -> None:

@@ -233,41 +233,71 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _hub_source(name: str, cache_dir: str | None, told: Sequence[str]) -> TowerSource:
-    repository, wanted = name.removeprefix(HUB_PREFIX), f"the tower '{name}'"
-
-    def find(file: str) -> Path | None:
-        record = {"hf_hub": f"{repository}/{file}"}
-        return fetch(record, wanted, cache_dir) if _is_there(repository, file, wanted, cache_dir) else None
-
-    path = find(CONFIG_NAME)
+    repository = _Repository(name, cache_dir)
+    path = repository.find(CONFIG_NAME)
     if path is not None:
         (config, preprocess), weights = _read_config(path), ""
     else:
-        path = find(THEIR_CONFIG_NAME)
+        path = repository.find(THEIR_CONFIG_NAME)
         if path is None:
             raise TowerError(
-                f"name: expected '{repository}' on the Hugging Face Hub to have the tower's configuration, "
+                f"name: expected '{repository.name}' on the Hugging Face Hub to have the tower's configuration, "
                 f"{CONFIG_NAME} or {THEIR_CONFIG_NAME}, found neither"
             )
-        config, preprocess = read_model(path, find, told)
-        known = (file for file in THEIR_WEIGHT_NAMES if _is_there(repository, file, wanted, cache_dir))
-        weights = next(known, THEIR_WEIGHT_NAMES[0])
+        config, preprocess = read_model(path, repository.find, told)
+        weights = next(filter(repository.has, THEIR_WEIGHT_NAMES), THEIR_WEIGHT_NAMES[0])
     return TowerSource(
         name=name,
         tokenizer_name=_tokenizer_name(name, config, own=weights == ""),
         config=config,
         preprocess=preprocess,
         zero_shot=_read_zero_shot(path),
-        tag={"hf_hub": f"{repository}/{weights}"},
-        wanted=f"{wanted} (weights)",
+        tag={"hf_hub": f"{repository.name}/{weights}"},
+        wanted=f"{repository.wanted} (weights)",
     )
 
 
-def _is_there(repository: str, file: str, wanted: str, cache_dir: str | None) -> bool:
+class _Repository:
+    """A repository of the Hub, whose files are looked for one by one.
+
+    Where the Hub cannot be reached, what was fetched of a model of transformers' before is all that there is.
+    """
+
+    def __init__(self, tower: str, cache_dir: str | None) -> None:
+        self.name, self.wanted, self.cache_dir = tower.removeprefix(HUB_PREFIX), f"the tower '{tower}'", cache_dir
+        self.reachable = True
+
+    def has(self, file: str) -> bool:
+        """Whether it has a file."""
+        if not self.reachable:
+            return _cached(self.name, file, self.cache_dir) is not None
+        try:
+            return require_reachable(self.name, (file,), self.cache_dir)
+        except Exception as err:
+            if _cached(self.name, THEIR_CONFIG_NAME, self.cache_dir) is None:
+                record = {"hf_hub": f"{self.name}/"}
+                raise TowerError(three_lines(self.wanted, record, HOW_TO_GIVE_FOLDER, err)) from err
+            self.reachable = False
+            return self.has(file)
+
+    def find(self, file: str) -> Path | None:
+        """A file on this machine, downloaded where it is not there yet; None where the repository has none."""
+        if not self.has(file):
+            return None
+        if not self.reachable:
+            return _cached(self.name, file, self.cache_dir)
+        return fetch({"hf_hub": f"{self.name}/{file}"}, self.wanted, self.cache_dir)
+
+
+def _cached(repository: str, file: str, cache_dir: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     try:
-        return require_reachable(repository, (file,), cache_dir)
-    except Exception as err:
-        raise TowerError(three_lines(wanted, {"hf_hub": f"{repository}/"}, HOW_TO_GIVE_FOLDER, err)) from err
+        path = try_to_load_from_cache(repository, file, cache_dir=cache_dir)
+    except HFValidationError:  # which the download tells of
+        return None
+    return Path(path) if isinstance(path, str) else None
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -367,10 +397,10 @@ def require_reachable(repository: str, filenames: Sequence[str], cache_dir: str 
     """
     # With no network, a download from the Hub retries for 46 s before it fails. One request without retries, and only
     # for what is not in the cache yet, knows it at once. A file of another name is the download's own business.
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    if any(isinstance(try_to_load_from_cache(repository, name, cache_dir=cache_dir), str) for name in filenames):
+    if any(_cached(repository, name, cache_dir) is not None for name in filenames):
         return True
     try:
         get_hf_file_metadata(hf_hub_url(repository, filenames[0]), timeout=10)
