@@ -187,7 +187,7 @@ def test_frozen_blocks_run_twice_where_images_ask_for_a_gradient(asked, runs):
     tower = fresh("vit")
     tower.set_gradient_checkpointing(True)
     calls = []
-    tower.visual.transformer.resblocks[0].register_forward_hook(lambda *_: calls.append(1))
+    tower.visual.transformer.resblocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     images = some_images(tower).requires_grad_(asked)
     pooled = tower(images).pooled
     if asked:

@@ -331,7 +331,7 @@ def test_an_older_entry_goes_before_the_newer_one():
     assert (ours["width"], ours["layers"]) == (theirs.hidden_size, theirs.num_hidden_layers) == (128, 12)
 
 
-@pytest.mark.parametrize(("width", "hidden"), [(1152, 4304), (72, 269), (1536, 6144), (1408, 6144), (7, 100)])
+@pytest.mark.parametrize(("width", "hidden"), [(1152, 4304), (72, 269), (1536, 6144), (1408, 6144), (112, 976), (22, 30)])
 def test_a_hidden_width_of_any_size_is_told_as_a_ratio(width, hidden):
     vision = {"hidden_size": width, "intermediate_size": hidden, "num_attention_heads": 1}
     config = describe({"model_type": "clip", "vision_config": vision}, Path("config.json"))
