@@ -22,7 +22,7 @@ from pvlr.core.kept import Kept
 from pvlr.core.labels import LabelSet
 from pvlr.core.model_card import ModelCard
 from pvlr.core.model_config import PVLRConfig, read_descriptions
-from pvlr.core.model_output import LabelParts, LabelSide, PVLROutput
+from pvlr.core.model_output import LabelParts, LabelSide, PVLROutput, compare
 from pvlr.core.model_texts import digests, unchanged
 from pvlr.core.pictures import read_picture
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
@@ -32,7 +32,7 @@ from pvlr.core.shapes import expect
 from pvlr.core.tags import Tag, choose_tags, evidence
 from pvlr.core.towers import TowerOrigin, Towers
 
-__all__ = ["PVLR", "PVLRConfig", "PVLROutput", "compare", "read_descriptions"]
+__all__ = ["PVLR", "PVLRConfig", "PVLROutput", "read_descriptions"]
 
 
 class PVLR(nn.Module):
@@ -466,31 +466,6 @@ class PVLR(nn.Module):
             return
         logits = self.forward_features(regions).logits
         self.head.bias.fill_(prior_bias(logits - self.head.bias, self.config.prior))
-
-
-def compare(
-    attention: DualModalAttention,
-    head: SimilarityHead,
-    labels: Float[Tensor, "c d"] | Float[Tensor, "b c d"],
-    regions: Float[Tensor, "b m d"],
-    *,
-    sees: Regions,
-    maps: bool = False,
-) -> PVLROutput:
-    """The end of every forward pass: labels and patches change each other, and are compared.
-
-    Args:
-        attention: Where they meet.
-        head: What compares them.
-        labels: Label vectors.
-        regions: Vectors of the images, as :func:`~pvlr.core.protocols.join_regions` joined them.
-        sees: How they were joined. A pooled vector beside the patches is compared with the labels that have looked at
-            the patches, and is changed by none.
-        maps: Whether to return the attention maps too.
-    """
-    patches, pooled = split_regions(regions, sees)
-    attended = attention(labels, patches, maps=maps)
-    return PVLROutput(head(attended.patches, attended.labels, pooled), *attended)
 
 
 def _own(vectors: Tensor | None) -> Tensor | None:

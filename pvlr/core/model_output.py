@@ -1,13 +1,15 @@
-"""What PVLR yields, and the vectors on the way there."""
+"""What PVLR yields, the vectors on the way there, and the end of the way."""
 
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
-from pvlr.core.attention import RelationMap
+from pvlr.core.attention import DualModalAttention, RelationMap
+from pvlr.core.head import SimilarityHead
+from pvlr.core.protocols import Regions, split_regions
 
-__all__ = ["LabelParts", "LabelSide", "PVLROutput"]
+__all__ = ["LabelParts", "LabelSide", "PVLROutput", "compare"]
 
 
 class PVLROutput(NamedTuple):
@@ -51,3 +53,28 @@ class LabelSide(NamedTuple):
     knowledge_map: RelationMap | None
     soft: Tensor | None
     fused: Tensor | None
+
+
+def compare(
+    attention: DualModalAttention,
+    head: SimilarityHead,
+    labels: Float[Tensor, "c d"] | Float[Tensor, "b c d"],
+    regions: Float[Tensor, "b m d"],
+    *,
+    sees: Regions,
+    maps: bool = False,
+) -> PVLROutput:
+    """The end of every forward pass: labels and patches change each other, and are compared.
+
+    Args:
+        attention: Where they meet.
+        head: What compares them.
+        labels: Label vectors.
+        regions: Vectors of the images, as :func:`~pvlr.core.protocols.join_regions` joined them.
+        sees: How they were joined. A pooled vector beside the patches is compared with the labels that have looked at
+            the patches, and is changed by none.
+        maps: Whether to return the attention maps too.
+    """
+    patches, pooled = split_regions(regions, sees)
+    attended = attention(labels, patches, maps=maps)
+    return PVLROutput(head(attended.patches, attended.labels, pooled), *attended)

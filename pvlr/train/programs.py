@@ -16,7 +16,8 @@ from pvlr.core.arguments import require_choice
 from pvlr.core.attention import DualModalAttention
 from pvlr.core.files import write_atomically
 from pvlr.core.head import SimilarityHead
-from pvlr.core.model import PVLR, compare
+from pvlr.core.model import PVLR
+from pvlr.core.model_output import compare
 from pvlr.core.protocols import join_regions
 
 __all__ = [

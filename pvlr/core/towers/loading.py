@@ -101,7 +101,7 @@ def load_towers(
         >>> load_towers("ViT-B-16", weights="openai")
         Traceback (most recent call last):
             ...
-        pvlr.core.towers.sources.TowerError: weights: 'openai' was trained with QuickGELU, but 'ViT-B-16' computes GELU;
+        pvlr.core.towers.errors.TowerError: weights: 'openai' was trained with QuickGELU, but 'ViT-B-16' computes GELU;
         ask for 'ViT-B-16-quickgelu'
     """
     spec = TowerSpec(
