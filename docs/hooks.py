@@ -38,7 +38,9 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 def modules(package: str) -> list[str]:
     """All modules of a package that offer something."""
     folder = PACKAGE / package.split(".")[1]
-    return [f"{package}.{path.stem}" for path in sorted(folder.glob("[a-z]*.py")) if "__all__" in path.read_text()]
+    found = [path for path in folder.rglob("[a-z]*.py") if "__all__" in path.read_text()]
+    names = (path.relative_to(folder).with_suffix("").parts for path in found)
+    return [".".join((package, *parts)) for parts in sorted(names, key=lambda parts: (len(parts), parts))]
 
 
 def options() -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 # Asserts of helpers are kept under `python -O` too, as those of tests are.
-pytest.register_assert_rewrite("documents", "processes", "strategies")
+pytest.register_assert_rewrite("documents", "processes", "strategies", "weight_files")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

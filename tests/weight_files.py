@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
+
+from pvlr.core.towers import Towers
 
 CLIP_TEXT = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4}
 VISION = {"hidden_size": 48, "intermediate_size": 100, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -111,3 +114,18 @@ def change_json(path: Path, **entries: Any) -> None:
     for name, value in entries.items():
         told[name] = {**told[name], **value} if isinstance(value, dict) and name in told else value
     path.write_text(json.dumps(told))
+
+
+def same_vectors(towers: Towers, model: Any, sentences: tuple[str, ...], rows: int) -> None:
+    """Images and texts to the same vectors as in transformers, relative to the largest value."""
+    size = towers.image.image_size
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+    ids = towers.text.tokenizer(list(sentences), context_length=rows)
+    with torch.no_grad():
+        theirs = (model.get_image_features(pixel_values=images), model.get_text_features(input_ids=ids))
+        ours = (towers.image(images).pooled, towers.text.encode(sentences))
+    for own, other in zip(
+        ours, (part if torch.is_tensor(part) else part.pooler_output for part in theirs), strict=True
+    ):
+        assert float((own - other).abs().max() / other.abs().max()) < 1e-5
+    assert towers.logit_scale == pytest.approx(float(model.logit_scale.detach().exp()), rel=1e-5)

@@ -77,4 +77,6 @@ def compare(
     """
     patches, pooled = split_regions(regions, sees)
     attended = attention(labels, patches, maps=maps)
-    return PVLROutput(head(attended.patches, attended.labels, pooled), *attended)
+    # A head of one's own need not know of a pooled vector where there is none.
+    beside = () if pooled is None else (pooled,)
+    return PVLROutput(head(attended.patches, attended.labels, *beside), *attended)

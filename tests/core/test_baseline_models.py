@@ -109,7 +109,9 @@ def test_a_baseline_is_used_as_pvlr_is(kind: str) -> None:
     images = Draw(0).normal(3, 3, 12, 12).float()
     logits = model(images).logits
     assert logits.shape == (3, len(LABELS))
-    assert_close(model.forward_features(model.regions(images)).logits, logits)
+    seen = model.image(images)
+    shown = seen.pooled[:, None] if kind == "linear_probe" else seen.patches
+    assert_close(model.forward_features(shown).logits, logits)
     assert_close(model(images[1:2]).logits, logits[1:2])
     model.train()(images).logits.sum().backward()
     parameters = dict(model.named_parameters())

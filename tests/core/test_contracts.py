@@ -302,6 +302,8 @@ def test_its_configuration_and_its_repr_make_the_same_block(name: str, block: Bl
         assert (type(made), made.config, repr(made)) == (type(block), block.config, repr(block))
         return {name: (x.tolist(), x.requires_grad) for name, x in made.named_parameters()}
 
+    # All of them: what is made of a configuration cannot show what the configuration leaves out.
+    assert block.config.keys() == inspect.signature(type(block)).parameters.keys()
     wanted = state(lambda: type(block)(**block.config))
     assert state(lambda: again(block)) == wanted
     assert state(lambda: eval(repr(block), vars(contract_cases).copy())) == wanted  # noqa: S307

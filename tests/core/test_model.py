@@ -107,6 +107,22 @@ def test_it_is_the_table_of_the_method(file: Path, chosen: Switches, draw: Draw,
             assert_close(found[i], torch.tensor(wanted, dtype=torch.float64), **EXACT)
 
 
+@given(switches(), draws(), st.sampled_from(["pooled", "both"]))
+def test_of_other_regions_it_is_the_table_with_the_pooled_vector(
+    file: Path, chosen: Switches, draw: Draw, regions: str
+) -> None:
+    model, images = build(chosen | {"regions": regions}, LABELS.select(NAMES[1:4]), file=file), draw.normal(2, 3, 12, 12)
+    with torch.no_grad():
+        seen, logits = model.image(images), model(images).logits
+    scale, bias = model.head.log_scale.exp().item(), model.head.bias.item()
+    for i in range(2):
+        wanted, labels, _ = slow(model, seen.pooled[i : i + 1] if regions == "pooled" else seen.patches[i])
+        if regions == "both":
+            whole = reference.cosine_scores([seen.pooled[i].tolist()], labels, scale, bias)[0]
+            wanted = [(x + y) / 2 for x, y in zip(wanted, whole, strict=True)]
+        assert_close(logits[i], torch.tensor(wanted, dtype=torch.float64), **EXACT)
+
+
 @given(switches(), draws())
 def test_every_parameter_is_trained_and_no_tower(file: Path, chosen: Switches, draw: Draw) -> None:
     model = build(chosen, file=file)

@@ -99,7 +99,7 @@ def test_included_towers_need_nothing_else(tower: Path, tmp_path: Path) -> None:
     shutil.rmtree(here)
     shutil.move(tmp_path / "with", tmp_path / "moved")
     assert torch.equal(PVLR.from_pretrained(tmp_path / "moved")(images).logits, expected)
-    with pytest.raises(PretrainedError, match=r"expected the model's towers at .*, found nothing there; say where they"):
+    with pytest.raises(PretrainedError, match=r"expected the model's towers at .*, found nothing there; say where"):
         PVLR.from_pretrained(tmp_path / "without")
 
 
@@ -245,8 +245,8 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "model.json").write_text('{"architectures": ["BertModel"]}'),
         "found another content",
     ),
-    "an older format": (edited(lambda t: t.update(format=1)), "expected a model of format 2, found format 1"),
-    "a later format": (edited(lambda t: t.update(format=3)), "expected a model of format 2, found format 3"),
+    "an older format": (edited(lambda t: t.update(format=1)), "expected a model of format 3, found format 1"),
+    "a later format": (edited(lambda t: t.update(format=4)), "expected a model of format 3, found format 4"),
     "a field too many": (edited(lambda t: t.update(hook="os.system")), "they differ in 'hook'"),
     "a field too few": (edited(lambda t: t.pop("decision")), "they differ in 'decision'"),
     "an unknown switch": (edited(lambda t: t["model"].update(beam=3)), "they differ in 'beam'"),

@@ -69,7 +69,11 @@ REFUSED_NAMES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "not bundled": ({"name": "pvlr:scene-clip"}, "name: no tower called 'pvlr:scene-clip' comes with pvlr; .*"),
     "outside the bundle": ({"name": "pvlr:../core"}, "name: no tower called 'pvlr:../core' comes with pvlr; .*"),
-    "CoCa": ({"name": "coca_ViT-B-32"}, "name: 'coca_ViT-B-32' is a CoCa model, which is not supported"),
+    "CoCa": (
+        {"name": "coca_ViT-B-32"},
+        "name: 'coca_ViT-B-32' is a CoCa model, which is not supported: both of its halves are pooled by tokens of "
+        "their own",
+    ),
     "not a model": (
         {"name": "pvlr-test-bad"},
         "name: the configuration of 'pvlr-test-bad' does not describe a model: .*'colour'",

@@ -92,7 +92,8 @@ def test_columns_and_separators_of_other_names(tmp_path: Path) -> None:
     touch(tmp_path)
     data = read_table(tmp_path, path, file_column="path", split_column="part", split="train", separator="|")
     assert (data.labels.names, said(data)) == (("big dog", "cat"), {"3.jpg": "++"})
-    assert said(read_table(tmp_path, write(tmp_path, "jsonl", '{"path":"3.jpg","labels":["a"]}'), file_column="path"))
+    path = write(tmp_path, "jsonl", '{"path":"3.jpg","labels":["a"],"unknown":["b"]}')
+    assert said(read_table(tmp_path, path, file_column="path")) == {"3.jpg": "+?"}
 
 
 def test_missing_pictures(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tower_models import write_folder
-from training_toys import LABELS, tiny_options, write_voc
+from training_toys import tiny_options, write_voc
 
 from pvlr.core.calibration import fit_temperature, fit_thresholds, reliability
 from pvlr.core.decision import Decision
@@ -98,13 +98,13 @@ def test_the_diagram_shows_points_where_they_are() -> None:
     probabilities = torch.tensor([[0.2, 0.2, 0.2, 0.2, 0.9, 0.9]])
     target = torch.tensor([[0, 0, 0, 1, 1, 1]])
     found = reliability(probabilities, target, bins=10)
-    picture = np.asarray(draw_reliability(found, found))
-    blue = (picture == (0x1F, 0x5F, 0xA8)).all(axis=-1)
+    before = reliability(torch.full((1, 6), 0.7), target, bins=10)
+    picture = np.asarray(draw_reliability(before, found))
+    blue, grey = ((picture == colour).all(axis=-1) for colour in ((0x1F, 0x5F, 0xA8), (0x99, 0x99, 0x99)))
     side, margin = 360, 36
-    for x, y in ((0.2, 0.25), (0.9, 1.0)):
-        assert blue[round(margin + side * (1 - y)), round(margin + side * x)]
+    for x, y, shown in ((0.2, 0.25, blue), (0.9, 1.0, blue), (0.7, 0.5, grey)):
+        assert shown[round(margin + side * (1 - y)), round(margin + side * x)]
     assert not blue[margin + side // 2, margin + 10]
-    assert len(LABELS) == 3
 
 
 @pytest.mark.usefixtures("unchecked")

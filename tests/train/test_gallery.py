@@ -55,7 +55,7 @@ def written(path: Path, pictures: list[Tagged], *, limit: int = 10, bad: int = 0
 
 
 def test_every_picture_its_tags_and_where_they_are(tmp_path: Path) -> None:
-    where = torch.tensor([[0.0, 0.1], [0.2, 0.7]])
+    where = torch.tensor([[0.0, 0.7], [0.1, 0.2]])
     pictures = [
         Tagged("a/cat.jpg", [Tag("cat", 0.9, where), Tag("<b>dog</b>", 0.3, where)], thumbnail()),
         Tagged(HOSTILE, [], thumbnail()),

@@ -11,7 +11,10 @@ from tower_models import CONFIGS, write_folder
 from training_toys import LABELS, rows_of, tiny_options, write_voc
 
 from pvlr.core.pretrained import PretrainedError, _digest_of
+from pvlr.core.report import multilabel_report
+from pvlr.core.towers import load_towers
 from pvlr.data.batch import DataError
+from pvlr.data.voc import read_voc
 from pvlr.train import Tagger, train
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.cli import command
@@ -123,10 +126,15 @@ def test_trained_towers_are_saved_and_loaded(tower: Path, voc: Path, tmp_path: P
         )
         == 0
     )
-    evaluated = rows_of(folder)[-1]["mAP"]
     run = Tagger.from_pretrained(folder)
-    assert any(name.startswith("image.") and p.requires_grad for name, p in run.model.named_parameters())
-    assert 0 <= evaluated <= 1
+    saved = Checkpoints(folder / "checkpoints").load()
+    assert saved is not None
+    averaged, before = saved[1]["average"]["weights"], load_towers(f"local-dir:{tower}").image.state_dict()
+    moved = {name: p for name, p in run.model.named_parameters() if name.startswith("image.") and p.requires_grad}
+    assert moved
+    for name, value in moved.items():
+        assert torch.equal(value, averaged[name]), name
+    assert any(not torch.equal(value, before[name.removeprefix("image.")]) for name, value in moved.items())
     assert len(run.tag(voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg", threshold=0.0)) == 3
 
 
@@ -139,6 +147,12 @@ def test_tagging_is_evaluation(finished: Path, voc: Path) -> None:
         assert [tag.probability for tag in tags] == sorted((tag.probability for tag in tags), reverse=True)
         alone = {tag.name: tag.probability for tag in tagger.tag(path, threshold=0.0)}
         assert {tag.name: tag.probability for tag in tags} == pytest.approx(alone, abs=1e-5)
+    said = torch.tensor([[{tag.name: tag.probability for tag in tags}[name] for name in LABELS] for tags in found])
+    test = read_voc(voc, split="test", train=False)
+    report = multilabel_report(said, test.target, test.known, test.labels)
+    told = json.loads((finished / "run.json").read_text())["results"]["PVLR"]
+    for name in ("mAP", "hamming", "calibration_error"):  # Of which the last moves with every probability.
+        assert getattr(report, name) == pytest.approx(told[name], abs=1e-4), name
     with pytest.raises(DataError, match=r"nowhere\.jpg: expected a picture, found no such file"):
         tagger.tag("nowhere.jpg")
 
@@ -171,7 +185,7 @@ def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) 
         ({"tower": []}, "its sha256 is another"),
         ({"files": 1}, "its sha256 is another"),
         ({"sha256": None}, "its sha256 is another"),
-        ({"format": 1}, "expected a model of format 2, found format 1"),
+        ({"format": 1}, "expected a model of format 3, found format 1"),
     ],
 )
 def test_a_changed_description_of_a_model_is_refused(

@@ -60,6 +60,8 @@ GATED = {f"fusion/mix_head_{number}" for number in range(4)} | {"gates/share_of_
         ({"model__dma": "none", "model__fusion": "context"}, {"relations/M_ca"}, {"pictures/attention", *GATED}),
         ({"model__relation": "none"}, {"gates/share_of_knowledge"}, {*MAPS, "fusion/mix_head_0"}),
         ({"model__image_conditioned_context": "true"}, {"relations/M_ca", *GATED}, set()),
+        ({"model__regions": "pooled"}, {*MAPS, *GATED}, set()),
+        ({"model__regions": "both", "tower__features": "cache"}, {"pictures/attention", *MAPS, *GATED}, set()),
     ],
 )  # fmt: skip
 def test_every_configuration_is_shown(

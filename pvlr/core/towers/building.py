@@ -26,7 +26,10 @@ POOLERS = (None, "mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
 def refuse_unsupported(name: str, config: Mapping[str, Any]) -> None:
     """Refuse what is known not to work, before anything is built or fetched."""
     if "multimodal_cfg" in config:
-        raise TowerError(f"name: '{name}' is a CoCa model, which is not supported")
+        raise TowerError(
+            f"name: '{name}' is a CoCa model, which is not supported: both of its halves are pooled by tokens of their "
+            "own"
+        )
     text = config["text_cfg"]
     length = text.get("context_length", CONTEXT_LENGTH)
     if type(length) is not int or length < 1:
