@@ -144,7 +144,9 @@ ARCHIVES = (
     ),
     shard("a zip file by another name", zipped(), NO_TAR),
     shard("cut short", tar(GOOD)[:700], "found one that ends elsewhere"),
-    shard("without its end", b"".join(block(*file) for file in GOOD), "refused: x.tar: expected the end mark of an arc"),
+    shard(
+        "without its end", b"".join(block(*file) for file in GOOD), "refused: x.tar: expected the end mark of an arc"
+    ),
     shard("a second one behind it", tar(GOOD) * 2, "expected nothing after byte"),
     shard("file larger than the archive", number(PLAIN, b"77777777777") + PLAIN[512:], "found one that ends elsewhere"),
     shard("file of a negative size", number(PLAIN, b"\xff" * 12) + PLAIN[512:], "found one that ends elsewhere"),

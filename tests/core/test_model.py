@@ -111,7 +111,10 @@ def test_it_is_the_table_of_the_method(file: Path, chosen: Switches, draw: Draw,
 def test_of_other_regions_it_is_the_table_with_the_pooled_vector(
     file: Path, chosen: Switches, draw: Draw, regions: str
 ) -> None:
-    model, images = build(chosen | {"regions": regions}, LABELS.select(NAMES[1:4]), file=file), draw.normal(2, 3, 12, 12)
+    model, images = (
+        build(chosen | {"regions": regions}, LABELS.select(NAMES[1:4]), file=file),
+        draw.normal(2, 3, 12, 12),
+    )
     with torch.no_grad():
         seen, logits = model.image(images), model(images).logits
     scale, bias = model.head.log_scale.exp().item(), model.head.bias.item()

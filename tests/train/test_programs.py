@@ -61,9 +61,7 @@ def test_a_torch_program_with_its_labels_is_the_model(towers, tmp_path: Path, co
 
 
 @pytest.mark.parametrize("regions", ["patches", "pooled", "both"])
-def test_an_onnx_program_takes_the_vectors_of_labels_it_was_not_made_with(
-    towers, tmp_path: Path, regions: str
-) -> None:
+def test_an_onnx_program_takes_the_vectors_of_labels_it_was_not_made_with(towers, tmp_path: Path, regions: str) -> None:
     require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     import onnxruntime
 

@@ -59,9 +59,7 @@ class Towers:
     @property
     def origin(self) -> TowerOrigin:
         """Where they came from."""
-        return TowerOrigin(
-            self.spec, self.fingerprint, self.preprocess, self.config, self.rest, self.zero_shot
-        )
+        return TowerOrigin(self.spec, self.fingerprint, self.preprocess, self.config, self.rest, self.zero_shot)
 
 
 def load_towers(
