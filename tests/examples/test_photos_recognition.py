@@ -15,9 +15,8 @@ def mean_ap(config: dict[str, Any], folder: Path) -> float:
     path = folder / "data.yaml"
     path.write_text(json.dumps({"data": {**config, "workers": 0}}))  # Which is YAML too.
     found = evaluate_run(None, data=path, tower="pvlr:photos")
-    return (
-        100 * multilabel_report(found.probabilities, found.target, found.known, found.labels, scores=found.scores).mAP
-    )
+    report = multilabel_report(found.probabilities, found.target, found.known, found.labels, scores=found.scores)
+    return 100 * report.mAP
 
 
 @pytest.mark.shared

@@ -19,7 +19,6 @@ from pvlr.core import PretrainedError, TowerError, TowerSpec, load_towers
 from pvlr.core.towers import spec_of
 from pvlr.core.zero_shot import zero_shot_model
 from pvlr.train import Tagger
-from pvlr.train.bulk import tag_bulk
 from pvlr.train.config import ConfigError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
