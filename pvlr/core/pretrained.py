@@ -26,7 +26,7 @@ from pvlr.core.sentence_encoders import SentenceEncoder, SentenceEncoderError
 from pvlr.core.towers import TowerOrigin, TowerSpec, build_towers, save_towers
 from pvlr.core.towers.frozen_text import FrozenTextTower
 from pvlr.core.towers.image import OpenClipImageTower
-from pvlr.core.towers.saving import TEXT_FILES, TOWER_FILES
+from pvlr.core.towers.saving import TEXT_FILES, TOWER_FILES, were_changed
 from pvlr.core.towers.sources import FOLDER_PREFIX
 from pvlr.core.weights import load_trained_state, trained_state
 
@@ -95,8 +95,13 @@ def save_pretrained(
             "save it with include_towers=True, or build it with TowerSpec(weights='random')"
         )
     fingerprint = model.origin.fingerprint
+    text, image = cast(FrozenTextTower, model.text), cast(OpenClipImageTower, model.image)
+    if not include_towers and were_changed(text, image, model.origin):
+        raise PretrainedError(
+            f"model: expected the frozen towers of '{spec.name}' as they were loaded, their weights are others now; "
+            "save it with include_towers=True, or build it with a TowerSpec that says what is trained"
+        )
     if include_towers:
-        text, image = cast(FrozenTextTower, model.text), cast(OpenClipImageTower, model.image)
         fingerprint, digests = save_towers(text, image, model.origin, place / TOWERS)
         files = {f"{TOWERS}/{name}": digest for name, digest in digests.items()}
         # The place of the copies, and not a path of this machine, which tells others nothing.

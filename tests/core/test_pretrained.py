@@ -128,6 +128,22 @@ def test_included_towers_are_the_model_s_own(kind: str, changed: str, tmp_path: 
     assert torch.equal(PVLR.from_pretrained(tmp_path / "again")(images).logits, model(images).logits)
 
 
+@pytest.mark.parametrize("half", ["image", "text"])
+def test_frozen_towers_that_were_changed_are_not_saved_by_their_name(half: str, tower: Path, tmp_path: Path) -> None:
+    model = made(tower)
+    with torch.no_grad():
+        next(getattr(model, half).parameters()).mul_(1.05)
+    with pytest.raises(
+        PretrainedError, match=r"^model: expected the frozen towers of 'local-dir:.*as they were loaded"
+    ):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "model.json").exists()
+    model.save_pretrained(tmp_path / "saved", include_towers=True)
+    images = images_for(model)
+    if half == "image":
+        assert torch.equal(PVLR.from_pretrained(tmp_path / "saved")(images).logits, model(images).logits)
+
+
 def test_frozen_towers_are_known_by_their_hash(tower: Path, tmp_path: Path) -> None:
     here = tmp_path / "tower"
     shutil.copytree(tower, here)

@@ -19,7 +19,15 @@ from pvlr.core.towers.sources import CONFIG_NAME, WEIGHT_NAMES
 from pvlr.core.towers.spec import TowerSpec
 from pvlr.core.towers.tokenizers import tokenizer_files
 
-__all__ = ["TEXT_FILES", "TOWER_FILES", "TowerOrigin", "fingerprint_of", "save_towers", "weights_fingerprint"]
+__all__ = [
+    "TEXT_FILES",
+    "TOWER_FILES",
+    "TowerOrigin",
+    "fingerprint_of",
+    "save_towers",
+    "weights_fingerprint",
+    "were_changed",
+]
 
 TOWER_FILES = (CONFIG_NAME, WEIGHT_NAMES[0])
 """What every folder of saved towers holds."""
@@ -93,6 +101,20 @@ def save_towers(
 def fingerprint_of(weights: Mapping[str, Tensor], config: Mapping[str, Any], text: FrozenTextTower) -> str:
     """The fingerprint of towers: all weights, and what of the architecture leaves no trace in them."""
     return weights_fingerprint(weights, architecture={"quick_gelu": False, **config, **text.architecture})
+
+
+def were_changed(text: FrozenTextTower, image: OpenClipImageTower, origin: TowerOrigin) -> bool:
+    """Whether frozen towers hold other weights than those that were loaded.
+
+    It is told of towers in float32 and of the size they came with: what is trained, resized or narrowed differs, and
+    is known by other means or can be made again.
+    """
+    own_size = origin.config["vision_cfg"].get("image_size", image.image_size)
+    weights = [value for tower in (text, image) for value in tower.state_dict().values() if value.is_floating_point()]
+    wide = all(value.dtype == torch.float32 for value in weights)
+    if image.trainable != "frozen" or image.image_size != own_size or not wide:
+        return False
+    return fingerprint_of(_weights_of(text, image, origin), origin.config, text) != origin.fingerprint
 
 
 def _weights_of(text: FrozenTextTower, image: OpenClipImageTower, origin: TowerOrigin) -> dict[str, Tensor]:
