@@ -121,7 +121,7 @@ def test_mistakes_are_one_line(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "one of the arguments --run --scores is required"),
+        ([], "expected --run, --scores, or --tower with --data"),
         (["--run=a", "--scores=b.npz"], "not allowed with argument"),
         (["--scores=b.npz", "--threshold=2"], "--threshold: expected a probability in [0, 1], got 2"),
         (["--scores=b.npz", "--resamples=-1"], "--resamples: expected a whole number of at least 0, got -1"),

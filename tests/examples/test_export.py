@@ -39,7 +39,7 @@ def test_a_program_its_description_and_then_other_labels(saved: Path, tmp_path: 
     assert described["decision"]["temperature"] == 1.0
     made = (tmp_path / "program.pt2").stat().st_mtime_ns
 
-    other = ["--kind", "torch", "--labels", "input", "--names", "zebra, fire truck,"]
+    other = ["--kind", "torch", "--labels", "input", "--names", "zebra, fire truck"]
     told = export("--run", saved, "--out", tmp_path, *other)
     assert told.returncode == 0, told.stderr
     assert told.stdout.strip() == f"{tmp_path / 'labels.npz'}: vectors of 2 labels"

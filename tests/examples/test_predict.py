@@ -116,7 +116,9 @@ def test_names_never_trained_on(main: Any, model: Path, pictures: Path, capsys: 
     assert len(found) == 2
     assert set(found) < {"zebra", "fire truck", "cow"}
     assert main([*options, "--threshold", "1"]) == 0
-    assert capsys.readouterr().out == f"{pictures}/000.png: no label reaches its threshold\n"
+    assert (
+        capsys.readouterr().out == f"{pictures}/000.png: no label reaches its threshold (--top K tells the nearest)\n"
+    )
 
 
 def test_paths_from_standard_input(
@@ -161,7 +163,7 @@ def test_the_benchmark_prints_a_table(
         (["--device", "cuda:99"], "device: expected a device of this machine, 'cuda:99' is not there"),
         (["--device", "tpu"], "device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'tpu'"),
         (["--labels", "zebra,zebra"], "names: expected unique labels, got 'zebra' more than once"),
-        (["--labels", "zebra,"], "names: expected a non-empty text"),
+        (["--labels", "zebra,"], "labels: expected names with commas between, @FILE with one a line, or one of"),
         (["--out", "tags.txt"], "tags.txt: expected a file that ends in .jsonl or .csv"),
         (["--html", "no/where.html"], "--html: expected a file in a folder that is there, got no/where.html"),
         (["*.tif"], "*.tif: expected a pattern of picture files, it matches none"),

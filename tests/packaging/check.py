@@ -60,6 +60,21 @@ SentenceTransformer(modules=[StaticEmbedding(tokens, embedding_dim=6)], device="
 vectors = encode_knowledge(PromptBank(LabelSet(("cat", "dog"))), load_sentence_transformer("encoder"))
 if KnowledgePrompter(dim=8, heads=2, source_dim=6)(vectors)[0].shape != (2, 8): raise SystemExit("wrong shape")
 """
+HF = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from hf_text_models import write_hf_tower
+from pvlr.core import load_towers
+write_hf_tower(Path("tower"), "roberta-base")
+if load_towers("local-dir:tower").text.encode(["a cat."]).shape[0] != 1: raise SystemExit("wrong shape")
+"""
+PHOTOS = """
+from PIL import Image
+from pvlr.train.predict import Tagger
+found = Tagger.opened(tower="pvlr:photos", labels="cat, dog").tag(Image.new("RGB", (40, 30)), threshold=0.0)
+if len(found) != 2: raise SystemExit("wrong number")
+"""
 ONNX = """
 from pvlr.train.predict import Tagger
 from pvlr.train.programs import write_program
@@ -105,6 +120,8 @@ SMOKE = {
     "clip": (TOWERS, ("jsonargparse", "tensorboard")),
     "sentence": (SENTENCES, ("open_clip", "torchvision")),
     "train": (TRAINED, ("pytest", "sentence_transformers", "matplotlib", "gradio", "ray", "onnx")),
+    "hf": (HF, ("jsonargparse", "tensorboard", "sentence_transformers")),
+    "photos": (PHOTOS, ("pytest", "gradio", "ray", "onnx")),
     "onnx": (TRAINED + ONNX, ("pytest", "gradio", "ray")),
     "demo": (TRAINED + DEMO, ("pytest", "ray", "onnx")),
     "ray": (TRAINED + RAY, ("pytest", "gradio", "onnx")),
@@ -112,7 +129,7 @@ SMOKE = {
     "test": (TESTS, ("ruff", "gradio", "ray", "onnx")),
     "dev": (TOOLS, ("gradio", "ray", "onnx")),
     "docs": (PAGES, ("pytest", "gradio", "ray", "onnx")),
-    "all": (EVERY, ("mkdocs", "sentence_transformers")),
+    "all": (EVERY, ("mkdocs",)),
 }
 
 

@@ -26,6 +26,8 @@ def pinned(path: Path) -> dict[str, str]:
 def floors(requirements: list[str]) -> dict[str, str]:
     found = {}
     for requirement in requirements:
+        if re.fullmatch(r"[\w.-]+==[\d.]+", requirement):
+            continue  # One release alone, whose files are known by their digests.
         match = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?(?:>=([\d.]+))?", requirement)
         assert match, requirement
         if match[1] != "pvlr" and match[2]:

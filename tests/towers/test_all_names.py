@@ -91,4 +91,5 @@ def test_the_page_has_every_name_once():
     if f"open_clip {open_clip.__version__}:" not in written:
         pytest.skip("written with another version of open_clip")
     names = re.findall(r"`([^`]+)`", written)
-    assert sorted(names) == sorted(open_clip.list_models())
+    # Names that other tests add to the registry begin with pvlr.
+    assert sorted(names) == sorted(name for name in open_clip.list_models() if not name.startswith("pvlr-"))
