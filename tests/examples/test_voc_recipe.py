@@ -44,6 +44,7 @@ def test_recipe_trains_on_real_photographs_from_a_local_checkpoint(shared: Path,
         "data.test_split": "others",
         "data.workers": 0,
         "tower.weights": tmp_path / "vit_b16.safetensors",
+        "tower.activation": "quick_gelu",  # Which a file does not say.
         "tower.image_size": 96,
         "loop.epochs": 6,
         "loop.batch_size": 4,

@@ -71,7 +71,7 @@ class OpenClipTextTower(FrozenTextTower):
     def encode_context(
         self, context: Float[Tensor, "m w"] | Float[Tensor, "c m w"], prompts: PromptTokens
     ) -> Float[Tensor, "c d"]:
-        """See :meth:`FrozenTextTower.encode_context`; computed by :attr:`path`."""
+        """See :meth:`FrozenTextTower.encode_context`; computed by ``path``."""
         self._expect_context(context, prompts)
         embeddings = self.embed(prompts.ids[:, : self._needed(prompts.used)])
         context = context.to(embeddings)
