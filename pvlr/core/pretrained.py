@@ -145,8 +145,8 @@ def load_pretrained(
     Args:
         source: A folder, or ``hf-hub:ORGANISATION/REPOSITORY``.
         encoder: The function that the model was built with, where its knowledge came from one.
-        tower: Where its towers lie now, if not where they were (see :meth:`~pvlr.core.towers.spec.TowerSpec.at`); others
-            are refused.
+        tower: Where its towers lie now, if not where they were, see :meth:`~pvlr.core.towers.spec.TowerSpec.at`;
+            others are refused.
         revision: Branch, tag or commit on the Hub.
         cache_dir: Folder for what is downloaded; None for the usual cache.
 
