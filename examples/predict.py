@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails, tags and where they are")
     parser.add_argument("--html-limit", type=int, default=1000, metavar="N", help="pictures on it (default: 1000)")
     parser.add_argument("--benchmark", action="store_true", help="measure the speed on these pictures instead")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="pictures at once (default: 32)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="pictures at once (default: 4 on a CPU, 32 elsewhere)"
+    )
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read (default: 2)")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:NUMBER (default: cpu)")
     return parser
@@ -88,6 +90,9 @@ def _run(given: argparse.Namespace) -> int:
     if given.out is not None and given.html is not None and given.out.resolve() == given.html.resolve():
         raise ValueError(f"--html: expected another file than --out, got {given.html}")
     tagger = Tagger.opened(given.run, given.tower, weights=given.weights, labels=given.labels, device=given.device)
+    if given.batch_size is None:
+        # A CPU is fastest with what fits near it: larger batches are taken from the system page by page.
+        given.batch_size = 4 if tagger.model.knowledge_vectors.device.type == "cpu" else 32
     decision = tagger.model.decision
     if given.threshold is not None and given.threshold < 0 and decision.scores == "probability":
         raise ValueError(f"--threshold: expected a probability in [0, 1], got {given.threshold:g}")
