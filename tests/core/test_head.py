@@ -139,6 +139,12 @@ REFUSED = [
         ShapeError,
         "pooled: expected axes 'b d' with d=8, got shape (2, 7)",
     ),
+    (
+        {},
+        (X(2, 3, 8), X(5, 8), X(1, 8)),
+        ShapeError,
+        "pooled: expected axes 'b d' with b=2, got shape (1, 8)",
+    ),
     ({}, (X(2, 3, 8), X(3, 5, 8)), ShapeError, "labels: expected axes 'b c d' with b=2, got shape (3, 5, 8)"),
     (
         {},
