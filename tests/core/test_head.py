@@ -145,6 +145,18 @@ REFUSED = [
         ShapeError,
         "pooled: expected axes 'b d' with b=2, got shape (1, 8)",
     ),
+    (
+        {},
+        (X(2, 3, 8), X(5, 8), X(2, 8, dtype=torch.long)),
+        ShapeError,
+        "pooled: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        {},
+        (X(2, 3, 8), X(5, 8), X(2, 8, device="meta")),
+        ShapeError,
+        "pooled: expected a tensor on cpu, got one on meta",
+    ),
     ({}, (X(2, 3, 8), X(3, 5, 8)), ShapeError, "labels: expected axes 'b c d' with b=2, got shape (3, 5, 8)"),
     (
         {},
