@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pvlr.core.towers.errors import MOST_CONFIG, TowerError, read_json, reason, require_size, shown
-from pvlr.core.towers.sources import FOLDER_PREFIX, HUB_PREFIX, TowerSource, fetch
+from pvlr.core.towers.sources import FOLDER_PREFIX, HUB_PREFIX, TowerSource, cached, fetch
 
 __all__ = [
     "TOKENIZER_CONFIG_NAME",
     "TextConfig",
-    "cached",
     "find_text_config",
     "folder_of",
     "lacking",
@@ -131,18 +130,6 @@ def say_second_repository(wanted: str, source: TowerSource, repository: str) -> 
     """Say that something is fetched from elsewhere than the repository that was asked for."""
     if source.name != f"{HUB_PREFIX}{repository}":
         logger.warning("%s is fetched from the repository %s of the Hugging Face Hub", wanted, repository)
-
-
-def cached(repository: str, filename: str, cache_dir: str | None) -> Path | None:
-    """A file of a repository of the Hub where it is on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        path = try_to_load_from_cache(repository, filename, cache_dir=cache_dir)
-    except HFValidationError:  # which the download tells of
-        return None
-    return Path(path) if isinstance(path, str) else None
 
 
 def _fetched(repository: str, source: TowerSource, wanted: str, cache_dir: str | None) -> Path:

@@ -28,6 +28,7 @@ __all__ = [
     "Activation",
     "TowerError",
     "TowerSource",
+    "cached",
     "fetch",
     "find_source",
     "reason",
@@ -270,11 +271,11 @@ class _Repository:
     def has(self, file: str) -> bool:
         """Whether it has a file."""
         if not self.reachable:
-            return _cached(self.name, file, self.cache_dir) is not None
+            return cached(self.name, file, self.cache_dir) is not None
         try:
             return require_reachable(self.name, (file,), self.cache_dir)
         except Exception as err:
-            if _cached(self.name, THEIR_CONFIG_NAME, self.cache_dir) is None:
+            if cached(self.name, THEIR_CONFIG_NAME, self.cache_dir) is None:
                 record = {"hf_hub": f"{self.name}/"}
                 raise TowerError(three_lines(self.wanted, record, HOW_TO_GIVE_FOLDER, err)) from err
             self.reachable = False
@@ -285,11 +286,12 @@ class _Repository:
         if not self.has(file):
             return None
         if not self.reachable:
-            return _cached(self.name, file, self.cache_dir)
+            return cached(self.name, file, self.cache_dir)
         return fetch({"hf_hub": f"{self.name}/{file}"}, self.wanted, self.cache_dir)
 
 
-def _cached(repository: str, file: str, cache_dir: str | None) -> Path | None:
+def cached(repository: str, file: str, cache_dir: str | None) -> Path | None:
+    """A file of a repository of the Hub where it is on this machine."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -400,7 +402,7 @@ def require_reachable(repository: str, filenames: Sequence[str], cache_dir: str 
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    if any(_cached(repository, name, cache_dir) is not None for name in filenames):
+    if any(cached(repository, name, cache_dir) is not None for name in filenames):
         return True
     try:
         get_hf_file_metadata(hf_hub_url(repository, filenames[0]), timeout=10)

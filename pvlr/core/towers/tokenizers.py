@@ -9,7 +9,6 @@ from typing import Any
 from pvlr.core.towers.errors import TowerError, reason, shown
 from pvlr.core.towers.hf_files import (
     TOKENIZER_CONFIG_NAME,
-    cached,
     folder_of,
     lacking,
     no_panic,
@@ -18,7 +17,7 @@ from pvlr.core.towers.hf_files import (
     require_tokenizer_files,
     say_second_repository,
 )
-from pvlr.core.towers.sources import HOW_TO_GIVE_FOLDER, TowerSource, require_reachable, three_lines
+from pvlr.core.towers.sources import HOW_TO_GIVE_FOLDER, TowerSource, cached, require_reachable, three_lines
 
 __all__ = ["make_tokenizer", "tokenizer_files"]
 
