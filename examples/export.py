@@ -18,7 +18,7 @@ import torch
 
 from pvlr.train.cli import command
 from pvlr.train.predict import Tagger
-from pvlr.train.programs import FORMATS, seconds_per_call, write_label_vectors, write_program
+from pvlr.train.programs import FORMATS, label_rows, seconds_per_call, write_label_vectors, write_program
 
 
 def export(
@@ -70,7 +70,7 @@ def export(
 def _timed(tagger: Tagger, run: Callable[..., torch.Tensor], labels: str) -> str:
     """Milliseconds per image of program and model, the ratio first."""
     size, rows = tagger.transform.side, ["batch  program is    program     model"]
-    vectors = () if labels == "baked" else (tagger.model.label_vectors().detach(),)
+    vectors = () if labels == "baked" else (label_rows(tagger.model),)
     with torch.no_grad():
         for batch in (1, 8):
             images = torch.randn(batch, 3, size, size)

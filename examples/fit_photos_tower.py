@@ -160,8 +160,8 @@ def _batches(towers: Towers, data: LabelledImages, workers: int) -> Iterator[Bat
 def _cosines(towers: Towers, data: LabelledImages, workers: int) -> Predictions:
     """Mean of the pooled vector's and the best patch's cosine, of every picture and label."""
     model = zero_shot_model(towers, LabelSet(data.labels.names, data.labels.readable))
-    model.head.log_scale.data.zero_()
-    model.head.bias.data.zero_()
+    model.base_scale = 1.0
+    model.mixture.bias.data.zero_()
     return predict_logits(model, _batches(towers, data, workers))
 
 

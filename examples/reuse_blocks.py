@@ -115,7 +115,7 @@ class LabelVectorHead(nn.Module):
         super().__init__()
         self.projection = nn.Linear(width, dim)
         self.labels = nn.Parameter(torch.randn(labels, dim))  # Learned; a text encoder's vectors serve as well.
-        self.head = SimilarityHead(scale=10.0, bias=-5.0, aggregation="max")
+        self.head = SimilarityHead(scale=30.0, bias=-5.0)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits `b c` of features `b n k`."""

@@ -14,17 +14,24 @@ from torch import Tensor, nn
 from toy_text import WordTower
 
 from pvlr.core import functional as lib
+from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention, LabelRelation, MultiHeadAttention, RelationMap
+from pvlr.core.base import base_scores
 from pvlr.core.block import Block
 from pvlr.core.functional import splice_context
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
 from pvlr.core.losses import asymmetric_loss, binary_cross_entropy
+from pvlr.core.mixture import Mixture, mixing_weights
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter
 from pvlr.core.protocols import PromptTokens
+from pvlr.core.residual import LabelResidual
+from pvlr.core.semantic import SemanticPooling
 
 HEADS, DIM, SOURCE, WIDTH, TOKENS, LENGTH = 2, 4, 9, 3, 2, 7
+ANCHORS, PARTS = 3, 2
 FIXED = {"h": HEADS, "d": DIM, "e": DIM // HEADS, "f": 3, "k": SOURCE, "w": WIDTH, "m": TOKENS, "t": LENGTH, "one": 1}
+FIXED |= {"a": ANCHORS, "p": PARTS}
 # The axes a program has to leave open; no two alike, and none 1, which tracers take for a constant.
 OPEN = {"b": 2, "c": 3, "n": 4}
 OTHER = ({"b": 6, "c": 8, "n": 10}, {"b": 1, "c": 1, "n": 1})
@@ -126,6 +133,14 @@ def some(draw: Draw, *shape: int) -> Tensor:
     return draw.chance(0.6, *shape)
 
 
+def members(draw: Draw, *shape: int) -> Tensor:
+    return (draw.uniform(*shape) * (ANCHORS + 1)).long() - 1
+
+
+def counts(draw: Draw, *shape: int) -> Tensor:
+    return 1 + 30 * draw.uniform(*shape)
+
+
 def relate(prompter: ContextPrompter, *inputs: Tensor) -> Any:
     return prompter.relate(*inputs)
 
@@ -139,33 +154,60 @@ def fuse(fusion: FusionBlock, knowledge: Tensor, context: Tensor, *factors: Tens
     return fusion(knowledge, context, *maps)
 
 
+def whole(adapter: VisualAdapter, *inputs: Tensor) -> Tensor:
+    return adapter.whole(*inputs)
+
+
+def rows(residual: LabelResidual, members: Tensor) -> Any:
+    return residual.rows(members)
+
+
+def compare(head: SimilarityHead, patches: Tensor, labels: Tensor, *rest: Tensor) -> Tensor:
+    return head(patches, labels, **dict(zip(("looked", "visual", "whole"), rest, strict=True)))
+
+
 def assembled(
     know: KnowledgePrompter,
     see: ContextPrompter,
+    residual: LabelResidual,
     fusion: FusionBlock,
+    adapter: VisualAdapter,
     look: DualModalAttention,
+    semantic: SemanticPooling,
     head: SimilarityHead,
-    hard: Tensor,
-    soft: Tensor,
-    patches: Tensor,
+    mixture: Mixture,
+    *inputs: Tensor,
 ) -> Tensor:
     """All blocks from label vectors and patches to logits."""
+    hard, soft, members, positives, patches, pooled, source = inputs
     knowledge, knowledge_map = know(hard)
-    context, context_map = see.relate(soft, patches)
-    out = look(fusion(knowledge, context, knowledge_map, context_map), patches)
-    return head(out.patches, out.labels)
+    context, context_map = see.relate(residual(soft, members))
+    own, bias = residual.rows(members)
+    labels = fusion(knowledge, context, knowledge_map, context_map)
+    seen = adapter(patches)
+    out = look(labels, seen)
+    visual = semantic(seen, soft, out.gathered)
+    of_whole = adapter.whole(pooled, source)
+    learned = head(out.patches, labels, looked=out.labels, visual=visual, whole=of_whole)
+    learned = learned + (lib.standardise(source).unsqueeze(1) * own).sum(dim=-1) + bias
+    base = base_scores(patches, pooled, soft, parts=("competition", "focused"), scale=3.0) if mixture.parts else None
+    return mixture(base, learned, positives)
 
 
 SHARED = {"dim": DIM, "heads": HEADS}
 
 
-def all_blocks(condition: str, norm: str, aggregation: str) -> Callable[[], Iterable[nn.Module]]:
+def all_blocks(norm: str, parts: int) -> Callable[[], Iterable[nn.Module]]:
     return lambda: (
         KnowledgePrompter(source_dim=SOURCE, norm=norm, **SHARED),
-        ContextPrompter(width=WIDTH, condition=condition, norm=norm, **SHARED),
+        ContextPrompter(width=WIDTH, norm=norm, **SHARED),
+        LabelResidual(labels=ANCHORS, dim=DIM, source_dim=SOURCE),
         FusionBlock(norm=norm, **SHARED),
-        DualModalAttention(feedforward=3, norm=norm, **SHARED),
-        SimilarityHead(aggregation=aggregation, scale=3.0, bias=-1.0),
+        VisualAdapter(dim=DIM, hidden=3, source_dim=SOURCE),
+        DualModalAttention(feedforward=3, width=6, norm=norm, **SHARED),
+        SemanticPooling(dim=DIM, hidden=3, sharpness=2.0),
+        SimilarityHead(scale=3.0, bias=-1.0),
+        Mixture(parts=parts).eval(),
     )
 
 
@@ -178,6 +220,12 @@ LOOK_OWN = {"labels": "b c d", "patches": "b n d"}
 SCORE = {"patches": "b n d", "labels": "c d"}
 SCORE_OWN = {"patches": "b n d", "labels": "b c d"}
 
+SCORE_ALL = SCORE | {"looked": "b c d", "visual": "b c d", "whole": "b d"}
+GATHER = {"patches": "b n d", "knowledge": "c d"}
+GATHER_OWN = {"patches": "b n d", "knowledge": "b c d", "gathered": "b c d"}
+MIX = {"base": "b c p", "learned": "b c", "positives": "c"}
+MEMBERS, POSITIVES = {"members": members}, {"positives": counts}
+
 KNOW, CONTEXT, FUSE, DUAL = KnowledgePrompter, ContextPrompter, FusionBlock, DualModalAttention
 BLOCKS = [
     block(
@@ -185,6 +233,11 @@ BLOCKS = [
     ),
     block(
         "multi-head-zero", lambda: MultiHeadAttention(zero_out=True, **SHARED), axes={"queries": "c d", "source": "n d"}
+    ),
+    block(
+        "multi-head-wide",
+        lambda: MultiHeadAttention(zero_out=False, width=6, **SHARED),
+        axes={"queries": "c d", "source": "b n d"},
     ),
     block("relation", lambda: LabelRelation(**SHARED), axes={"labels": "c d"}),
     block("relation-post-batch", lambda: LabelRelation(norm="post", **SHARED), axes={"labels": "b c d"}),
@@ -194,32 +247,19 @@ BLOCKS = [
     block("knowledge-as-it-is", lambda: KNOW(relation="none", **SHARED), axes={"vectors": "c d"}),
     block("context", lambda: CONTEXT(width=WIDTH, std=0.5, **SHARED), relate, axes={"vectors": "c d"}),
     block(
-        "context-unrelated", lambda: CONTEXT(width=WIDTH, relation="none", **SHARED), relate, axes={"vectors": "c d"}
-    ),
-    block(
-        "context-image",
-        lambda: CONTEXT(width=WIDTH, condition="image", **SHARED),
+        "context-unrelated-post",
+        lambda: CONTEXT(width=WIDTH + 1, relation="none", norm="post", **SHARED),
         relate,
-        axes={"vectors": "c d", "patches": "b n d"},
+        axes={"vectors": "c d"},
     ),
-    block(
-        "context-image-post",
-        lambda: CONTEXT(width=WIDTH, condition="image", norm="post", **SHARED),
-        relate,
-        axes={"vectors": "c d", "patches": "b n d"},
-    ),
-    *(
-        Case(
-            name,
-            encode,
-            {"prompts.ids": "c t", "prompts.end": "c"},
-            lambda classes=classes: (CONTEXT(width=WIDTH, tokens=TOKENS, classes=classes, **SHARED), TableTower()),
-            fixed={} if classes is None else {"c": classes},
-            kinds={"prompts.ids": ids, "prompts.end": ends},
-            scores=True,
-            widths=False,
-        )
-        for name, classes in (("encode", None), ("encode-classes", 3))
+    Case(
+        "encode",
+        encode,
+        {"prompts.ids": "c t", "prompts.end": "c"},
+        lambda: (CONTEXT(width=WIDTH, tokens=TOKENS, **SHARED), TableTower()),
+        kinds={"prompts.ids": ids, "prompts.end": ends},
+        scores=True,
+        widths=False,
     ),
     block("fusion", lambda: FUSE(**SHARED), fuse, axes=BOTH | MAPS),
     block("fusion-post-of-image", lambda: FUSE(norm="post", **SHARED), fuse, axes=OF_IMAGE | MAPS_OF_IMAGE),
@@ -236,12 +276,56 @@ BLOCKS = [
     block("dual-labels", lambda: DUAL(direction="labels", **SHARED), axes=LOOK),
     block("dual-patches-post", lambda: DUAL(direction="patches", norm="post", **SHARED), axes=LOOK),
     block("dual-none", lambda: DUAL(direction="none", **SHARED), axes=LOOK),
-    block("head", lambda: SimilarityHead(scale=3.0, bias=-1.0), axes=SCORE, scores=True, widths=False),
-    block("head-mean", lambda: SimilarityHead(aggregation="mean"), axes=SCORE_OWN, scores=True, widths=False),
+    block("dual-wide", lambda: DUAL(width=6, layers=2, **SHARED), axes=LOOK),
+    block("adapter", lambda: VisualAdapter(dim=DIM, hidden=3), axes={"patches": "b n d"}),
+    block("adapter-length", lambda: VisualAdapter(dim=DIM, hidden=0), axes={"patches": "b n d"}),
     block(
-        "head-softmax-fixed",
-        lambda: SimilarityHead(aggregation="softmax", temperature=0.7, learnable=False),
-        axes=SCORE_OWN,
+        "adapter-whole",
+        lambda: VisualAdapter(dim=DIM, hidden=0, source_dim=SOURCE),
+        whole,
+        axes={"pooled": "b d", "source": "b k"},
+    ),
+    block("semantic", lambda: SemanticPooling(dim=DIM, hidden=3, sharpness=2.0), axes=GATHER),
+    block("semantic-gathered", lambda: SemanticPooling(dim=DIM, hidden=3, sharpness=2.0), axes=GATHER_OWN),
+    block("semantic-alone", lambda: SemanticPooling(dim=DIM, hidden=0, sharpness=3.0), axes=GATHER, widths=False),
+    block(
+        "residual",
+        lambda: LabelResidual(labels=ANCHORS, dim=DIM),
+        axes={"vectors": "c d", "members": "c"},
+        kinds=MEMBERS,
+    ),
+    block(
+        "residual-rows",
+        lambda: LabelResidual(labels=ANCHORS + 1, dim=DIM, source_dim=SOURCE),
+        rows,
+        axes={"members": "c"},
+        kinds=MEMBERS,
+    ),
+    block("head", lambda: SimilarityHead(scale=3.0, bias=-1.0), axes=SCORE, scores=True, widths=False),
+    block("head-own", lambda: SimilarityHead(patches=2.0), axes=SCORE_OWN, scores=True, widths=False),
+    block("head-all", lambda: SimilarityHead(scale=3.0, whole=0.7), compare, axes=SCORE_ALL, scores=True, widths=False),
+    block("mixture", lambda: Mixture(parts=PARTS).eval(), axes=MIX, kinds=POSITIVES, scores=True, widths=False),
+    block(
+        "mixture-training",
+        lambda: Mixture(parts=PARTS, drop=0.0, shrinkage=5.0, bias=-1.0).train(),
+        axes=MIX,
+        kinds=POSITIVES,
+        scores=True,
+        widths=False,
+    ),
+    block(
+        "mixture-no-base",
+        lambda: Mixture(parts=0).eval(),
+        lambda block, learned: block(None, learned),
+        axes={"learned": "b c"},
+        scores=True,
+        widths=False,
+    ),
+    block(
+        "mixture-base-alone",
+        lambda: Mixture(parts=PARTS).eval(),
+        lambda block, base: block(base, None),
+        axes={"base": "b c p"},
         scores=True,
         widths=False,
     ),
@@ -249,19 +333,32 @@ BLOCKS = [
 
 TOGETHER = [
     Case(
-        f"assembled-{condition}-{norm}",
+        f"assembled-{norm}",
         assembled,
-        {"hard": "c k", "soft": "c d", "patches": "b n d"},
-        all_blocks(condition, norm, aggregation),
+        {"hard": "c k", "soft": "c d", "members": "c", "positives": "c"}
+        | {"patches": "b n d", "pooled": "b d", "source": "b k"},
+        all_blocks(norm, parts),
+        kinds=MEMBERS | POSITIVES,
         scores=True,
     )
-    for condition, norm, aggregation in (("none", "pre", "max"), ("image", "post", "softmax"))
+    for norm, parts in (("pre", 2), ("post", 0))
 ]
 
 QK = {"query": "h c e", "key": "b h n e"}
 QKV = QK | {"value": "b h n f"}
 TARGET = {"logits": "b c", "target": "b c"}
 PARTIAL = TARGET | {"known": "b c"}
+NAMED = {"patches": "b n d", "pooled": "b d", "labels": "c d"}
+ANCHORED = NAMED | {"anchors": "a d"}
+BASE = ("best", "competition", "pooled", "focused")
+
+
+def against_anchors(patches: Tensor, pooled: Tensor, labels: Tensor, anchors: Tensor, *members: Tensor) -> Tensor:
+    return base_scores(
+        patches, pooled, labels, parts=BASE, scale=3.0, anchors=anchors, members=members[0] if members else None
+    )
+
+
 FUNCTIONS = [
     Case("split_heads", lambda x: lib.split_heads(x, HEADS), {"x": "b n d"}),
     Case("merge_heads", lib.merge_heads, {"x": "b h n e"}),
@@ -280,6 +377,11 @@ FUNCTIONS = [
         Case(f"pool_regions-{how}", lambda x, how=how: lib.pool_regions(x, how, 0.7), {"scores": "b n c"}, scores=True)
         for how in ("max", "mean", "softmax")
     ),
+    Case("base_scores", lambda *x: base_scores(*x, parts=BASE, scale=3.0), NAMED, scores=True),
+    Case("base_scores-pooled", lambda *x: base_scores(*x, parts=("pooled",), scale=3.0), NAMED, scores=True),
+    Case("base_scores-anchors", against_anchors, ANCHORED, scores=True),
+    Case("base_scores-members", against_anchors, ANCHORED | {"members": "c"}, kinds=MEMBERS, scores=True),
+    Case("mixing_weights", lambda x: mixing_weights(x, 20.0), {"positives": "c"}, kinds=POSITIVES, scores=True),
     Case("splice_context", lambda e, c: lib.splice_context(e, c, 1), {"embeddings": "c t w", "context": "m w"}),
     Case("splice_context-own", lambda e, c: lib.splice_context(e, c, 1), {"embeddings": "c t w", "context": "c m w"}),
     Case(

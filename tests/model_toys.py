@@ -15,7 +15,7 @@ from toy_text import WordTower
 from pvlr.core.functional import splice_context
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
-from pvlr.core.protocols import ImageFeatures, PromptTokens
+from pvlr.core.protocols import ImageFeatures, PromptTokens, join_regions
 from pvlr.core.weights import trained_state
 
 DIM, WIDTH, HEADS, SOURCE = 8, 6, 2, 5
@@ -63,39 +63,43 @@ class ToyText(BareText, nn.Module):
 
 
 class ToyImage(nn.Module):
-    """Patches are linear in the pixels; the pooled vector is their mean."""
+    """Patches are linear in the pixels, the pooled vector is their mean; with ``source_dim`` it is made of features."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, source_dim: int = 0) -> None:
         super().__init__()
-        self.dim, self.image_size, self.grid = DIM, 12, 3
-        self.conv = nn.Conv2d(3, DIM, 4, stride=4).requires_grad_(False)
+        self.dim, self.image_size, self.grid, self.source_dim = DIM, 12, 3, source_dim
+        self.conv = nn.Conv2d(3, DIM + source_dim, 4, stride=4).requires_grad_(False)
         draw = Draw(seed)
-        self.conv.weight.copy_(draw.normal(DIM, 3, 4, 4))
-        self.conv.bias.copy_(draw.normal(DIM))
+        self.conv.weight.copy_(draw.normal(DIM + source_dim, 3, 4, 4))
+        self.conv.bias.copy_(draw.normal(DIM + source_dim))
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        patches = self.conv(images).flatten(2).transpose(1, 2)
-        return ImageFeatures(patches, patches.mean(dim=1))
+        cells = self.conv(images).flatten(2).transpose(1, 2)
+        patches, more = cells[..., :DIM], cells[..., DIM:]
+        return ImageFeatures(patches, patches.mean(dim=1), more.square().mean(dim=1) if self.source_dim else None)
 
 
 Switches = dict[str, Any]
+BASES = (("competition", "focused", "pooled"), ("competition",), ("pooled", "best"), ("best", "focused"))
 
 
 def switches(**fixed: Any) -> st.SearchStrategy[Switches]:
-    """Arguments of a configuration; ``knowledge="file"`` stands for a file that :func:`build` is given."""
+    """Arguments of a configuration; ``knowledge="file"`` stands for a file that :func:`build` is given.
+
+    ``source_dim`` is the image tower's: the width of what it makes the pooled vector of.
+    """
     context = st.sampled_from([("a photo of a", 4), (None, 1), (None, 3)])
     drawn = {
         "relation": st.sampled_from(["attention", "none"]),
-        "residual": st.sampled_from(["pre", "post"]),
         "knowledge": st.sampled_from(["text_tower", "file"]),
-        "class_specific_context": st.booleans(),
-        "image_conditioned_context": st.booleans(),
         "fusion": st.sampled_from(["gate", "gate", "sum", "knowledge", "context"]),
+        "base": st.sampled_from([*BASES, ()]),
+        "base_scale": st.sampled_from([None, 3.0]),
+        "shrinkage": st.sampled_from([1.0, 10.0]),
+        "adapter": st.sampled_from([0, 3]),
         "dma": st.sampled_from(["both", "labels", "patches", "none"]),
-        "dma_layers": st.integers(1, 2),
-        "dma_feedforward": st.sampled_from([0, 3]),
-        "aggregation": st.sampled_from(["max", "mean", "softmax"]),
-        "scale_from": st.sampled_from(["value", "tower"]),
+        "feedforward": st.sampled_from([0, 3]),
+        "source_dim": st.sampled_from([0, 5, 11]),
     }
     rest = st.fixed_dictionaries({name: choice for name, choice in drawn.items() if name not in fixed})
 
@@ -103,6 +107,17 @@ def switches(**fixed: Any) -> st.SearchStrategy[Switches]:
         return {"heads": HEADS, "context_words": words[0], "context_tokens": words[1]} | chosen | fixed
 
     return st.builds(join, context, rest)
+
+
+BASED = {"fusion": st.sampled_from(["gate", "sum", "knowledge"]), "base": st.sampled_from(BASES)}
+
+
+def based(**fixed: Any) -> st.SearchStrategy[Switches]:
+    """Switches of models that have a base."""
+    drawn = st.fixed_dictionaries({name: choice for name, choice in BASED.items() if name not in fixed})
+    return st.builds(lambda some, more: some | more, switches(fusion="gate", base=BASES[0]), drawn).map(
+        lambda chosen: chosen | fixed
+    )
 
 
 def write_vectors(folder: Path, names: Sequence[str] = NAMES) -> Path:
@@ -113,20 +128,38 @@ def write_vectors(folder: Path, names: Sequence[str] = NAMES) -> Path:
 
 def build(chosen: Switches, labels: LabelSet = LABELS, *, file: Path | None = None, seed: int | None = 0) -> PVLR:
     """A model in float64 and evaluation; with ``seed`` every parameter is away from its start."""
+    chosen = dict(chosen)
+    image = ToyImage(source_dim=chosen.pop("source_dim", 0))
     if chosen.get("knowledge") == "file":
-        chosen = chosen | {"knowledge": str(file)}
-    model = PVLR(PVLRConfig(**chosen), labels, ToyText().double(), ToyImage(), logit_scale=7.0, logit_bias=-1.5)
+        chosen["knowledge"] = str(file)
+    model = PVLR(PVLRConfig(**chosen), labels, ToyText().double(), image, logit_scale=7.0, logit_bias=-1.5)
     model.double().eval()
     return model if seed is None else moved(model, seed)
 
 
 @torch.no_grad()
 def moved(model: PVLR, seed: int) -> PVLR:
+    """Weights are moved; and some positives of every label are known, so that all that was learned counts."""
     draw = Draw(seed)
-    for value in trained_state(model).values():
-        value.add_(0.3 * draw.normal(*value.shape).to(value.dtype))
+    for name, value in trained_state(model).items():
+        if name == "known_positives":
+            value.copy_(1 + draw.levels(20, *value.shape) * 20)
+        else:
+            value.add_(0.3 * draw.normal(*value.shape).to(value.dtype))
     return model
 
 
 def patches_for(draw: Draw, b: int = 2, n: int = 4) -> Tensor:
+    """Any vectors in the place of what an image tower saw; four of them are enough for the widest source."""
     return draw.normal(b, n, DIM)
+
+
+def seen_for(model: PVLR, draw: Draw, b: int = 2, n: int = 4) -> ImageFeatures:
+    """What the model's image tower might see, apart."""
+    width = model.image.source_dim
+    return ImageFeatures(draw.normal(b, n, DIM), draw.normal(b, DIM), draw.normal(b, width) if width else None)
+
+
+def regions_for(model: PVLR, draw: Draw, b: int = 2, n: int = 4) -> Tensor:
+    """The same as one tensor, as the model reads it."""
+    return join_regions(seen_for(model, draw, b, n), model.sees)

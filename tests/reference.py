@@ -156,9 +156,11 @@ def dual_modal(
     layers: int,
     feedforward: int,
     norm: str,
-) -> tuple[Matrix, Matrix, list[list[Matrix]], list[list[Matrix]]]:
-    """One image. Returns labels, patches and, per layer, the maps per head of both directions."""
+) -> tuple[Matrix, Matrix, list[list[Matrix]], list[list[Matrix]], Matrix]:
+    """One image. Returns labels, patches, per layer the maps per head of both directions, and what labels gathered in
+    the last layer (nothing where they do not look)."""
     label_maps, patch_maps = [], []
+    gathered: Matrix = []
     for layer in range(layers if direction != "none" else 0):
         start = {"labels": labels, "patches": patches}
         normed = start
@@ -171,6 +173,8 @@ def dual_modal(
             name = f"layers.{layer}.{side}"
             branch, seen = multi_head(state, f"{name}.attention", normed[side], normed[other], heads)
             maps.append(seen)
+            if side == "labels":
+                gathered = branch
             out = [add(x, more) for x, more in zip(start[side], branch, strict=True)]
             if norm == "post":
                 out = [layer_norm(state, f"{name}.norm", x) for x in out]
@@ -178,7 +182,7 @@ def dual_modal(
                 out = [_feed_forward(state, f"{name}.feedforward", x, norm) for x in out]
             result[side] = out
         labels, patches = result["labels"], result["patches"]
-    return labels, patches, label_maps, patch_maps
+    return labels, patches, label_maps, patch_maps, gathered
 
 
 def fusion(
@@ -219,6 +223,115 @@ def fusion(
             )
     fused = [add(row, linear(state, "out_proj", more)) for row, more in zip(labels, mixed, strict=True)]
     return fused if norm == "pre" else [layer_norm(state, "norm", row) for row in fused]
+
+
+def adapted(state: State, patches: Matrix) -> Matrix:
+    """The patches of one image at unit length, and nearer to the labels where the block has a hidden layer."""
+    if "up.weight" not in state:
+        return [normalise(x) for x in patches]
+    found = []
+    for x in patches:
+        change = linear(state, "down", [gelu(u) for u in linear(state, "up", standardise(x))])
+        found.append(normalise(add(normalise(x), change)))
+    return found
+
+
+def adapted_whole(state: State, pooled: Vector, source: Vector) -> Vector:
+    return normalise(add(normalise(pooled), linear(state, "source", standardise(source))))
+
+
+def semantic_pooling(state: State, patches: Matrix, knowledge: Matrix, gathered: Matrix | None) -> Matrix:
+    """One image."""
+    unit, sharpness = [normalise(x) for x in patches], math.exp(state["log_sharpness"])
+    found = []
+    for c, label in enumerate(knowledge):
+        weights = softmax([sharpness * dot(x, normalise(label)) for x in unit])
+        v = [math.fsum(w * x[i] for w, x in zip(weights, unit, strict=True)) for i in range(len(label))]
+        v = v if gathered is None else add(v, gathered[c])
+        found.append(_feed_forward(state, "feedforward", v, "pre") if "feedforward.up.weight" in state else v)
+    return found
+
+
+def label_residual(state: State, members: list[int]) -> tuple[Matrix, Matrix, Vector]:
+    """What is added to the labels' vectors, their vectors among the source's features, and their biases."""
+    width = len(state["vectors"][0])
+    source = state.get("source", [[] for _ in state["vectors"]])
+    added, own, biases = [], [], []
+    for member in members:
+        known = member >= 0
+        added.append(state["vectors"][member] if known else [0.0] * width)
+        own.append(source[member] if known else [0.0] * len(source[0]))
+        biases.append(state["bias"][member] if known else 0.0)
+    return added, own, biases
+
+
+def similarity_head(
+    state: State, patches: Matrix, labels: Matrix, looked: Matrix | None, visual: Matrix | None, whole: Vector | None
+) -> Vector:
+    """One image."""
+    scale, of_patches = (math.exp(state[f"log_{name}"]) for name in ("scale", "patches"))
+    scores = []
+    for c, label in enumerate(labels):
+        row = normalise(label if looked is None else looked[c])
+        score = of_patches * max(dot(normalise(x), row) for x in patches)
+        if visual is not None:
+            score += dot(normalise(visual[c]), normalise(label))
+        if whole is not None:
+            score += math.exp(state["log_whole"]) * dot(normalise(whole), normalise(label))
+        scores.append(scale * score + state["bias"])
+    return scores
+
+
+def base_scores(
+    patches: Matrix,
+    pooled: Vector,
+    labels: Matrix,
+    *,
+    parts: list[str],
+    scale: float,
+    anchors: Matrix | None,
+    members: list[int] | None,
+) -> Matrix:
+    """One image: a row of scores for each label."""
+    found = []
+    for c, label in enumerate(labels):
+        cosines = [dot(normalise(x), normalise(label)) for x in patches]
+        row = []
+        for part in parts:
+            if part == "pooled":
+                row.append(scale * dot(normalise(pooled), normalise(label)))
+            elif part == "best":
+                row.append(scale * max(cosines))
+            elif part == "focused":
+                row.append(scale * dot(softmax([20 * cosine for cosine in cosines]), cosines))
+            else:
+                # All that share a patch out; the label comes first where it is none of the anchors.
+                rivals = labels if anchors is None else anchors
+                place = c if anchors is None else -1 if members is None else members[c]
+                if place < 0:
+                    rivals, place = [label, *rivals], 0
+                shares = [
+                    softmax([scale * dot(normalise(x), normalise(rival)) for rival in rivals])[place] for x in patches
+                ]
+                row.append(math.log(max(math.fsum(shares) / len(shares), 1e-6)))
+        found.append(row)
+    return found
+
+
+def mixture(
+    state: State, base: Matrix | None, learned: Vector | None, positives: Vector | None, shrinkage: float
+) -> Vector:
+    """One image, in evaluation; positives: infinitely many where all that was learned counts."""
+    logits = []
+    for c in range(len(learned if base is None else base)):
+        logit = state["bias"]
+        if base is not None:
+            logit += sum(w * x / s for w, x, s in zip(state["weights"], base[c], state["spread"], strict=True))
+        if learned is not None:
+            n = math.inf if base is None else 0.0 if positives is None else positives[c]
+            logit += (1.0 if n == math.inf else n / (n + shrinkage)) * learned[c]
+        logits.append(logit)
+    return logits
 
 
 # --- losses

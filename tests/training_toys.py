@@ -127,7 +127,7 @@ def tiny_options(data: Path, tower: Path, run: Path, **more: object) -> list[str
         "data.workers": 0,
         "tower.name": f"local-dir:{tower}",
         # A feed-forward that is to a width of 24 what its default is to those of real towers. Baselines read neither.
-        **({} if "baseline__kind" in more else {"model.heads": 4, "model.dma_feedforward": 16}),
+        **({} if "baseline__kind" in more else {"model.heads": 4, "model.feedforward": 16, "model.adapter": 16}),
         "loop.epochs": 2,
         "loop.batch_size": 4,
         "loop.device": "cpu",

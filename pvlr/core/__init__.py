@@ -4,7 +4,9 @@ Importing this loads torch, einops and jaxtyping, and nothing else of weight: on
 is made of is loaded with the tower.
 """
 
+from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention, DualModalOutput, LabelRelation, RelationMap
+from pvlr.core.base import base_scores
 from pvlr.core.baselines import BaselineConfig, BaselineModel
 from pvlr.core.bootstrap import Interval, bootstrap_map, percentile_interval
 from pvlr.core.calibration import (
@@ -41,11 +43,14 @@ from pvlr.core.metrics import (
     precision_recall,
     top_k,
 )
+from pvlr.core.mixture import Mixture, mixing_weights
 from pvlr.core.model import PVLR, PVLRConfig, PVLROutput
 from pvlr.core.model_card import ModelCard
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageFeatures, ImageTower, PromptTokens, TextTower
 from pvlr.core.report import MultiLabelReport, ReportAccumulator, multilabel_report
+from pvlr.core.residual import LabelResidual
+from pvlr.core.semantic import SemanticPooling
 from pvlr.core.shapes import ShapeError, expect
 from pvlr.core.tags import Tag
 from pvlr.core.towers import TowerError, Towers, TowerSpec, build_towers, load_towers
@@ -65,7 +70,9 @@ __all__ = [
     "KnowledgePrompter",
     "LabelError",
     "LabelRelation",
+    "LabelResidual",
     "LabelSet",
+    "Mixture",
     "ModelCard",
     "MultiLabelReport",
     "PVLRConfig",
@@ -77,6 +84,7 @@ __all__ = [
     "RelationMap",
     "Reliability",
     "ReportAccumulator",
+    "SemanticPooling",
     "ShapeError",
     "SimilarityHead",
     "Tag",
@@ -84,10 +92,12 @@ __all__ = [
     "TowerError",
     "TowerSpec",
     "Towers",
+    "VisualAdapter",
     "asymmetric_loss",
     "attend",
     "attention_map",
     "average_precision",
+    "base_scores",
     "binary_cross_entropy",
     "bootstrap_map",
     "build_towers",
@@ -105,6 +115,7 @@ __all__ = [
     "load_towers",
     "mean_average_precision",
     "merge_heads",
+    "mixing_weights",
     "multilabel_report",
     "percentile_interval",
     "pool_regions",

@@ -77,11 +77,11 @@ def require_number(
         raise ValueError(f"{name}: expected a finite number {said}".rstrip() + f", got {value!r}")
 
 
-def require_heads(dim: int, heads: int) -> None:
+def require_heads(dim: int, heads: int, *, name: str = "dim") -> None:
     """Refuse a width that does not split evenly over the heads.
 
     Raises:
-        ValueError: naming ``dim``, ``heads`` and both values.
+        ValueError: naming the width, ``heads`` and both values.
 
     Example:
         >>> require_heads(10, 4)
@@ -89,7 +89,7 @@ def require_heads(dim: int, heads: int) -> None:
             ...
         ValueError: dim: expected a multiple of heads=4, got 10
     """
-    require_int("dim", dim, least=1)
+    require_int(name, dim, least=1)
     require_int("heads", heads, least=1)
     if dim % heads:
-        raise ValueError(f"dim: expected a multiple of heads={heads}, got {dim}")
+        raise ValueError(f"{name}: expected a multiple of heads={heads}, got {dim}")

@@ -1,6 +1,5 @@
 """Attention of labels to labels, and of labels and patches to each other."""
 
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -65,6 +64,7 @@ class MultiHeadAttention(Block):
         dim: Joint width ``d``, a multiple of ``heads``.
         heads: Number of heads ``h``.
         zero_out: Start the output projection at zero, so that the branch adds nothing before the first step.
+        width: Of queries, keys and values together, a multiple of ``heads``; None: ``d``.
 
     Example:
         >>> import torch
@@ -74,15 +74,17 @@ class MultiHeadAttention(Block):
         (torch.Size([2, 3, 8]), torch.Size([2, 3, 4]), torch.Size([2, 2, 5, 4]))
     """
 
-    def __init__(self, *, dim: int, heads: int, zero_out: bool) -> None:
-        super().__init__(dim=dim, heads=heads, zero_out=zero_out)
-        require_heads(dim, heads)
+    def __init__(self, *, dim: int, heads: int, zero_out: bool, width: int | None = None) -> None:
+        super().__init__(dim=dim, heads=heads, zero_out=zero_out, width=width)
+        inner = dim if width is None else width
+        require_int("dim", dim, least=1)
+        require_heads(inner, heads, name="dim" if width is None else "width")
         require_bool("zero_out", zero_out)
         self.dim, self.heads = dim, heads
-        self.q_proj = nn.Linear(dim, dim)
-        self.k_proj = nn.Linear(dim, dim, bias=False)
-        self.v_proj = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.q_proj = nn.Linear(dim, inner)
+        self.k_proj = nn.Linear(dim, inner, bias=False)
+        self.v_proj = nn.Linear(dim, inner)
+        self.out_proj = nn.Linear(inner, dim)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
@@ -172,36 +174,40 @@ class DualModalOutput(NamedTuple):
         patches: ``b n d``.
         label_maps: For each layer what labels looked at, ``b h c n``; empty unless asked for.
         patch_maps: For each layer what patches looked at, ``b h n c``; empty unless asked for.
+        gathered: What labels brought from the patches in the last layer, before it changed them, ``b c d``; None where
+            they do not look.
     """
 
     labels: Float[Tensor, "b c d"]
     patches: Float[Tensor, "b n d"]
     label_maps: tuple[Float[Tensor, "b h c n"], ...] = ()
     patch_maps: tuple[Float[Tensor, "b h n c"], ...] = ()
+    gathered: Float[Tensor, "b c d"] | None = None
 
 
 class _Side(nn.Module):
-    """One direction of one layer: ``x`` looks at ``source``, then its feed-forward."""
+    """One direction of one layer: ``x`` looks at ``source``, then its feed-forward; and what it gathered there."""
 
-    def __init__(self, *, dim: int, heads: int, feedforward: int, norm_first: bool) -> None:
+    def __init__(self, *, dim: int, heads: int, width: int | None, feedforward: int, norm_first: bool) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=norm_first)
+        self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=norm_first, width=width)
         self.norm = None if norm_first else nn.LayerNorm(dim)
-        self.feedforward = _FeedForward(dim=dim, hidden=feedforward, norm_first=norm_first) if feedforward else None
+        self.feedforward = FeedForward(dim=dim, hidden=feedforward, norm_first=norm_first) if feedforward else None
 
-    def forward(self, x: Tensor, queries: Tensor, source: Tensor) -> tuple[Tensor, _Factors]:
+    def forward(self, x: Tensor, queries: Tensor, source: Tensor) -> tuple[Tensor, _Factors, Tensor]:
         query, (key, value) = self.attention.ask(queries), self.attention.offer(source)
-        return by_rows(partial(self._look, key=key, value=value), x, query), (query, key)
+        gathered = by_rows(lambda rows: self.attention.gather(rows, key, value), query)
+        return by_rows(self._changed, x.expand_as(gathered), gathered), (query, key), gathered
 
-    def _look(self, x: Tensor, query: Tensor, *, key: Tensor, value: Tensor) -> Tensor:
-        x = x + self.attention.gather(query, key, value)
+    def _changed(self, x: Tensor, gathered: Tensor) -> Tensor:
+        x = x + gathered
         if self.norm is not None:
             x = self.norm(x)
         return x if self.feedforward is None else self.feedforward(x)
 
 
-class _FeedForward(nn.Module):
+class FeedForward(nn.Module):
     """``pre``: ``x + W2 gelu(W1 LN x)``, ``W2`` zero at the start; ``post``: ``LN(x + W2 gelu(W1 x))``."""
 
     def __init__(self, *, dim: int, hidden: int, norm_first: bool) -> None:
@@ -220,28 +226,32 @@ class _FeedForward(nn.Module):
 class _DualModalLayer(nn.Module):
     """Both directions in parallel, from the same inputs; a direction that is switched off has no parameters."""
 
-    def __init__(self, *, dim: int, heads: int, direction: str, feedforward: int, norm_first: bool) -> None:
+    def __init__(
+        self, *, dim: int, heads: int, width: int | None, direction: str, feedforward: int, norm_first: bool
+    ) -> None:
         super().__init__()
         self.norm_first = norm_first
         both = {name: direction in ("both", name) for name in ("labels", "patches")}
 
         def side(hidden: int) -> _Side:
-            return _Side(dim=dim, heads=heads, feedforward=hidden, norm_first=norm_first)
+            return _Side(dim=dim, heads=heads, width=width, feedforward=hidden, norm_first=norm_first)
 
         self.labels = side(feedforward) if both["labels"] else None
         # Patches are many: one of theirs would cost most of the block, and gained nothing (docs/results.md).
         self.patches = side(0) if both["patches"] else None
 
-    def forward(self, labels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, _Factors | None, _Factors | None]:
+    def forward(
+        self, labels: Tensor, patches: Tensor
+    ) -> tuple[Tensor, Tensor, _Factors | None, _Factors | None, Tensor | None]:
         # Each is read twice: as queries and as source.
         normed_labels, normed_patches = (standardise(x) if self.norm_first else x for x in (labels, patches))
         looked_labels, looked_patches = labels, patches
-        label_factors = patch_factors = None
+        label_factors = patch_factors = gathered = None
         if self.labels is not None:
-            looked_labels, label_factors = self.labels(labels, normed_labels, normed_patches)
+            looked_labels, label_factors, gathered = self.labels(labels, normed_labels, normed_patches)
         if self.patches is not None:
-            looked_patches, patch_factors = self.patches(patches, normed_patches, normed_labels)
-        return looked_labels, looked_patches, label_factors, patch_factors
+            looked_patches, patch_factors, _ = self.patches(patches, normed_patches, normed_labels)
+        return looked_labels, looked_patches, label_factors, patch_factors, gathered
 
 
 class DualModalAttention(Block):
@@ -257,6 +267,7 @@ class DualModalAttention(Block):
         heads: Number of heads ``h``.
         direction: Who looks: ``"both"``, ``"labels"`` or ``"patches"`` alone, or ``"none"``.
         layers: How many times.
+        width: Of each attention inside, a multiple of ``heads``; None: ``d``.
         feedforward: Hidden width of the feed-forward of labels that have looked; 0 for none.
         norm: Where the layer norms sit.
 
@@ -275,11 +286,15 @@ class DualModalAttention(Block):
         heads: int = 8,
         direction: Literal["both", "labels", "patches", "none"] = "both",
         layers: int = 1,
+        width: int | None = None,
         feedforward: int = 0,
         norm: Literal["pre", "post"] = "pre",
     ) -> None:
-        super().__init__(dim=dim, heads=heads, direction=direction, layers=layers, feedforward=feedforward, norm=norm)
-        require_heads(dim, heads)
+        super().__init__(
+            dim=dim, heads=heads, direction=direction, layers=layers, width=width, feedforward=feedforward, norm=norm
+        )
+        require_int("dim", dim, least=1)
+        require_heads(dim if width is None else width, heads, name="dim" if width is None else "width")
         require_choice("direction", direction, DIRECTIONS)
         require_int("layers", layers, least=1)
         require_int("feedforward", feedforward, least=0)
@@ -287,7 +302,12 @@ class DualModalAttention(Block):
         self.dim, self.direction = dim, direction
         self.layers = nn.ModuleList(
             _DualModalLayer(
-                dim=dim, heads=heads, direction=direction, feedforward=feedforward, norm_first=norm == "pre"
+                dim=dim,
+                heads=heads,
+                width=width,
+                direction=direction,
+                feedforward=feedforward,
+                norm_first=norm == "pre",
             )
             for _ in range(layers if direction != "none" else 0)
         )
@@ -316,12 +336,13 @@ class DualModalAttention(Block):
             raise ShapeError(f"labels, patches: expected one of each or more, got c={labels.shape[-2]}, n={axes['n']}")
         label_maps: list[Tensor] = []
         patch_maps: list[Tensor] = []
+        gathered: Tensor | None = None
         for layer in self.layers:
-            labels, patches, label_factors, patch_factors = layer(labels, patches)
+            labels, patches, label_factors, patch_factors, gathered = layer(labels, patches)
             if maps and label_factors is not None:
                 label_maps.append(attention_map(*label_factors))
             if maps and patch_factors is not None:
                 patch_maps.append(attention_map(*patch_factors))
         if labels.dim() == 2:
             labels = labels.expand(axes["b"], -1, -1)
-        return DualModalOutput(labels, patches, tuple(label_maps), tuple(patch_maps))
+        return DualModalOutput(labels, patches, tuple(label_maps), tuple(patch_maps), gathered)

@@ -1,8 +1,10 @@
 """Methods of others on the same towers, to be trained in PVLR's place.
 
-Zero-shot CLIP and CoOp are not here: they are PVLR with parts switched off (see :class:`~pvlr.core.model.PVLRConfig`).
+Zero-shot recognition is not here: it is PVLR that learns nothing (see :class:`~pvlr.core.model.PVLRConfig`).
 """
 
+import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -12,17 +14,30 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.core.arguments import require_bool, require_choice, require_int, require_number
+from pvlr.core.base import BasePart, are_anchors, base_scores
 from pvlr.core.block import Block
 from pvlr.core.decoders import GroupDecoder, LabelDecoder
 from pvlr.core.functional import cosine_scores, prior_bias, standardise, widened
 from pvlr.core.kept import Kept
 from pvlr.core.labels import LabelSet
-from pvlr.core.prompts import ContextPrompter, PromptBank
-from pvlr.core.protocols import ImageTower, PromptTokens, Regions, TextTower, join_regions
+from pvlr.core.mixture import Mixture
+from pvlr.core.prompts import ContextPrompter, PromptBank, encode_knowledge
+from pvlr.core.protocols import ImageTower, PromptTokens, Regions, Seen, TextTower, join_regions, split_regions
 from pvlr.core.shapes import ShapeError, expect
 
-__all__ = ["BaselineConfig", "BaselineModel", "BaselineOutput", "DualPrompter", "LinearProbe", "paired_scores"]
+__all__ = [
+    "BaselineConfig",
+    "BaselineModel",
+    "BaselineOutput",
+    "DualPrompter",
+    "LinearProbe",
+    "PromptedCosine",
+    "paired_scores",
+]
+
+BASE: tuple[BasePart, ...] = ("competition", "focused", "pooled")
+PROMPTED = ("coop", "dualcoop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +46,19 @@ class BaselineConfig:
 
     Args:
         kind: `none`: PVLR, as the section `model` has it. `linear_probe`: a linear classifier on the pooled vector.
+            (what it was made of, where the tower tells). `coop`: a learnable prompt, compared with the pooled vector.
             `dualcoop`: positive and negative prompts, compared with the patches. `query2label`: a decoder with a query
             per label. `ml_decoder`: a decoder with a query per group of labels.
-        context_tokens: Learnable tokens of each prompt (`dualcoop`).
+        base: Whether PVLR's base is added to the logits, by the same mixture.
+        shrinkage: Of that mixture, see :class:`~pvlr.core.mixture.Mixture`.
+        context_tokens: Learnable tokens of each prompt (`coop`, `dualcoop`).
         width: Of the decoder.
         heads: Heads of its attentions; must divide the width.
         hidden: Width of its feed-forwards.
         encoder_layers: Layers in which patches look at each other first (`query2label`).
         decoder_layers: Layers in which queries look at the patches (`query2label`).
         groups: Number of queries (`ml_decoder`); one per label where there are fewer labels.
-        prior: Mean probability before the first step, by choice of the biases; `dualcoop` has none.
+        prior: Mean probability before the first step, by choice of the biases; `dualcoop` alone has none.
 
     Raises:
         ValueError: naming the field, what it may be and what was given.
@@ -52,7 +70,9 @@ class BaselineConfig:
         ValueError: width: expected a multiple of heads=3, got 100
     """
 
-    kind: Literal["none", "linear_probe", "dualcoop", "query2label", "ml_decoder"] = "none"
+    kind: Literal["none", "linear_probe", "coop", "dualcoop", "query2label", "ml_decoder"] = "none"
+    base: bool = False
+    shrinkage: float = 10.0
     context_tokens: int = 16
     width: int = 256
     heads: int = 4
@@ -74,11 +94,15 @@ class BaselineConfig:
                 said = f"{name}={factor}" if name == "heads" else name
                 raise ValueError(f"width: expected a multiple of {said}, got {self.width}")
         require_number("prior", self.prior, above=0.0, below=1.0)
+        require_number("shrinkage", self.shrinkage, above=0.0)
+        require_bool("base", self.base)
 
     @property
     def sees(self) -> Regions:
-        """What of an image it reads: its patches, or its pooled vector as if that were the only one."""
-        return "pooled" if self.kind == "linear_probe" else "patches"
+        """What of an image it reads."""
+        if self.base or self.kind == "linear_probe":
+            return "all"
+        return "pooled" if self.kind == "coop" else "patches"
 
 
 def paired_scores(
@@ -135,7 +159,7 @@ class LinearProbe(Block):
         dim: Width of the vector.
 
     Example:
-        >>> LinearProbe(classes=3, dim=8)(torch.ones(2, 1, 8))
+        >>> LinearProbe(classes=3, dim=8)(torch.ones(2, 8))
         tensor([[0., 0., 0.],
                 [0., 0., 0.]], grad_fn=<AddmmBackward0>)
     """
@@ -147,14 +171,49 @@ class LinearProbe(Block):
         self.dim = dim
         self.weight, self.bias = nn.Parameter(torch.zeros(classes, dim)), nn.Parameter(torch.zeros(classes))
 
-    def forward(self, pooled: Float[Tensor, "b 1 d"]) -> Float[Tensor, "b c"]:
-        """Logits from the pooled vectors.
+    def forward(self, vectors: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        """Logits from one vector an image.
 
         Raises:
-            ShapeError: where there are several vectors per image, or they are of another width.
+            ShapeError: where they are of another width.
         """
-        expect("pooled", pooled, "b n d", dtype="float", like=self.bias, n=1, d=self.dim)
-        return F.linear(standardise(pooled[:, 0]), self.weight, self.bias)
+        expect("vectors", vectors, "b d", dtype="float", like=self.bias, d=self.dim)
+        return F.linear(standardise(vectors), self.weight, self.bias)
+
+
+class PromptedCosine(Block):
+    """``scale · cos(g, T_soft[c]) + bias`` with one learnable prompt for all labels. After CoOp (arXiv 2109.01134).
+
+    Args:
+        width: Width ``w`` of the text tower's token embeddings.
+        dim: Joint width ``d``.
+        tokens: Number of context tokens ``m``.
+        scale: Of the cosine, at the start.
+
+    Example:
+        >>> PromptedCosine(width=6, dim=8, tokens=2).prompter.context.shape
+        torch.Size([2, 6])
+    """
+
+    def __init__(self, *, width: int, dim: int, tokens: int = 16, scale: float = 10.0) -> None:
+        super().__init__(width=width, dim=dim, tokens=tokens, scale=scale)
+        require_number("scale", scale, above=0.0)
+        self.prompter = ContextPrompter(width=width, dim=dim, tokens=tokens, heads=1, relation="none")
+        self.log_scale, self.bias = nn.Parameter(torch.tensor(math.log(scale))), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, pooled: Float[Tensor, "b d"], text: Float[Tensor, "c d"]) -> Float[Tensor, "b c"]:
+        """Logits, float32.
+
+        Args:
+            pooled: ``b d``.
+            text: What the prompter makes of the labels, ``c d``.
+
+        Raises:
+            ShapeError: where the axes do not fit.
+        """
+        expect("pooled", pooled, "b d", dtype="float", device=self.bias.device)
+        scale, bias = widened(self.log_scale).exp(), widened(self.bias)
+        return cosine_scores(pooled.unsqueeze(1), text, scale=scale, bias=bias).squeeze(1)
 
 
 class DualPrompter(Block):
@@ -201,9 +260,10 @@ class BaselineModel(nn.Module):
 
     Args:
         config: Which, and its sizes.
-        labels: What to recognise. All but `dualcoop` are made for as many.
-        text: Text tower, kept frozen; read by `dualcoop` alone.
+        labels: What to recognise. All but `coop` and `dualcoop` are made for as many.
+        text: Text tower, kept frozen; read by those two alone, and for the base.
         image: Image tower.
+        logit_scale: The tower's own scale, that of the base.
 
     Raises:
         ValueError: where the configuration is PVLR's.
@@ -218,25 +278,47 @@ class BaselineModel(nn.Module):
 
     prompt_ids: Tensor
     prompt_ends: Tensor
+    names: Tensor
+    anchors: Tensor
+    members: Tensor
+    known_positives: Tensor
 
-    def __init__(self, config: BaselineConfig, labels: LabelSet, text: TextTower, image: ImageTower) -> None:
+    def __init__(
+        self,
+        config: BaselineConfig,
+        labels: LabelSet,
+        text: TextTower,
+        image: ImageTower,
+        *,
+        logit_scale: float = 10.0,
+    ) -> None:
         super().__init__()
-        self.config, self.labels = config, labels
-        self.text, self.image = text, image
+        self.config, self.labels, self.trained = config, labels, labels
+        self.text, self.image, self.logit_scale = text, image, logit_scale
         if isinstance(text, nn.Module):
             text.requires_grad_(False).eval()
         self.head: Any = _make_head(config, labels, text, image)
-        self._kept: Kept[tuple[Tensor, Tensor]] = Kept()
-        if config.kind == "dualcoop":
-            self._set_labels(labels)
+        self._kept: Kept[tuple[Tensor, ...]] = Kept()
+        self.register_buffer("known_positives", torch.zeros(len(labels)))
+        self.mixture = Mixture(parts=len(BASE), shrinkage=config.shrinkage) if config.base else None
+        self._set_labels(labels)
+        if config.base:
+            self.register_buffer("anchors", self.names, persistent=False)
 
     def _set_labels(self, labels: LabelSet) -> None:
-        bank = PromptBank(labels, context_words=None, context_tokens=self.config.context_tokens)
-        prompts = self.text.tokenize_prompts(bank.context_sentences(), None, self.config.context_tokens)
-        device = self.head.positive.context.device
-        self.register_buffer("prompt_ids", prompts.ids.to(device), persistent=False)
-        self.register_buffer("prompt_ends", prompts.end.to(device), persistent=False)
-        self._prompt_start, self._prompt_used = prompts.start, prompts.used
+        device = self.known_positives.device
+        if self.config.kind in PROMPTED:
+            bank = PromptBank(labels, context_words=None, context_tokens=self.config.context_tokens)
+            prompts = self.text.tokenize_prompts(bank.context_sentences(), None, self.config.context_tokens)
+            self.register_buffer("prompt_ids", prompts.ids.to(device), persistent=False)
+            self.register_buffer("prompt_ends", prompts.end.to(device), persistent=False)
+            self._prompt_start, self._prompt_used = prompts.start, prompts.used
+        if self.config.base:
+            names = encode_knowledge(PromptBank(labels), self.text.encode).to(device)
+            rows = {name: row for row, name in enumerate(self.trained)}
+            members = torch.tensor([rows.get(name, -1) for name in labels], device=device)
+            self.register_buffer("names", names, persistent=False)
+            self.register_buffer("members", members, persistent=False)
 
     def with_labels(self, labels: LabelSet | Sequence[str]) -> "BaselineModel":
         """The same model for other labels, which shares all modules.
@@ -248,13 +330,13 @@ class BaselineModel(nn.Module):
             ValueError: where the method has no texts to tell labels by.
             LabelError: where these are no names.
         """
-        if self.config.kind != "dualcoop":
+        if self.config.kind not in PROMPTED:
             raise ValueError(f"labels: cannot be exchanged in a model of kind '{self.config.kind}', which fixes them")
-        labels = LabelSet.of(labels)
-        other = BaselineModel(self.config, labels, self.text, self.image)
-        other.head = self.head
-        other._set_labels(labels)
-        return other.train(self.training)
+        other = copy.copy(self)
+        other._modules, other._buffers, other._kept = self._modules.copy(), self._buffers.copy(), Kept()
+        other.labels = LabelSet.of(labels)
+        other._set_labels(other.labels)
+        return other
 
     def forward(self, images: Float[Tensor, "b 3 s s"]) -> BaselineOutput:
         """Recognise labels in images of the image tower's size, normalised as it asks for.
@@ -275,23 +357,53 @@ class BaselineModel(nn.Module):
         """The vectors of images that :meth:`forward_features` takes."""
         return join_regions(self.image(images), self.sees)
 
-    def forward_features(self, patches: Float[Tensor, "b n d"]) -> BaselineOutput:
-        """Recognise labels from what the image tower saw, computed before: patch vectors, or one pooled vector.
+    def forward_features(self, regions: Float[Tensor, "b m d"]) -> BaselineOutput:
+        """Recognise labels from what the image tower saw, computed before, as :meth:`regions` joined it.
 
         Raises:
             ShapeError: where the axes do not fit.
         """
-        if self.config.kind != "dualcoop":
-            return BaselineOutput(self.head(patches))
-        positive, negative = paired_scores(patches, *self._texts())
-        return BaselineOutput(positive - negative)
+        base, learned = self._scores(regions)
+        if self.mixture is None:
+            return BaselineOutput(learned)
+        positives = self.known_positives[self.members.clamp_min(0)] * (self.members >= 0)
+        return BaselineOutput(self.mixture(base, learned, positives))
 
-    def _texts(self) -> tuple[Tensor, Tensor]:
+    def _scores(self, regions: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The base ``b c p``, where it is added, and what was learned ``b c``."""
+        seen = split_regions(regions, self.sees, getattr(self.image, "source_dim", 0))
+        pooled = regions[:, 0] if seen.pooled is None else seen.pooled
+        learned = self._learned(seen, pooled)
+        if self.mixture is None:
+            return None, learned
+        names, anchors = self.names.to(regions.dtype), self.anchors.to(regions.dtype)
+        # As PVLR: a label that is told in other words now competes with what it was.
+        members = are_anchors(names, anchors, self.members).long() - 1
+        base = base_scores(
+            seen.patches, pooled, names, parts=BASE, scale=self.logit_scale, anchors=anchors, members=members
+        )
+        return base, learned
+
+    def _learned(self, seen: Seen, pooled: Tensor) -> Float[Tensor, "b c"]:
+        if self.config.kind == "linear_probe":
+            logits: Tensor = self.head(pooled if seen.source is None else seen.source)
+        elif self.config.kind == "coop":
+            logits = self.head(pooled, *self._texts())
+        elif self.config.kind == "dualcoop":
+            positive, negative = paired_scores(seen.patches, *self._texts())
+            logits = positive - negative
+        else:
+            logits = self.head(seen.patches)
+        return logits
+
+    def _texts(self) -> tuple[Tensor, ...]:
         if self.training:
             return self._encode()
         return self._kept.get([*self.head.parameters(), self.prompt_ids, self.prompt_ends], self._encode)
 
-    def _encode(self) -> tuple[Tensor, Tensor]:
+    def _encode(self) -> tuple[Tensor, ...]:
+        if self.config.kind == "coop":
+            return (self.head.prompter.encode(self.text, self._prompts()),)
         found: tuple[Tensor, Tensor] = self.head(self.text, self._prompts())
         return found
 
@@ -308,12 +420,29 @@ class BaselineModel(nn.Module):
         return self
 
     @torch.no_grad()
-    def fit_prior(self, patches: Float[Tensor, "b n d"]) -> None:
-        """Set the biases so that the mean probability on these images is the configuration's `prior`."""
-        if self.config.kind == "dualcoop":
-            return
-        logits = self.forward_features(patches).logits
-        self.head.bias.fill_(prior_bias(logits - self.head.bias, self.config.prior))
+    def fit_prior(self, regions: Float[Tensor, "b m d"]) -> None:
+        """Set the biases so that the mean probability on these images is the configuration's `prior`.
+
+        Those of the head, where it has some and there is no base; else that of the mixture.
+        """
+        base, learned = self._scores(regions)
+        bias, logits = getattr(self.head, "bias", None), learned
+        if self.mixture is not None and base is not None:
+            self.mixture.fit_spread(base)
+            bias = self.mixture.bias
+            logits = self.mixture.mixed(base, learned, torch.full_like(bias, math.inf))
+        if bias is not None:
+            bias.fill_(prior_bias(logits - bias, self.config.prior))
+
+    @torch.no_grad()
+    def tell_positives(self, counts: Float[Tensor, " c"]) -> None:
+        """Say how many positives of each label training knows; read by the mixture with the base.
+
+        Raises:
+            ShapeError: where there is not one for each label it was made for.
+        """
+        expect("counts", counts, "c", c=len(self.trained))
+        self.known_positives.copy_(counts)
 
 
 def _make_head(config: BaselineConfig, labels: LabelSet, text: TextTower, image: ImageTower) -> nn.Module:
@@ -321,7 +450,9 @@ def _make_head(config: BaselineConfig, labels: LabelSet, text: TextTower, image:
     shared: Any = {"classes": len(labels), "source_dim": image.dim, **sizes}
     match config.kind:
         case "linear_probe":
-            return LinearProbe(classes=len(labels), dim=image.dim)
+            return LinearProbe(classes=len(labels), dim=getattr(image, "source_dim", 0) or image.dim)
+        case "coop":
+            return PromptedCosine(width=text.width, dim=text.dim, tokens=config.context_tokens)
         case "dualcoop":
             return DualPrompter(width=text.width, dim=text.dim, tokens=config.context_tokens)
         case "query2label":

@@ -1,93 +1,102 @@
-"""Similarities of patches and labels, aggregated into one logit per label."""
+"""Similarities of labels and images in both directions, as one score per label."""
 
 import math
-from functools import partial
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pvlr.core.arguments import require_bool, require_choice, require_number
+from pvlr.core.arguments import require_number
 from pvlr.core.block import Block
-from pvlr.core.functional import by_rows, cosine_scores, pool_regions, widened
+from pvlr.core.functional import by_rows, cosine_scores, full_width, pool_regions, widened
 from pvlr.core.shapes import expect
 
 __all__ = ["SimilarityHead"]
 
-AGGREGATIONS = ("max", "mean", "softmax")
-
 
 class SimilarityHead(Block):
-    """``logit[b, c] = aggregate_n (scale · cos(patch[b, n], label[b, c]) + bias)``: the labels are the classifier.
+    """``scale · (κ max_n cos(X'[n], T'[c]) + cos(V[c], T[c]) + λ cos(g, T[c])) + bias``: labels are the classifier.
 
-    With a vector ``g`` of the whole image too, it is the mean of that and ``scale · cos(g[b], label[b, c]) + bias``.
-
-    Its parameters are two numbers, so that it serves any list of labels.
+    The two similarities of the method's abstract: label vectors that know their context (``T'``) with the image's
+    patches, and visual vectors that are related to a label's meaning (``V``) with the label; and that of the whole
+    image (``g``). The last two are left out where they are not given. Its parameters are four numbers, so that it
+    serves any list of labels.
 
     Args:
-        scale: Factor of the cosine at the start, above 0; kept as its logarithm.
+        scale: Factor of the cosines at the start, above 0; kept as its logarithm, as ``κ`` and ``λ`` are.
         bias: Added to every score at the start.
-        aggregation: How the scores of the patches become one, see :func:`~pvlr.core.functional.pool_regions`.
-        temperature: Of the aggregation ``"softmax"``, in units of the scores.
-        learnable: Whether scale and bias are trained.
+        patches: ``κ`` at the start, above 0.
+        whole: ``λ`` at the start, above 0; None: the whole image is not compared, and there is no ``λ``.
 
     Example:
-        >>> head = SimilarityHead(scale=10.0, bias=-3.0)
-        >>> round(head(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[1.0, 0.0]])).item(), 4)
-        3.0
-        >>> head
-        SimilarityHead(scale=10.0, bias=-3.0, aggregation='max', temperature=0.1, learnable=True)
+        >>> head = SimilarityHead(scale=10.0, bias=-3.0, patches=0.5)
+        >>> patches, labels = torch.tensor([[[0.0, 1.0], [3.0, 4.0]]]), torch.tensor([[1.0, 0.0]])
+        >>> round(head(patches, labels).item(), 4), round(head(patches, labels, visual=labels[None]).item(), 4)
+        (0.0, 10.0)
     """
 
     def __init__(
-        self,
-        *,
-        scale: float = 10.0,
-        bias: float = 0.0,
-        aggregation: Literal["max", "mean", "softmax"] = "max",
-        temperature: float = 0.1,
-        learnable: bool = True,
+        self, *, scale: float = 10.0, bias: float = 0.0, patches: float = 0.3, whole: float | None = 0.3
     ) -> None:
-        super().__init__(scale=scale, bias=bias, aggregation=aggregation, temperature=temperature, learnable=learnable)
-        require_number("scale", scale, above=0.0)
+        super().__init__(scale=scale, bias=bias, patches=patches, whole=whole)
+        for name, value in (("scale", scale), ("patches", patches), ("whole", 1.0 if whole is None else whole)):
+            require_number(name, value, above=0.0)
         require_number("bias", bias)
-        require_choice("aggregation", aggregation, AGGREGATIONS)
-        require_number("temperature", temperature, above=0.0)
-        require_bool("learnable", learnable)
-        self.aggregation, self.temperature = aggregation, temperature
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)), requires_grad=learnable)
-        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=learnable)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.log_patches = nn.Parameter(torch.tensor(math.log(patches)))
+        self.log_whole = None if whole is None else nn.Parameter(torch.tensor(math.log(whole)))
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
 
     def forward(
         self,
         patches: Float[Tensor, "b n d"],
-        labels: Float[Tensor, "b c d"] | Float[Tensor, "c d"],
-        pooled: Float[Tensor, "b d"] | None = None,
+        labels: Float[Tensor, "c d"] | Float[Tensor, "b c d"],
+        *,
+        looked: Float[Tensor, "b c d"] | None = None,
+        visual: Float[Tensor, "b c d"] | None = None,
+        whole: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b c"]:
-        """Logits ``b c``, float32 whatever autocast chose (float64 for float64 inputs).
+        """Scores ``b c``, float32 whatever autocast chose (float64 for float64 inputs).
 
         Args:
-            patches: Patch vectors ``b n d``, at least one patch.
-            labels: Label vectors, ``c d`` for all images or ``b c d`` for each.
-            pooled: One vector of the whole image, ``b d``: the logit is then the mean of its score and that of the
-                patches.
+            patches: ``X'``, at least one patch.
+            labels: ``T``, the labels.
+            looked: ``T'``, the labels after they have looked at the patches; None: the labels.
+            visual: ``V``, what of the image speaks for each label; None: it is not compared.
+            whole: ``g``, the whole image; None: it is not compared.
 
         Raises:
             ShapeError: where the axes do not fit.
+            ValueError: where the whole image is given to a head that does not compare it.
         """
-        axes = expect("patches", patches, "b n d", dtype="float", device=self.log_scale.device)
-        expect("labels", labels, "... c d", dtype="float", device=self.log_scale.device, d=axes["d"])
-        if pooled is not None:
-            expect("pooled", pooled, "b d", dtype="float", device=self.log_scale.device, b=axes["b"], d=axes["d"])
-        return by_rows(partial(self._logits, patches, pooled), labels, join=-1)
-
-    def _logits(self, patches: Tensor, pooled: Tensor | None, labels: Tensor) -> Tensor:
-        scale, bias = widened(self.log_scale).exp(), widened(self.bias)
-        logits = pool_regions(
-            cosine_scores(patches, labels, scale=scale, bias=bias), self.aggregation, self.temperature
-        )
-        if pooled is None:
+        device = self.log_scale.device
+        axes = expect("patches", patches, "b n d", dtype="float", device=device)
+        axes |= expect("labels", labels, "... c d", dtype="float", device=device, d=axes["d"])
+        b, c, d = axes["b"], axes["c"], axes["d"]
+        if labels.dim() > 2:
+            expect("labels", labels, "b c d", b=b)
+        rows = labels
+        if looked is not None:
+            expect("looked", looked, "b c d", dtype="float", device=device, b=b, c=c, d=d)
+            rows = looked
+        with full_width(patches):
+            best = by_rows(lambda part: pool_regions(cosine_scores(patches, part), "max"), rows, join=-1)
+            score = widened(self.log_patches).exp() * best
+            if visual is not None:
+                expect("visual", visual, "b c d", dtype="float", device=device, b=b, c=c, d=d)
+                score = score + _paired(widened(visual), widened(labels))
+            if whole is not None and self.log_whole is None:
+                raise ValueError("whole: expected None, this head was made not to compare the whole image")
+            if whole is not None and self.log_whole is not None:
+                expect("whole", whole, "b d", dtype="float", device=device, b=b, d=d)
+                of_whole = cosine_scores(whole.unsqueeze(1), labels).squeeze(1)
+                score = score + widened(self.log_whole).exp() * of_whole
+            logits: Tensor = widened(self.log_scale).exp() * score + widened(self.bias)
             return logits
-        whole: Tensor = cosine_scores(pooled.unsqueeze(1), labels, scale=scale, bias=bias).squeeze(1)
-        return (logits + whole) / 2
+
+
+def _paired(a: Tensor, b: Tensor) -> Float[Tensor, "b c"]:
+    """Cosines of the vectors that stand at the same place."""
+    lengths = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+    cosines: Tensor = (a * b).sum(dim=-1) / lengths.clamp_min(1e-12)
+    return cosines

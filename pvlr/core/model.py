@@ -7,32 +7,40 @@ The abstract of arXiv 2401.17881 fixes the parts; what it leaves open is a field
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention
 from pvlr.core.decision import Decision
-from pvlr.core.functional import prior_bias
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
 from pvlr.core.kept import Kept
+from pvlr.core.label_side import LabelSide, compute_label_side, encode_again, encode_labels, fit_prior, own_copy
 from pvlr.core.labels import LabelSet
+from pvlr.core.mixture import Mixture
 from pvlr.core.model_card import ModelCard
 from pvlr.core.model_config import PVLRConfig, read_descriptions
-from pvlr.core.model_output import LabelParts, LabelSide, PVLROutput, compare
+from pvlr.core.model_output import Comparison, LabelParts, LabelRows, Learned, PVLROutput
 from pvlr.core.model_texts import digests, unchanged
 from pvlr.core.pictures import read_picture
-from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
-from pvlr.core.protocols import ImageTower, PromptTokens, Regions, TextTower, join_regions, split_regions
-from pvlr.core.sentence_encoders import HeldEncoder, SentenceEncoder, find_encoder
+from pvlr.core.prompts import ContextPrompter, KnowledgePrompter
+from pvlr.core.protocols import ImageTower, PromptTokens, Regions, TextTower, join_regions
+from pvlr.core.residual import LabelResidual
+from pvlr.core.semantic import SemanticPooling
+from pvlr.core.sentence_encoders import HeldEncoder, SentenceEncoder
 from pvlr.core.shapes import expect
-from pvlr.core.tags import Tag, choose_tags, evidence
+from pvlr.core.tags import Tag, tag_images
 from pvlr.core.towers import TowerOrigin, Towers
 
 __all__ = ["PVLR", "PVLRConfig", "PVLROutput", "read_descriptions"]
+
+LEAST_WIDTH = 256  # of the attention between labels and patches
+LEARNED = ("fusion", "adapter", "attention", "semantic", "head")
 
 
 class PVLR(nn.Module):
@@ -44,8 +52,8 @@ class PVLR(nn.Module):
             :meth:`with_labels` takes any other list after training.
         text: Text tower, kept frozen.
         image: Image tower of the same joint width.
-        logit_scale: The tower's own scale, used with ``scale_from="tower"``.
-        logit_bias: The tower's own bias, used with it where it is not zero.
+        logit_scale: The tower's own scale, that of the base.
+        logit_bias: The tower's own bias, kept where the base is all there is.
         encoder: From a list of ``s`` sentences to vectors ``s k``; asked for by ``knowledge="encoder"``, and only by
             it. It is no part of the model: not trained, not saved, not moved; copies share it.
         extra_descriptions: Whether the file of descriptions may tell of labels that are not asked for, which otherwise
@@ -91,54 +99,52 @@ class PVLR(nn.Module):
         self.text, self.image = text, image
         if isinstance(text, nn.Module):
             text.requires_grad_(False).eval()
-        dim, shared = text.dim, {"heads": config.heads, "norm": config.residual}
+        dim, source_dim = text.dim, getattr(image, "source_dim", 0)
         self._encoder = None if encoder is None else HeldEncoder(encoder)
+        self.trained = labels
         self._set_labels(labels, extra_descriptions=extra_descriptions)
         self.text_digests = digests(config)
-        source = self.knowledge_vectors.shape[1] if config.knowledge != "text_tower" else None
-        uses = {"knowledge": config.fusion != "context", "context": config.fusion != "knowledge"}
-        # A prompt that the fusion leaves out has no parameters either: nothing is trained that nothing reads.
-        self.knowledge = (
-            KnowledgePrompter(dim=dim, source_dim=source, relation=config.relation, **cast(Any, shared))
-            if uses["knowledge"]
-            else None
-        )
-        self.context = (
-            ContextPrompter(
-                width=text.width,
-                dim=dim,
-                tokens=config.context_tokens,
-                classes=len(labels) if config.class_specific_context else None,
-                condition="image" if config.image_conditioned_context else "none",
-                relation=config.relation,
-                **cast(Any, shared),
-            )
-            if uses["context"]
-            else None
-        )
-        if self.context is not None and config.context_words is not None:
-            start, length = self._prompt_start, config.context_tokens
-            self.context.start_from(text.embed(self.prompt_ids[0, start : start + length]).float())
-        self.fusion = FusionBlock(dim=dim, mode=config.fusion, maps=config.relation == "attention", **cast(Any, shared))
-        self.attention = DualModalAttention(
-            dim=dim,
-            direction=config.dma,
-            layers=config.dma_layers,
-            feedforward=config.dma_feedforward,
-            **cast(Any, shared),
-        )
-        from_tower = config.scale_from == "tower"
-        self.keeps_bias = from_tower and logit_bias != 0.0
-        self.head = SimilarityHead(
-            scale=logit_scale if from_tower else config.scale,
-            bias=logit_bias if self.keeps_bias else math.log(config.prior / (1 - config.prior)),
-            aggregation=config.aggregation,
-            temperature=config.aggregation_temperature,
-        )
+        self.base_scale = logit_scale if config.base_scale is None else config.base_scale
+        # Of the labels it is made for: how many positives were known, and what their names say.
+        self.register_buffer("known_positives", torch.zeros(len(labels)))
+        self.register_buffer("anchors", self.base_vectors, persistent=False)
+        # A tower's own bias belongs to its own score.
+        self.keeps_bias = logit_bias != 0.0 and not config.learn
+        bias = logit_bias if self.keeps_bias else math.log(config.prior / (1 - config.prior))
+        self.mixture = Mixture(parts=len(config.parts), shrinkage=config.shrinkage, bias=bias)
+        self.knowledge: KnowledgePrompter | None = None
+        self.context: ContextPrompter | None = None
+        self.residual: LabelResidual | None = None
+        if config.learn:
+            self._add_learned(dim, source_dim)
         self._kept: Kept[LabelSide] = Kept()
         self.decision, self.card = Decision(), ModelCard()
         self.origin: TowerOrigin | None = None
-        self.register_load_state_dict_post_hook(_encode_again)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(encode_again)  # type: ignore[no-untyped-call]
+
+    def _add_learned(self, dim: int, source_dim: int) -> None:
+        """The blocks that are trained; a kind of prompts that the fusion leaves out has none."""
+        config, shared = self.config, {"dim": dim, "heads": self.config.heads}
+        source = self.knowledge_vectors.shape[1] if config.knowledge != "text_tower" else None
+        if config.fusion != "context":
+            self.knowledge = KnowledgePrompter(source_dim=source, relation=config.relation, **cast(Any, shared))
+        if config.fusion != "knowledge":
+            self.context = ContextPrompter(
+                width=self.text.width, tokens=config.context_tokens, relation=config.relation, **cast(Any, shared)
+            )
+            if config.context_words is not None:
+                start, length = self._prompt_start, config.context_tokens
+                self.context.start_from(self.text.embed(self.prompt_ids[0, start : start + length]).float())
+            self.residual = LabelResidual(labels=len(self.trained), dim=dim, source_dim=source_dim)
+        self.fusion = FusionBlock(mode=config.fusion, maps=config.relation == "attention", **cast(Any, shared))
+        self.adapter = VisualAdapter(dim=dim, hidden=config.adapter, source_dim=source_dim)
+        # Attention needs more room than a narrow joint space has (docs/results.md).
+        width = -(-max(dim, LEAST_WIDTH) // config.heads) * config.heads
+        self.attention = DualModalAttention(
+            direction=config.dma, width=width, feedforward=config.feedforward, **cast(Any, shared)
+        )
+        self.semantic = SemanticPooling(dim=dim, hidden=config.feedforward)
+        self.head = SimilarityHead(whole=0.3 if source_dim else None)
 
     @classmethod
     def from_towers(
@@ -234,29 +240,25 @@ class PVLR(nn.Module):
         return push_to_hub(self, repository, private=private, include_towers=include_towers)
 
     knowledge_vectors: Tensor
+    base_vectors: Tensor
+    known_positives: Tensor
+    anchors: Tensor
+    members: Tensor
     prompt_ids: Tensor
     prompt_ends: Tensor
 
     def _set_labels(self, labels: LabelSet, *, like: Tensor | None = None, extra_descriptions: bool = True) -> None:
-        config, path = self.config, self.config.descriptions
-        descriptions = None if path is None else read_descriptions(path, labels, others=extra_descriptions)
-        bank = PromptBank(
-            labels,
-            templates=config.templates,
-            descriptions=descriptions,
-            context_words=config.context_words,
-            context_tokens=config.context_tokens,
-        )
-        encode = find_encoder(config.knowledge, None if self._encoder is None else self._encoder.encode)
-        if config.knowledge == "text_tower":
-            encode = self.text.encode
-        vectors = load_label_vectors(config.knowledge, labels) if encode is None else encode_knowledge(bank, encode)
-        prompts = self.text.tokenize_prompts(bank.context_sentences(), bank.context_words, config.context_tokens)
+        encoder = None if self._encoder is None else self._encoder.encode
+        texts = encode_labels(self.config, labels, self.text, encoder=encoder, extra_descriptions=extra_descriptions)
+        rows = {name: row for row, name in enumerate(self.trained)}
+        members, prompts = torch.tensor([rows.get(name, -1) for name in labels]), texts.prompts
         self.labels = labels
         # Where the model is and as wide as it is, which by now may be elsewhere than at the start.
         like = torch.empty(0, device=self.text.embed(prompts.ids[:1, :1]).device) if like is None else like
         # Not persistent: they follow from the labels and the frozen tower, which is not in a checkpoint either.
-        self.register_buffer("knowledge_vectors", vectors.to(like), persistent=False)
+        self.register_buffer("knowledge_vectors", texts.knowledge.to(like), persistent=False)
+        self.register_buffer("base_vectors", texts.base.to(like), persistent=False)
+        self.register_buffer("members", members.to(like.device), persistent=False)
         self.register_buffer("prompt_ids", prompts.ids.to(like.device), persistent=False)
         self.register_buffer("prompt_ends", prompts.end.to(like.device), persistent=False)
         self._prompt_start, self._prompt_used = prompts.start, prompts.used
@@ -276,26 +278,31 @@ class PVLR(nn.Module):
         Args:
             labels: The labels, or their names.
 
+        Labels that it was trained on keep what was learned of them; of any other its name is all there is, and it
+        scores as the towers alone would have it.
+
         Raises:
-            ValueError: if every label has a context of its own.
             LabelError: where the file of label vectors lacks a label.
             PretrainedError: where that file, or the one of descriptions, has changed since or is gone.
             SentenceEncoderError: where the sentence encoder cannot be loaded again.
         """
-        if self.context is not None and self.context.classes is not None:
-            raise ValueError("labels: cannot be exchanged in a model with class_specific_context, which fixes them")
         unchanged(self.config, self.text_digests)
         other = PVLR.__new__(PVLR)
         nn.Module.__init__(other)
         other.training, other.config = self.training, self.config
-        other.keeps_bias, other._kept = self.keeps_bias, Kept()
+        other.keeps_bias, other._kept, other.trained = self.keeps_bias, Kept(), self.trained
+        other.base_scale = self.base_scale
         # By name: the towers need not be modules, and the encoder is none.
-        for name in ("text", "image", "knowledge", "context", "fusion", "attention", "head", "_encoder"):
+        for name in ("text", "image", "mixture", "knowledge", "context", "residual", "_encoder"):
             setattr(other, name, getattr(self, name))
+        for name in LEARNED if self.config.learn else ():
+            setattr(other, name, getattr(self, name))
+        other.register_buffer("known_positives", self.known_positives)
+        other.register_buffer("anchors", self.anchors, persistent=False)
         other._set_labels(LabelSet.of(labels), like=self.knowledge_vectors)
         other.decision, other.origin, other.text_digests = self.decision, self.origin, self.text_digests
         other.card = self.card if other.labels == self.labels else self.card.for_other_labels()
-        other.register_load_state_dict_post_hook(_encode_again)  # type: ignore[no-untyped-call]
+        other.register_load_state_dict_post_hook(encode_again)  # type: ignore[no-untyped-call]
         return other
 
     def forward(self, images: Float[Tensor, "b 3 s s"], maps: bool = False) -> PVLROutput:
@@ -308,17 +315,23 @@ class PVLR(nn.Module):
         Raises:
             ShapeError: where the images are of another size.
         """
-        size = self.image.image_size
-        expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
         return self.forward_features(self.regions(images), maps=maps)
 
     @property
     def sees(self) -> Regions:
         """Which vectors of an image it reads."""
-        return self.config.regions
+        if self.config.learn:
+            return "all"
+        return "pooled" if set(self.config.parts) == {"pooled"} else "both"
 
     def regions(self, images: Float[Tensor, "b 3 s s"]) -> Float[Tensor, "b m d"]:
-        """The vectors of images that :meth:`forward_features` takes."""
+        """The vectors of images that :meth:`forward_features` takes.
+
+        Raises:
+            ShapeError: where the images are of another size.
+        """
+        size = self.image.image_size
+        expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
         return join_regions(self.image(images), self.sees)
 
     def forward_features(
@@ -327,18 +340,35 @@ class PVLR(nn.Module):
         """Recognise labels from vectors of the image tower, computed before.
 
         Args:
-            regions: ``b m d`` from :meth:`regions` or the cache: patches, the pooled vector as ``b 1 d``, or the pooled
-                vector and the patches, as the configuration's ``regions`` says.
+            regions: ``b m d`` from :meth:`regions` or the cache.
             maps: Whether to return the attention maps too.
-            labels: Label vectors that :meth:`label_vectors` gave, ``c d`` or ``b c d``; None to compute them.
+            labels: What :meth:`label_rows` gave, joined, ``c r``; None to compute it.
 
         Raises:
             ShapeError: where the axes do not fit.
         """
         expect("regions", regions, "b m d", dtype="float", d=self.text.dim)
-        if labels is None:
-            labels = self.label_vectors(split_regions(regions, self.sees)[0])
-        return compare(self.attention, self.head, labels, regions, sees=self.sees, maps=maps)
+        if labels is not None:
+            own = 0 if self.residual is None else self.residual.source_dim
+            expect("labels", labels, "c r", dtype="float", r=2 * self.text.dim + own + 3)
+        rows = self.label_rows() if labels is None else LabelRows.split(labels, self.text.dim)
+        return self.comparison(regions, rows, maps)
+
+    @property
+    def comparison(self) -> Comparison:
+        """What compares images and labels, as a function of both."""
+        learned = None
+        if self.config.learn:
+            learned = Learned(self.adapter, self.attention, self.semantic, self.head)
+        return Comparison(
+            mixture=self.mixture,
+            parts=self.config.parts,
+            scale=self.base_scale,
+            anchors=self.anchors,
+            sees=self.sees,
+            source_dim=getattr(self.image, "source_dim", 0),
+            learned=learned,
+        )
 
     def tag(self, picture: Any, *, threshold: float | None = None) -> list[Tag]:
         """Say what is in a picture.
@@ -381,70 +411,37 @@ class PVLR(nn.Module):
         Raises:
             ShapeError: where they are no such images.
         """
-        images = images.to(self.knowledge_vectors)
-        size = self.image.image_size
-        expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
-        seen = self.image(images)
-        output = self.forward_features(join_regions(seen, self.sees), maps=attention and self.sees != "pooled")
-        # The pooled vector says what is there and not where: its labels are looked for among the patches all the same.
-        patches = seen.patches if self.sees == "pooled" else output.patches
-        where = evidence(output.label_maps, output.labels, patches).cpu() if attention else None
-        least = self.decision.for_labels(self.labels) if threshold is None else (threshold,) * len(self.labels)
-        rows = self.decision.probabilities(output.logits).cpu()
-        return [
-            choose_tags(self.labels, row, least, None if where is None else where[index])
-            for index, row in enumerate(rows)
-        ]
+        return tag_images(self, images.to(self.knowledge_vectors), threshold=threshold, attention=attention)
 
-    def label_vectors(self, patches: Tensor | None = None) -> Tensor:
-        """The fused label vectors `T`: `c d`, or `b c d` where the context is conditioned on `patches`.
+    def label_vectors(self) -> Float[Tensor, "c d"]:
+        """The fused label vectors `T`.
 
         They are the caller's own: what he changes in them changes nothing here.
-
-        Raises:
-            ValueError: where it is conditioned and there are no patches.
         """
-        side = self._label_side()
-        if self.context is None or side.soft is None or side.fused is not None:
-            return cast(Tensor, _own(side.fused))
-        context, context_map = self.context.relate(side.soft, patches)
-        return cast(Tensor, self.fusion(side.knowledge, context, side.knowledge_map, context_map))
+        return own_copy(self._label_side().rows.fused)
 
-    def label_parts(self, patches: Tensor | None = None) -> LabelParts:
-        """Label vectors and relations of both kinds of prompts, before they are fused.
+    def label_rows(self) -> LabelRows:
+        """All that images are compared with, one row a label."""
+        return LabelRows(*map(own_copy, self._label_side().rows))
 
-        Raises:
-            ValueError: where the context is conditioned on `patches` and there are none.
-        """
-        side = self._label_side()
-        if self.context is None or side.soft is None:
-            return LabelParts(_own(side.knowledge), side.knowledge_map, None, None)
-        conditioned = self.config.image_conditioned_context
-        context, context_map = self.context.relate(side.soft, patches if conditioned else None)
-        return LabelParts(_own(side.knowledge), side.knowledge_map, _own(context), context_map)
+    def label_parts(self) -> LabelParts:
+        """Label vectors and relations of both kinds of prompts, before they are fused."""
+        found = self._label_side().parts
+        own = [None if x is None else own_copy(x) for x in (found.knowledge, found.context)]
+        return LabelParts(own[0], found.knowledge_map, own[1], found.context_map)
 
     def _label_side(self) -> LabelSide:
         if self.training:
-            return self._compute_label_side()
+            return compute_label_side(self)
         # The text tower is frozen, and yet another one's weights may be loaded into it.
-        blocks = (self.knowledge, self.context, self.fusion, self.text)
+        blocks = (self.knowledge, self.context, self.residual, self.fusion if self.config.learn else None, self.text)
         parameters = [value for block in blocks if isinstance(block, nn.Module) for value in block.parameters()]
-        sources = [*parameters, self.knowledge_vectors, self.prompt_ids, self.prompt_ends]
-        return self._kept.get(sources, self._compute_label_side)
+        sources = [*parameters, self.base_vectors, self.known_positives, self.knowledge_vectors, self.prompt_ids]
+        return self._kept.get([*sources, self.prompt_ends], partial(compute_label_side, self))
 
-    def _compute_label_side(self) -> LabelSide:
-        knowledge, knowledge_map, soft = None, None, None
-        if self.knowledge is not None:
-            knowledge, knowledge_map = self.knowledge(self.knowledge_vectors)
-        if self.context is None:
-            return LabelSide(knowledge, knowledge_map, None, self.fusion(knowledge, None, knowledge_map, None))
-        soft = self.context.encode(self.text, self._prompts())
-        if self.config.image_conditioned_context:
-            return LabelSide(knowledge, knowledge_map, soft, None)
-        context, context_map = self.context.relate(soft)
-        return LabelSide(knowledge, knowledge_map, soft, self.fusion(knowledge, context, knowledge_map, context_map))
-
-    def _prompts(self) -> PromptTokens:
+    @property
+    def prompts(self) -> PromptTokens:
+        """The labels' prompts with the places of the learnable context."""
         start, length = self._prompt_start, self.config.context_tokens
         return PromptTokens(self.prompt_ids, start, length, self.prompt_ends, self._prompt_used)
 
@@ -456,24 +453,19 @@ class PVLR(nn.Module):
             self.text.eval()
         return self
 
-    @torch.no_grad()
     def fit_prior(self, regions: Float[Tensor, "b m d"]) -> None:
-        """Set the head's bias so that the mean probability on these images is the configuration's `prior`.
+        """Set spread and biases on some images, see :func:`~pvlr.core.label_side.fit_prior`."""
+        fit_prior(self, regions)
 
-        A bias that came with the tower is kept.
+    @torch.no_grad()
+    def tell_positives(self, counts: Float[Tensor, " c"]) -> None:
+        """Say how many positives of each of its labels training knows: so far what is learned of them counts.
+
+        Args:
+            counts: At least 0, one for each of the labels the model was made for.
+
+        Raises:
+            ShapeError: where there is not one for each label.
         """
-        if self.keeps_bias:
-            return
-        logits = self.forward_features(regions).logits
-        self.head.bias.fill_(prior_bias(logits - self.head.bias, self.config.prior))
-
-
-def _own(vectors: Tensor | None) -> Tensor | None:
-    """A copy of what is kept or is a buffer, which no caller may change; what has gradients is neither."""
-    return vectors if vectors is None or vectors.requires_grad else vectors.clone()
-
-
-def _encode_again(model: PVLR, _: object) -> None:
-    """The fixed prompts, where ``load_state_dict`` brought other weights of the text tower: no file holds them."""
-    if model._text_places() != model._encoded_by:
-        model._set_labels(model.labels, like=model.knowledge_vectors)
+        expect("counts", counts, "c", c=len(self.trained))
+        self.known_positives.copy_(counts)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.core.base import BasePart
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.prompts import PromptBank
-from pvlr.core.protocols import Regions
 from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS
 
 __all__ = ["PVLRConfig", "read_descriptions"]
@@ -21,8 +21,6 @@ class PVLRConfig:
     Args:
         heads: Heads of every attention; must divide the joint width.
         relation: Self-attention over the labels after each kind of prompt, or `none`.
-        residual: `pre`: normalise before each branch, whose output starts at zero, so that an untrained PVLR is
-            zero-shot CLIP; `post`: normalise after, with ordinary initialisation.
         templates: Fixed prompts (KAP), each with one `{}` for the label's name.
         descriptions: JSON file of label to list of sentences, added to the fixed prompts in the place of the label
             set's own; null: those of the label set.
@@ -32,22 +30,21 @@ class PVLRConfig:
             learned projection.
         context_tokens: Learnable context tokens (CAP).
         context_words: Words the context starts from, as many tokens as `context_tokens`; null: N(0, 0.02).
-        class_specific_context: A context for every label; the label list is then fixed.
-        image_conditioned_context: Context-aware label vectors look at the patches before they are related.
-        regions: What of an image labels are compared with: its `patches`, its `pooled` vector alone, as if that were
-            the only patch, or `both`, of whose two scores the logit is the mean. With `relation` and `dma` none,
-            `fusion: knowledge` is zero-shot recognition (`pooled`: CLIP's own) and `fusion: context` is CoOp.
-        fusion: `gate`: per-channel gate and fused relation maps; `sum`; `knowledge` or `context` alone.
+        fusion: `gate`: per-channel gate and fused relation maps; `sum`; `knowledge` or `context` alone. What the towers
+            know by themselves (`base`) belongs to the knowledge, what training adds to a label's own vector to the
+            context; either goes with its prompts.
+        base: Scores by name that every prediction starts from, see :func:`~pvlr.core.base.base_scores`: `competition`,
+            `focused`, `pooled`, `best`; empty: none.
+        base_scale: Factor of their cosines; null: the tower's own.
+        learn: Whether there is more than the base. `false` is zero-shot recognition.
+        shrinkage: With so many known positives of a label, what was learned of it counts half; see
+            :class:`~pvlr.core.mixture.Mixture`.
+        adapter: Hidden width of the adapter that brings patches nearer to the labels; 0: none.
         dma: Dual-modal attention in `both` directions, one of them (`labels` look at patches, `patches` look at
             labels), or `none`.
-        dma_layers: Layers of it.
-        dma_feedforward: Hidden width of the feed-forward of labels that have looked, in each of its layers; 0: none.
-        aggregation: Scores of the patches become one per label by `max`, `mean`, or `softmax`-weighted mean.
-        aggregation_temperature: Temperature of that softmax, on cosines times the scale.
-        scale_from: The scale of the cosine starts at `value` (the field `scale`) or at the `tower`'s own.
-        scale: First scale of the cosine.
-        prior: Mean probability before the first step, by choice of the bias; with `scale_from: tower` and a tower
-            that has a bias of its own, the tower's is kept.
+        feedforward: Hidden width of the feed-forwards, of labels that have looked and of what was gathered for them;
+            0: none.
+        prior: Mean probability before the first step, by choice of the bias.
 
     Raises:
         ValueError: naming the field, what it may be and what was given.
@@ -63,23 +60,19 @@ class PVLRConfig:
 
     heads: int = 8
     relation: Literal["attention", "none"] = "attention"
-    residual: Literal["pre", "post"] = "pre"
     templates: tuple[str, ...] = ("a photo of a {}.",)
     descriptions: str | None = None
     knowledge: str = "text_tower"
     context_tokens: int = 4
     context_words: str | None = "a photo of a"
-    class_specific_context: bool = False
-    image_conditioned_context: bool = False
-    regions: Regions = "patches"
     fusion: Literal["gate", "sum", "knowledge", "context"] = "gate"
+    base: tuple[BasePart, ...] = ("competition", "focused", "pooled")
+    base_scale: float | None = None
+    learn: bool = True
+    shrinkage: float = 10.0
+    adapter: int = 256
     dma: Literal["both", "labels", "patches", "none"] = "both"
-    dma_layers: int = 1
-    dma_feedforward: int = 512
-    aggregation: Literal["max", "mean", "softmax"] = "max"
-    aggregation_temperature: float = 1.0
-    scale_from: Literal["value", "tower"] = "value"
-    scale: float = 10.0
+    feedforward: int = 512
     prior: float = 0.05
 
     def __post_init__(self) -> None:
@@ -87,23 +80,37 @@ class PVLRConfig:
         if not isinstance(templates, tuple | list) or not all(isinstance(one, str) for one in templates):
             raise ValueError(f"templates: expected a sequence of sentences, got {templates!r}")
         object.__setattr__(self, "templates", tuple(templates))
+        base: object = self.base
+        if not isinstance(base, tuple | list) or len(set(base)) < len(base):
+            raise ValueError(f"base: expected a sequence of scores, none of them twice, got {base!r}")
+        for part in base:
+            require_choice("base", part, get_args(BasePart))
+        object.__setattr__(self, "base", tuple(base))
         for field in fields(self):
             value = getattr(self, field.name)
             if get_origin(field.type) is Literal:
                 require_choice(field.name, value, get_args(field.type))
             elif field.type is int:
-                require_int(field.name, value, least=0 if field.name == "dma_feedforward" else 1)
+                require_int(field.name, value, least=0 if field.name in ("feedforward", "adapter") else 1)
             elif field.type is bool and not isinstance(value, bool):
                 raise ValueError(f"{field.name}: expected True or False, got {value!r}")
             elif field.type is str or (field.type == str | None and value is not None):
                 _require_text(field.name, value)
         if self.knowledge.strip() == SENTENCE_TRANSFORMERS:
             raise ValueError(f"knowledge: expected a model's name after '{SENTENCE_TRANSFORMERS}', got none")
-        require_number("scale", self.scale, above=0.0)
-        require_number("aggregation_temperature", self.aggregation_temperature, above=0.0)
+        if self.base_scale is not None:
+            require_number("base_scale", self.base_scale, above=0.0)
+        require_number("shrinkage", self.shrinkage, above=0.0)
+        if not self.learn and not self.parts:
+            raise ValueError("learn: expected True where there is no base (base is empty, or fusion 'context')")
         require_number("prior", self.prior, above=0.0, below=1.0)
         # The bank's own check of templates, before there are labels.
         PromptBank(LabelSet(("label",)), templates=(*self.templates, "{}"))
+
+    @property
+    def parts(self) -> tuple[BasePart, ...]:
+        """The scores of the base; it belongs to the fixed prompts, and goes with them."""
+        return () if self.fusion == "context" else self.base
 
 
 def _require_text(name: str, value: object) -> None:

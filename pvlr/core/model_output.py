@@ -1,15 +1,22 @@
-"""What PVLR yields, the vectors on the way there, and the end of the way."""
+"""What PVLR yields, the vectors on the way there, and the end of the way: where images meet labels."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pvlr.core.attention import DualModalAttention, RelationMap
+from pvlr.core.adapter import VisualAdapter
+from pvlr.core.attention import DualModalAttention, DualModalOutput, RelationMap
+from pvlr.core.base import BasePart, base_scores
+from pvlr.core.functional import full_width, standardise, widened
 from pvlr.core.head import SimilarityHead
+from pvlr.core.mixture import Mixture
 from pvlr.core.protocols import Regions, split_regions
+from pvlr.core.semantic import SemanticPooling
 
-__all__ = ["LabelParts", "LabelSide", "PVLROutput", "compare"]
+__all__ = ["Comparison", "LabelParts", "LabelRows", "Learned", "PVLROutput"]
 
 
 class PVLROutput(NamedTuple):
@@ -36,8 +43,8 @@ class LabelParts(NamedTuple):
     Attributes:
         knowledge: vectors of the fixed prompts, `c d`.
         knowledge_map: how they relate, `h c c`.
-        context: vectors of the learnable prompts, `c d`, or `b c d` where they are conditioned on patches.
-        context_map: how they relate, `h c c` or `b h c c`.
+        context: vectors of the learnable prompts, `c d`.
+        context_map: how they relate, `h c c`.
     """
 
     knowledge: Tensor | None
@@ -46,37 +53,130 @@ class LabelParts(NamedTuple):
     context_map: RelationMap | None
 
 
-class LabelSide(NamedTuple):
-    """The part of the label vectors that no image changes."""
+class LabelRows(NamedTuple):
+    """All that an image is compared with, one row a label.
 
-    knowledge: Tensor | None
-    knowledge_map: RelationMap | None
-    soft: Tensor | None
-    fused: Tensor | None
-
-
-def compare(
-    attention: DualModalAttention,
-    head: SimilarityHead,
-    labels: Float[Tensor, "c d"] | Float[Tensor, "b c d"],
-    regions: Float[Tensor, "b m d"],
-    *,
-    sees: Regions,
-    maps: bool = False,
-) -> PVLROutput:
-    """The end of every forward pass: labels and patches change each other, and are compared.
-
-    Args:
-        attention: Where they meet.
-        head: What compares them.
-        labels: Label vectors.
-        regions: Vectors of the images, as :func:`~pvlr.core.protocols.join_regions` joined them.
-        sees: How they were joined. A pooled vector beside the patches is compared with the labels that have looked at
-            the patches, and is changed by none.
-        maps: Whether to return the attention maps too.
+    Attributes:
+        fused: Label vectors ``T`` of both kinds of prompts, `c d`.
+        name: Vectors of the fixed prompts as the text tower gave them, `c d`.
+        own: What was learned of the label among the tower's own features, `c k`.
+        bias: What was learned of how frequent it is, `c`.
+        positives: How many positives of it were known in training, `c`.
+        member: 1 where it is one of the labels that were trained on, else 0, `c`.
     """
-    patches, pooled = split_regions(regions, sees)
-    attended = attention(labels, patches, maps=maps)
-    # A head of one's own need not know of a pooled vector where there is none.
-    beside = () if pooled is None else (pooled,)
-    return PVLROutput(head(attended.patches, attended.labels, *beside), *attended)
+
+    fused: Float[Tensor, "c d"]
+    name: Float[Tensor, "c d"]
+    own: Float[Tensor, "c k"]
+    bias: Float[Tensor, " c"]
+    positives: Float[Tensor, " c"]
+    member: Float[Tensor, " c"]
+
+    def joined(self) -> Float[Tensor, "c r"]:
+        """As one tensor, ``r = 2 d + k + 3``, float32 or wider: what a program takes for other labels.
+
+        Example:
+            >>> zeros = torch.zeros
+            >>> LabelRows(zeros(2, 4), zeros(2, 4), zeros(2, 0), zeros(2), zeros(2), zeros(2)).joined().shape
+            torch.Size([2, 11])
+        """
+        columns = (self.fused, self.name, self.own, *(x.unsqueeze(-1) for x in self[3:]))
+        return torch.cat([widened(x) for x in columns], dim=-1)
+
+    @classmethod
+    def split(cls, joined: Float[Tensor, "c r"], dim: int) -> "LabelRows":
+        """What :meth:`joined` joined, apart.
+
+        Args:
+            joined: ``c r``.
+            dim: Joint width ``d``.
+        """
+        fused, name, own, *rest = joined.split([dim, dim, joined.shape[-1] - 2 * dim - 3, 1, 1, 1], dim=-1)  # type: ignore[no-untyped-call]
+        return cls(fused, name, own, *(x.squeeze(-1) for x in rest))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The blocks in which images and labels change each other, and are compared."""
+
+    adapter: VisualAdapter
+    attention: DualModalAttention
+    semantic: SemanticPooling
+    head: SimilarityHead
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The end of every forward pass: what the towers know, what was learned, and both as one logit.
+
+    Attributes:
+        mixture: Makes one logit of both.
+        parts: Scores of the base.
+        scale: Factor of its cosines.
+        anchors: Vectors of the names that compete in it, `a d`.
+        sees: How vectors of an image are joined.
+        source_dim: Width of what the pooled vector was made of; 0: it is not told.
+        learned: None: the base is all there is.
+    """
+
+    mixture: Mixture
+    parts: tuple[BasePart, ...]
+    scale: float
+    anchors: Tensor
+    sees: Regions
+    source_dim: int = 0
+    learned: Learned | None = None
+
+    def __call__(self, regions: Float[Tensor, "b m d"], rows: LabelRows, maps: bool = False) -> PVLROutput:
+        """Logits of labels in images.
+
+        Args:
+            regions: Vectors of the images, as :func:`~pvlr.core.protocols.join_regions` joined them.
+            rows: The labels.
+            maps: Whether to return the attention maps too.
+        """
+        base, learned, attended = self._compare(regions, rows, maps)
+        if attended is None:
+            patches = split_regions(regions, self.sees, self.source_dim).patches
+            labels = rows.name.expand(regions.shape[0], -1, -1)
+            return PVLROutput(self.mixture(base, None), labels, patches, (), ())
+        logits = self.mixture(base, learned, rows.positives)
+        return PVLROutput(logits, attended.labels, attended.patches, attended.label_maps, attended.patch_maps)
+
+    def scores(self, regions: Float[Tensor, "b m d"], rows: LabelRows) -> tuple[Tensor | None, Tensor | None]:
+        """The base ``b c p`` and what was learned ``b c``, before they are mixed; None for what there is not."""
+        return self._compare(regions, rows, False)[:2]
+
+    def _compare(
+        self, regions: Tensor, rows: LabelRows, maps: bool
+    ) -> tuple[Tensor | None, Tensor | None, DualModalOutput | None]:
+        seen = split_regions(regions, self.sees, self.source_dim)
+        pooled = regions[:, 0] if seen.pooled is None else seen.pooled
+        base = None
+        if self.parts:
+            # Which anchor a label is does not matter, but whether it is one.
+            members = rows.member.round().to(torch.int64) - 1
+            names, anchors = (x.to(regions.dtype) for x in (rows.name, self.anchors))
+            base = base_scores(
+                seen.patches, pooled, names, parts=self.parts, scale=self.scale, anchors=anchors, members=members
+            )
+        if self.learned is None:
+            return base, None, None
+        learned = self.learned
+        fused = rows.fused.to(_width_of(learned, regions))
+        patches = learned.adapter(seen.patches)
+        attended = learned.attention(fused, patches, maps=maps)
+        # Evidence is what knowledge finds; where there is none, what the learnable prompts do.
+        known = rows.name.to(fused) if self.parts else fused
+        visual = learned.semantic(patches, known, attended.gathered)
+        whole = None if seen.source is None else learned.adapter.whole(pooled, seen.source)
+        scores = learned.head(attended.patches, fused, looked=attended.labels, visual=visual, whole=whole)
+        with full_width(scores):
+            if seen.source is not None and rows.own.shape[-1]:
+                scores = scores + standardise(widened(seen.source)) @ widened(rows.own).transpose(0, 1)
+            return base, scores + widened(rows.bias), attended
+
+
+def _width_of(learned: Learned, regions: Tensor) -> torch.dtype:
+    parameters = [*learned.adapter.parameters(), *learned.attention.parameters()]
+    return parameters[0].dtype if parameters else regions.dtype

@@ -40,11 +40,12 @@ OF_TOWERS, OF_TEXTS = (tuple(f"{TOWERS}/{name}" for name in names) for names in 
 CHECKED = (WEIGHTS_NAME, *SOURCES.values(), *OF_TOWERS, *OF_TEXTS)
 FILES = (MODEL_NAME, CARD_NAME, *CHECKED)
 """All that a model's folder may hold that is read or published."""
-FORMAT = 3
+FORMAT = 4
 FIELDS = (
     "format",
     "model",
     "labels",
+    "trained",
     "tower",
     "tower_fingerprint",
     "included",
@@ -115,6 +116,7 @@ def save_pretrained(
         "format": FORMAT,
         "model": json.loads(json.dumps(asdict(with_copies(model.config, None)))),
         "labels": model.labels.to_json(),
+        "trained": model.trained.to_json(),
         "tower": spec.to_json(),
         "tower_fingerprint": fingerprint,
         "included": include_towers,
@@ -168,7 +170,7 @@ def load_pretrained(
             )
     with _parts_of(path):
         spec = TowerSpec.from_json(told["tower"], cache_dir=cache_dir)
-        labels = LabelSet.from_json(told["labels"])
+        labels, trained = (LabelSet.from_json(told[name]) for name in ("labels", "trained"))
         config = with_copies(_config(told["model"]), folder)
         decision, card = Decision.from_json(told["decision"]), ModelCard.from_json(told["card"])
         needed = {WEIGHTS_NAME, *copies(config), *(OF_TOWERS if told["included"] else ())}
@@ -184,8 +186,11 @@ def load_pretrained(
     with _parts_of(path):
         if json.loads(json.dumps(towers.preprocess)) != told["preprocess"]:
             raise ValueError(f"preprocess: expected {towers.preprocess}, got {told['preprocess']}")
-        model = PVLR.from_towers(config, labels, towers, encoder=encoder, extra_descriptions=True)
+        model = PVLR.from_towers(config, trained, towers, encoder=encoder, extra_descriptions=True)
     model.origin = towers.origin._replace(spec=spec, copies=copied)
+    with _parts_of(path):
+        model = model if labels == trained else model.with_labels(labels)
+    # Before the weights, which another encoder's may not fit.
     require_same_vectors(folder, model)
     with _parts_of(path):
         load_trained_state(model, _weights(folder / WEIGHTS_NAME))

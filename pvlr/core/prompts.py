@@ -11,17 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pvlr.core.arguments import require_choice, require_int, require_number
-from pvlr.core.attention import NORMS, DualModalAttention, LabelRelation, RelationMap
+from pvlr.core.attention import NORMS, LabelRelation, RelationMap
 from pvlr.core.block import Block
 from pvlr.core.functional import full_width, widened
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.protocols import PromptTokens, TextTower
-from pvlr.core.shapes import ShapeError, expect
+from pvlr.core.shapes import expect
 
 __all__ = ["ContextPrompter", "KnowledgePrompter", "PromptBank", "encode_knowledge", "load_label_vectors"]
 
 RELATIONS = ("attention", "none")
-CONDITIONS = ("none", "image")
 
 
 @dataclass(frozen=True)
@@ -247,20 +246,16 @@ class ContextPrompter(Block):
         width: Width ``w`` of the text tower's token embeddings.
         dim: Joint width ``d``.
         tokens: Number of context tokens ``m``.
-        classes: A number ``c``: every label has a context of its own (and the label list is fixed). None: one
-            context for all.
-        condition: ``"image"``: ``T_soft`` first looks at the patches, as in
-            :class:`~pvlr.core.attention.DualModalAttention`, and becomes ``b c d``.
-        heads: Number of heads of the relation and the condition.
+        heads: Number of heads of the relation.
         relation: ``"attention"``, or ``"none"`` to leave the vectors as they are.
-        norm: Where the layer norms sit.
+        norm: Where the layer norm of the relation sits.
         std: Standard deviation of the context at the start, until :meth:`start_from` sets it.
 
     Example:
-        >>> prompter = ContextPrompter(width=6, dim=8, heads=2, condition="image")
-        >>> labels, relation = prompter.relate(torch.ones(3, 8), torch.ones(2, 5, 8))
+        >>> prompter = ContextPrompter(width=6, dim=8, heads=2)
+        >>> labels, relation = prompter.relate(torch.ones(3, 8))
         >>> prompter.context.shape, labels.shape
-        (torch.Size([4, 6]), torch.Size([2, 3, 8]))
+        (torch.Size([4, 6]), torch.Size([3, 8]))
     """
 
     def __init__(
@@ -269,43 +264,30 @@ class ContextPrompter(Block):
         width: int,
         dim: int,
         tokens: int = 4,
-        classes: int | None = None,
-        condition: Literal["none", "image"] = "none",
         heads: int = 8,
         relation: Literal["attention", "none"] = "attention",
         norm: Literal["pre", "post"] = "pre",
         std: float = 0.02,
     ) -> None:
-        super().__init__(
-            width=width, dim=dim, tokens=tokens, classes=classes, condition=condition, heads=heads,
-            relation=relation, norm=norm, std=std,
-        )  # fmt: skip
+        super().__init__(width=width, dim=dim, tokens=tokens, heads=heads, relation=relation, norm=norm, std=std)
         for name, number in (("width", width), ("dim", dim), ("tokens", tokens)):
             require_int(name, number, least=1)
-        if classes is not None:
-            require_int("classes", classes, least=1)
-        require_choice("condition", condition, CONDITIONS)
         require_choice("relation", relation, RELATIONS)
         require_choice("norm", norm, NORMS)
         require_number("std", std, least=0.0)
-        self.width, self.dim, self.tokens, self.classes = width, dim, tokens, classes
-        shape = (tokens, width) if classes is None else (classes, tokens, width)
-        self.context = nn.Parameter(torch.randn(shape) * std)
-        looking = (
-            DualModalAttention(dim=dim, heads=heads, direction="labels", norm=norm) if condition == "image" else None
-        )
-        self.condition = looking
+        self.width, self.dim, self.tokens = width, dim, tokens
+        self.context = nn.Parameter(torch.randn(tokens, width) * std)
         self.relation = LabelRelation(dim=dim, heads=heads, norm=norm) if relation == "attention" else None
 
     @torch.no_grad()
     def start_from(self, embeddings: Float[Tensor, "m w"]) -> None:
-        """Copy token embeddings of words into the context, for every label if each has its own.
+        """Copy token embeddings of words into the context.
 
         Raises:
             ShapeError: where ``embeddings`` is not ``m w`` of this prompter.
         """
         expect("embeddings", embeddings, "m w", dtype="float", m=self.tokens, w=self.width)
-        self.context.copy_(embeddings.expand_as(self.context))
+        self.context.copy_(embeddings)
 
     def encode(self, text: TextTower, prompts: PromptTokens) -> Float[Tensor, "c d"]:
         """``T_soft``: the prompts with the context in place, encoded and normalised, float32.
@@ -315,8 +297,7 @@ class ContextPrompter(Block):
             prompts: The tower's own tokens of :meth:`PromptBank.context_sentences`.
 
         Raises:
-            ShapeError: where the tower returns anything but one vector of width ``d`` per label, or this prompter
-                has a context per label and the prompts are of another number of labels.
+            ShapeError: where the tower returns anything but one vector of width ``d`` per label.
             ValueError: where the prompts leave another number of positions to the context.
         """
         device = self.context.device
@@ -324,45 +305,32 @@ class ContextPrompter(Block):
         expect("prompts.end", prompts.end, "c", dtype="int", device=device, c=labels)
         if prompts.length != self.tokens:
             raise ValueError(f"prompts: expected {self.tokens} positions for the context, got {prompts.length}")
-        if self.classes is not None and labels != self.classes:
-            raise ShapeError(f"prompts: expected {self.classes} labels, each with its context, got {labels}")
         vectors = text.encode_context(self.context, prompts)
         expect("text.encode_context", vectors, "c d", dtype="float", device=device, c=labels, d=self.dim)
         with full_width(vectors):
             return F.normalize(widened(vectors), dim=-1)
 
-    def relate(
-        self, vectors: Float[Tensor, "c d"], patches: Float[Tensor, "b n d"] | None = None
-    ) -> tuple[Float[Tensor, "*b c d"], RelationMap | None]:
-        """``T_ca`` and its map from ``T_soft``: look at the patches (if conditioned on them), then relate.
+    def relate(self, vectors: Float[Tensor, "c d"]) -> tuple[Float[Tensor, "c d"], RelationMap | None]:
+        """``T_ca`` and its map from ``T_soft``.
 
         Args:
             vectors: ``T_soft``, ``c d``, in the width of the parameters, or float32 where that is narrower.
-            patches: ``b n d``, needed with ``condition="image"`` and not read without.
 
         Returns:
-            Label vectors, ``c d`` (conditioned: ``b c d``), and the factors of their map (None without a relation).
+            Label vectors ``c d``, and the factors of their map (None without a relation).
 
         Raises:
             ShapeError: where the axes do not fit.
-            ValueError: where the condition has no patches to look at.
         """
         # What `encode` hands over is float32 where the parameters are narrower.
         if isinstance(vectors, Tensor) and vectors.dtype == torch.float32 and self.context.dtype != torch.float64:
             vectors = vectors.to(self.context.dtype)
         expect("vectors", vectors, "c d", dtype="float", like=self.context, d=self.dim)
-        labels = vectors
-        if self.condition is not None:
-            if patches is None:
-                raise ValueError("patches: expected patches 'b n d' with condition='image', got None")
-            labels = self.condition(labels, patches).labels
         if self.relation is None:
-            return labels, None
-        related, relation = self.relation(labels)
+            return vectors, None
+        related, relation = self.relation(vectors)
         return related, relation
 
-    def forward(
-        self, text: TextTower, prompts: PromptTokens, patches: Float[Tensor, "b n d"] | None = None
-    ) -> tuple[Float[Tensor, "*b c d"], RelationMap | None]:
+    def forward(self, text: TextTower, prompts: PromptTokens) -> tuple[Float[Tensor, "c d"], RelationMap | None]:
         """:meth:`encode`, then :meth:`relate`."""
-        return self.relate(self.encode(text, prompts), patches)
+        return self.relate(self.encode(text, prompts))

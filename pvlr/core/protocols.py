@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -12,14 +13,16 @@ __all__ = [
     "ImageTower",
     "PromptTokens",
     "Regions",
+    "Seen",
     "TextTower",
     "ZeroShot",
     "join_regions",
     "split_regions",
 ]
 
-Regions = Literal["patches", "pooled", "both"]
-"""Which vectors of an image are read: its patches, its pooled vector alone, or both."""
+Regions = Literal["patches", "pooled", "both", "all"]
+"""Which vectors of an image are read: its patches, its pooled vector alone, or both; or what the pooled vector was made
+of besides, where the tower tells it."""
 
 
 class PromptTokens(NamedTuple):
@@ -46,10 +49,21 @@ class ImageFeatures(NamedTuple):
     Attributes:
         patches: One vector per patch, ``b n d``.
         pooled: One vector per image, ``b d``.
+        source: Where the joint space is reached by more than a projection, so that part of what was seen is lost on the
+            way: the features that the pooled vector was made of, ``b k``. None: there is nothing more to know.
     """
 
     patches: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b d"]
+    source: Float[Tensor, "b k"] | None = None
+
+
+class Seen(NamedTuple):
+    """The vectors of an image that a model reads, apart again; see :func:`split_regions`."""
+
+    patches: Float[Tensor, "b n d"]
+    pooled: Float[Tensor, "b d"] | None
+    source: Float[Tensor, "b k"] | None
 
 
 class ZeroShot(NamedTuple):
@@ -72,35 +86,47 @@ def join_regions(seen: ImageFeatures, regions: Regions) -> Float[Tensor, "b m d"
     Args:
         seen: What the tower saw.
         regions: ``"patches"``: ``m = n``; ``"pooled"``: the pooled vector as the only one, ``m = 1``; ``"both"``: the
-            pooled vector and then the patches, ``m = 1 + n``.
+            pooled vector and then the patches, ``m = 1 + n``; ``"all"``: the pooled vector, its source in rows of width
+            ``d``, of which the last is filled up with zeros, and the patches, ``m = 1 + ⌈k / d⌉ + n``.
 
     Example:
-        >>> seen = ImageFeatures(patches=torch.zeros(2, 49, 8), pooled=torch.zeros(2, 8))
-        >>> [join_regions(seen, regions).shape[1] for regions in ("patches", "pooled", "both")]
-        [49, 1, 50]
+        >>> seen = ImageFeatures(patches=torch.zeros(2, 49, 8), pooled=torch.zeros(2, 8), source=torch.zeros(2, 20))
+        >>> [join_regions(seen, regions).shape[1] for regions in ("patches", "pooled", "both", "all")]
+        [49, 1, 50, 53]
     """
     if regions == "patches":
         return seen.patches
     pooled = seen.pooled.unsqueeze(-2)
-    return pooled if regions == "pooled" else torch.cat([pooled, seen.patches], dim=-2)
+    if regions == "pooled":
+        return pooled
+    if regions == "both" or seen.source is None:
+        return torch.cat([pooled, seen.patches], dim=-2)
+    dim, width = seen.pooled.shape[-1], seen.source.shape[-1]
+    rows = F.pad(seen.source, (0, -width % dim)).reshape(seen.pooled.shape[0], -1, dim)
+    return torch.cat([pooled, rows.to(pooled.dtype), seen.patches], dim=-2)
 
 
-def split_regions(vectors: Float[Tensor, "b m d"], regions: Regions) -> tuple[Tensor, Tensor | None]:
-    """The patches, and the pooled vector where it comes beside them, of what :func:`join_regions` joined.
+def split_regions(vectors: Float[Tensor, "b m d"], regions: Regions, source_dim: int = 0) -> Seen:
+    """What :func:`join_regions` joined, apart.
 
     Args:
         vectors: ``b m d``.
         regions: As they were joined.
+        source_dim: Width of the source that is among them (``"all"``); 0: there is none.
 
     Returns:
-        ``b n d`` (with ``"pooled"``, that vector as the only patch) and ``b d``, or None.
+        Patches ``b n d`` (with ``"pooled"``, that vector as the only patch); ``b d`` and ``b k``, or None.
 
     Example:
-        >>> patches, pooled = split_regions(torch.zeros(2, 50, 8), "both")
-        >>> patches.shape, pooled.shape
-        (torch.Size([2, 49, 8]), torch.Size([2, 8]))
+        >>> seen = split_regions(torch.zeros(2, 53, 8), "all", source_dim=20)
+        >>> seen.patches.shape, seen.pooled.shape, seen.source.shape
+        (torch.Size([2, 49, 8]), torch.Size([2, 8]), torch.Size([2, 20]))
     """
-    return (vectors[:, 1:], vectors[:, 0]) if regions == "both" else (vectors, None)
+    if regions in ("patches", "pooled"):
+        return Seen(vectors, None, None)
+    rows = -(-source_dim // vectors.shape[-1]) if regions == "all" else 0
+    source = vectors[:, 1 : 1 + rows].flatten(1)[:, :source_dim] if rows else None
+    return Seen(vectors[:, 1 + rows :], vectors[:, 0], source)
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -10,9 +10,13 @@ from torch import Tensor
 
 from pvlr.core.functional import cosine_scores
 from pvlr.core.labels import LabelSet
+from pvlr.core.protocols import join_regions
 from pvlr.core.shapes import expect
 
-__all__ = ["Tag", "choose_tags", "evidence"]
+if TYPE_CHECKING:
+    from pvlr.core.model import PVLR
+
+__all__ = ["Tag", "choose_tags", "evidence", "tag_images"]
 
 
 class Tag(NamedTuple):
@@ -91,3 +95,25 @@ def evidence(
         maps = torch.softmax(cosine_scores(patches, labels, scale=10.0), dim=1).transpose(1, 2)
     side = math.isqrt(maps.shape[-1])
     return maps.reshape(*maps.shape[:2], side, side)
+
+
+@torch.no_grad()
+def tag_images(
+    model: "PVLR", images: Float[Tensor, "b 3 s s"], *, threshold: float | None, attention: bool
+) -> list[list[Tag]]:
+    """What a model says of images, see :meth:`~pvlr.core.model.PVLR.tag_batch`.
+
+    Raises:
+        ShapeError: where they are no such images.
+    """
+    size = model.image.image_size
+    expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
+    seen, sees = model.image(images), model.sees
+    output = model.forward_features(join_regions(seen, sees), maps=attention and sees != "pooled")
+    # The pooled vector says what is there and not where: its labels are looked for among the patches all the same.
+    patches = seen.patches if sees == "pooled" else output.patches
+    where = evidence(output.label_maps, output.labels, patches).cpu() if attention else None
+    decision, labels = model.decision, model.labels
+    least = decision.for_labels(labels) if threshold is None else (threshold,) * len(labels)
+    rows = decision.probabilities(output.logits).cpu()
+    return [choose_tags(labels, row, least, None if where is None else where[index]) for index, row in enumerate(rows)]

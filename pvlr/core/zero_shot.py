@@ -6,14 +6,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pvlr.core.base import BasePart, base_scores
 from pvlr.core.decision import Decision
-from pvlr.core.head import SimilarityHead
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR
 from pvlr.core.model_card import ModelCard
 from pvlr.core.model_config import PVLRConfig
-from pvlr.core.protocols import ImageFeatures, Regions, join_regions, split_regions
+from pvlr.core.protocols import ImageFeatures, Regions
 from pvlr.core.towers import Towers
+
+PARTS: dict[Regions, tuple[BasePart, ...]] = {
+    "pooled": ("pooled",),
+    "patches": ("best",),
+    "both": ("pooled", "best"),
+    "all": ("pooled", "best"),
+}
+"""What of an image is compared, as scores of the base."""
 
 __all__ = ["zero_shot_config", "zero_shot_cosines", "zero_shot_model", "zero_shot_regions"]
 
@@ -31,14 +39,10 @@ def zero_shot_config(towers: Towers, *, templates: Sequence[str] = ("a photo of 
         templates: Fixed prompts, each with one ``{}`` for the label's name.
     """
     return PVLRConfig(
-        heads=1,
-        relation="none",
-        fusion="knowledge",
-        dma="none",
+        learn=False,
         templates=tuple(templates),
-        regions=zero_shot_regions(towers),
-        scale_from="value" if towers.zero_shot is None else "tower",
-        scale=1.0,
+        base=PARTS[zero_shot_regions(towers)],
+        base_scale=1.0 if towers.zero_shot is None else None,
     )
 
 
@@ -65,14 +69,14 @@ def zero_shot_model(
     Example:
         >>> from pvlr.core.towers import load_towers
         >>> model = zero_shot_model(load_towers("pvlr:scenes-clip"), ["red circle", "blue star"])
-        >>> model.decision.scores, model.config.regions
-        ('similarity', 'pooled')
+        >>> model.decision.scores, model.config.base
+        ('similarity', ('pooled',))
         >>> sorted(tag.name for tag in model.tag(torch.zeros(3, 40, 30)))
         ['blue star', 'red circle']
     """
     model = PVLR.from_towers(zero_shot_config(towers, templates=templates), LabelSet.of(labels), towers).eval()
     if towers.zero_shot is None:
-        model.head.bias.zero_()
+        model.mixture.bias.zero_()
         model.decision = Decision(scores="similarity")
     else:
         told = towers.zero_shot
@@ -95,6 +99,4 @@ def zero_shot_cosines(seen: ImageFeatures, text: Float[Tensor, "c d"], regions: 
         >>> zero_shot_cosines(seen, torch.eye(2), "both")
         tensor([[0.8000, 0.9000]])
     """
-    patches, pooled = split_regions(join_regions(seen, regions), regions)
-    cosines: Tensor = SimilarityHead(scale=1.0, learnable=False).to(text.device)(patches, text, pooled)
-    return cosines
+    return base_scores(seen.patches, seen.pooled, text, parts=PARTS[regions]).mean(dim=-1)

@@ -18,7 +18,7 @@ from pvlr.data.batch import DataError, Sample
 from pvlr.data.images import Picture, decode_rgb
 from pvlr.data.sampling import Draw, derive_seed
 
-__all__ = ["LabelledImages", "Source", "Transform", "hide_labels", "split_by_name"]
+__all__ = ["LabelledImages", "Source", "Transform", "hide_labels", "know_few", "split_by_name"]
 
 Transform = Callable[[Image.Image, torch.Generator], Tensor]
 
@@ -233,6 +233,48 @@ def hide_labels(data: LabelledImages, *, keep: float | str, seed: int = 0) -> La
             known[row] = data.known[row] & (luck < float(keep))
     said = "one positive label per image known" if single else f"{float(keep):.0%} of the labels known"
     return data.with_known(known, said)
+
+
+def know_few(data: LabelledImages, *, positives: int, seed: int = 0) -> LabelledImages:
+    """Know the labels of as few pictures as give each label so many positives, chosen at random, and of no others.
+
+    Labels are served from the rarest to the most frequent, by pictures that are not chosen yet: frequent ones have more
+    in the end, and labels with fewer keep all they have. A function of the seed, the pictures' names and their labels.
+
+    Args:
+        data: Pictures with labels.
+        positives: Known positives of each label, at least 1.
+        seed: Of the choice.
+
+    Raises:
+        DataError: where the number is none, or no picture has a label.
+
+    Example:
+        >>> labels, target = LabelSet(("cat", "dog")), torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+        >>> paths = [Path("a.jpg"), Path("b.jpg"), Path("c.jpg")]
+        >>> data = LabelledImages(name="x", labels=labels, paths=paths, identifiers=["a", "b", "c"], target=target)
+        >>> know_few(data, positives=1).known.any(dim=1)
+        tensor([False,  True, False])
+    """
+    if isinstance(positives, bool) or not isinstance(positives, int) or positives < 1:
+        raise DataError(f"positives: expected a whole number of at least 1, got {positives!r}")
+    present = (data.target > 0) & data.known
+    luck = [derive_seed(seed, _number(identifier)) for identifier in data.identifiers]
+    order = sorted(range(len(data)), key=lambda row: luck[row])
+    chosen: set[int] = set()
+    counts = torch.zeros(len(data.labels), dtype=torch.int64)
+    for label in present.sum(dim=0).argsort(stable=True).tolist():
+        for row in order:
+            if counts[label] >= positives:
+                break
+            if present[row, label] and row not in chosen:
+                chosen.add(row)
+                counts += present[row]
+    if not chosen:
+        raise DataError(f"{data.name}: expected pictures that have a label, found none")
+    kept = torch.zeros(len(data), 1, dtype=torch.bool)
+    kept[sorted(chosen)] = True
+    return data.with_known(data.known & kept, f"{positives} positives of each label, labels of {len(chosen):,} known")
 
 
 def _number(identifier: str) -> int:

@@ -28,7 +28,7 @@ from pvlr.data.sampling import Draw
 
 __all__ = ["CachedFeatures", "FeatureStore", "state_of_pictures"]
 
-FILES = ("patches", "pooled")
+FILES = ("patches", "pooled", "source")
 META, PROGRESS, PARTIAL, LOCK = "features.json", "progress.json", ".partial", "lock"
 DTYPES = {"float16": np.float16, "float32": np.float32}
 LOOKED_AT = 64
@@ -89,6 +89,7 @@ class FeatureStore:
         rows: Number of pictures, times views.
         patches: Vectors per picture, ``n``.
         dim: Width of a vector, ``d``.
+        source: Width of what the pooled vectors were made of, ``k``; 0: it is not kept.
         dtype: In which the vectors are kept.
 
     Attributes:
@@ -117,14 +118,16 @@ class FeatureStore:
         rows: int,
         patches: int,
         dim: int,
+        source: int = 0,
         dtype: Literal["float16", "float32"] = "float16",
     ) -> None:
         if dtype not in DTYPES:
             raise DataError(f"dtype: expected 'float16' or 'float32', got {dtype!r}")
         self.folder, self.rows, self.dtype = folder, rows, dtype
-        self.shapes = {"patches": (patches, dim), "pooled": (dim,)}
+        self.shapes = {"patches": (patches, dim), "pooled": (dim,), "source": (source,)}
         self._maps: dict[str, np.memmap[Any, Any]] | None = None
-        meta = json.loads(json.dumps({"key": dict(key), "rows": rows, "patches": patches, "dim": dim, "dtype": dtype}))
+        told = {"key": dict(key), "rows": rows, "patches": patches, "dim": dim, "source": source, "dtype": dtype}
+        meta = json.loads(json.dumps(told))
         self.renewed, self._lock = False, None
         try:
             self._lock = self._locked()
@@ -134,7 +137,7 @@ class FeatureStore:
             self._lock_alone("features of another tower, preprocessing or pictures, or not all of them yet")
             self.renewed = self._claim(meta)
             self.done = self._progress()
-            for name in FILES:
+            for name in self.files:
                 # What lies beyond the last row that was saved may be half a row.
                 with (folder / f"{name}.bin").open("ab") as file:
                     file.truncate(self.done * self._row_bytes(name))
@@ -143,16 +146,26 @@ class FeatureStore:
             raise DataError(f"{folder}: expected a folder for features, but {err.strerror or err}") from None
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """What is kept: the names of the files, without their ending."""
+        return FILES if self.shapes["source"][0] else FILES[:2]
+
+    @property
     def bytes_needed(self) -> int:
         """What the whole store takes on the disk, in bytes."""
-        return self.rows * sum(map(self._row_bytes, FILES))
+        return self.rows * sum(map(self._row_bytes, self.files))
 
     @property
     def complete(self) -> bool:
         """Whether every row is there."""
         return self.done == self.rows
 
-    def append(self, patches: Float[Tensor, "b n d"], pooled: Float[Tensor, "b d"]) -> None:
+    def append(
+        self,
+        patches: Float[Tensor, "b n d"],
+        pooled: Float[Tensor, "b d"],
+        source: Float[Tensor, "b k"] | None = None,
+    ) -> None:
         """Write the next rows; :meth:`save` makes them count.
 
         Raises:
@@ -163,9 +176,13 @@ class FeatureStore:
         n, dim = self.shapes["patches"]
         rows = expect("patches", patches, "b n d", dtype="float", n=n, d=dim)["b"]
         expect("pooled", pooled, "b d", dtype="float", b=rows, d=dim)
+        given = [patches, pooled]
+        if "source" in self.files:
+            expect("source", source, "b k", dtype="float", b=rows, k=self.shapes["source"][0])  # type: ignore[arg-type]
+            given.append(source)  # type: ignore[arg-type]
         if self.done + rows > self.rows:
             raise ValueError(f"patches: expected at most {self.rows - self.done} more rows, got {rows}")
-        for name, vectors in zip(FILES, (patches, pooled), strict=True):
+        for name, vectors in zip(self.files, given, strict=True):
             with np.errstate(over="ignore"):  # Refused in the next lines.
                 content = vectors.detach().float().cpu().numpy().astype(DTYPES[self.dtype])
             if not np.isfinite(content).all():
@@ -185,7 +202,7 @@ class FeatureStore:
             DataError: where the disk is full; all rows saved before stay valid.
         """
         try:
-            for name in FILES:
+            for name in self.files:
                 with (self.folder / f"{name}.bin").open("r+b") as file:
                     os.fsync(file.fileno())
             _write(self.folder / PROGRESS, {"done": self.done})
@@ -200,8 +217,8 @@ class FeatureStore:
             self._unlock()
             self._lock = None
 
-    def read(self, row: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, " d"]]:
-        """Patch vectors and pooled vector of a row, float32.
+    def read(self, row: int) -> tuple[Tensor, ...]:
+        """Patch vectors ``n d`` and pooled vector ``d`` of a row, and what it was made of (``k``) if kept, float32.
 
         Raises:
             IndexError: where the row is not there.
@@ -213,10 +230,9 @@ class FeatureStore:
                 name: np.memmap(
                     self.folder / f"{name}.bin", DTYPES[self.dtype], "r", shape=(self.done, *self.shapes[name])
                 )
-                for name in FILES
+                for name in self.files
             }
-        patches, pooled = (torch.from_numpy(np.array(self._maps[name][row], dtype=np.float32)) for name in FILES)
-        return patches, pooled
+        return tuple(torch.from_numpy(np.array(self._maps[name][row], dtype=np.float32)) for name in self.files)
 
     def _locked(self) -> int | None:
         """The folder's lock, shared with whoever reads; None where nobody can write."""
@@ -283,10 +299,10 @@ class FeatureStore:
             done = int(json.loads((self.folder / PROGRESS).read_text(encoding="utf-8"))["done"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0
-        sizes = [self.folder / f"{name}.bin" for name in FILES]
+        sizes = [self.folder / f"{name}.bin" for name in self.files]
         there = [
             path.stat().st_size // self._row_bytes(name) if path.is_file() else 0
-            for name, path in zip(FILES, sizes, strict=True)
+            for name, path in zip(self.files, sizes, strict=True)
         ]
         return max(0, min(done, self.rows, *there))
 
@@ -314,6 +330,7 @@ class CachedFeatures(Dataset[Sample]):
         store: The features of all of them, view by view: row ``view * len(data) + index``.
         shown: How many of the views are shown: a draw's seed says which of them. 1: the first alone.
         regions: What samples hold, see :func:`~pvlr.core.protocols.join_regions`.
+        rows: The pictures that are shown, in this order; None: all.
 
     Raises:
         DataError: where the store does not hold them all.
@@ -326,27 +343,36 @@ class CachedFeatures(Dataset[Sample]):
         *,
         shown: int = 1,
         regions: Regions = "patches",
+        rows: Sequence[int] | None = None,
     ) -> None:
         if not store.complete or store.rows % len(data) or store.rows < shown * len(data):
             raise DataError(
                 f"{store.folder}: expected the features of {shown * len(data):,} pictures, found {store.done:,}"
             )
         self.data, self.store, self.shown, self.regions = data, store, shown, regions
+        self.rows = range(len(data)) if rows is None else tuple(rows)
 
     def with_regions(self, regions: Regions, *, shown: int | None = None) -> "CachedFeatures":
         """The same pictures, of which other vectors (and, if asked for, views) are shown."""
-        return CachedFeatures(self.data, self.store, shown=self.shown if shown is None else shown, regions=regions)
+        shown = self.shown if shown is None else shown
+        return CachedFeatures(self.data, self.store, shown=shown, regions=regions, rows=self.rows)
+
+    def select(self, rows: Sequence[int]) -> "CachedFeatures":
+        """Some of the pictures, in this order."""
+        chosen = [self.rows[row] for row in rows]
+        return CachedFeatures(self.data, self.store, shown=self.shown, regions=self.regions, rows=chosen)
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.rows)
 
     def __getitem__(self, position: int | Draw) -> Sample:
         """A sample by its index (its first view), or by a `Draw`, whose seed chooses the view."""
         index, seed = position if isinstance(position, Draw) else (position, 0)
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
-        patches, pooled = self.store.read(seed % self.shown * len(self) + index)
-        vectors = join_regions(ImageFeatures(patches[None], pooled[None]), self.regions)[0]
+        index = self.rows[index]
+        kept = self.store.read(seed % self.shown * len(self.data) + index)
+        vectors = join_regions(ImageFeatures(*(part[None] for part in kept)), self.regions)[0]
         return Sample(vectors, self.data.target[index], self.data.known[index], index)
 
 

@@ -72,6 +72,6 @@ def load_baseline(source: str | os.PathLike[str]) -> BaselineModel:
     towers = build_towers(tower)
     if towers.fingerprint != fingerprint:
         raise PretrainedError(f"{folder}: the baseline was trained on other weights of the tower '{tower.name}'")
-    model = BaselineModel(config, labels, towers.text, towers.image)
+    model = BaselineModel(config, labels, towers.text, towers.image, logit_scale=towers.logit_scale)
     load_trained_state(model, from_bytes(content))
     return model.eval()

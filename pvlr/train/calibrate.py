@@ -1,24 +1,29 @@
 """After training: temperature and thresholds from validation pictures, and how far probabilities can be believed."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from pvlr.core.calibration import Reliability, calibration_error_of, fit_temperature, fit_thresholds, reliability
 from pvlr.core.decision import Decision
+from pvlr.core.metrics import average_precision, mean_average_precision
+from pvlr.core.mixture import mixing_weights
 from pvlr.core.model import PVLR
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
 from pvlr.train.board import Board
 from pvlr.train.config import CalibrationConfig
-from pvlr.train.evaluate import predict_logits
+from pvlr.train.evaluate import Predictions, predict_logits
 from pvlr.train.monitor import say
 
 __all__ = ["Calibrated", "calibrate", "calibrate_on", "draw_reliability", "write_reliability"]
 
 SIDE, MARGIN = 360, 36
+SHRINKAGES = (2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 
 
 class Calibrated(NamedTuple):
@@ -28,16 +33,19 @@ class Calibrated(NamedTuple):
         decision: Temperature and thresholds.
         before: Reliability of the probabilities without the temperature.
         after: With it, on the same pictures.
+        shrinkage: Of the mixture, with the best mAP.
     """
 
     decision: Decision
     before: Reliability
     after: Reliability
+    shrinkage: float
 
     def __str__(self) -> str:
         errors = [calibration_error_of(found) for found in (self.before, self.after)]
         return (
-            f"thresholds: {self.decision.rule}, on {self.decision.fitted_on}; temperature "
+            f"thresholds: {self.decision.rule}, on {self.decision.fitted_on}; what was learned counts half from "
+            f"{self.shrinkage:g} positives on; temperature "
             f"{self.decision.temperature:.3f}, expected calibration error {errors[0]:.4f}, with it {errors[1]:.4f}"
         )
 
@@ -51,7 +59,7 @@ def calibrate(
     device: torch.device | None = None,
     precision: str = "float32",
 ) -> Calibrated:
-    """Fit a temperature, and then a threshold for each label, on pictures that the model was not trained on.
+    """Fit how far what was learned counts, a temperature, and then a threshold for each label, on held-out pictures.
 
     A label without a positive or without a negative among them decides nothing: any threshold, and any temperature, is
     as good for it. It has the median of the others' thresholds; where no label has both, the temperature stays 1.
@@ -67,7 +75,7 @@ def calibrate(
     Raises:
         ValueError: where there is no batch or a logit is not finite.
     """
-    found = predict_logits(model, batches, device=device, precision=precision)
+    found, shrinkage = _best_mixture(model, list(batches), device=device, precision=precision)
     positive, negative = ((found.target > 0) & found.known), ((found.target == 0) & found.known)
     shown = positive.any(dim=0) & negative.any(dim=0)
     both = found.known & shown
@@ -85,7 +93,39 @@ def calibrate(
         fitted_on=fitted_on,
     )
     before, after = (reliability(part, found.target, found.known) for part in (raw, scaled))
-    return Calibrated(decision, before, after)
+    return Calibrated(decision, before, after, shrinkage)
+
+
+@torch.no_grad()
+def _best_mixture(
+    model: PVLR, batches: Sequence[Batch], *, device: torch.device | None, precision: str
+) -> tuple[Predictions, float]:
+    """Set the model's shrinkage to the one with the best mAP, and predict with it.
+
+    The mixing weights are all that it changes: what the base gives, and what is learned on top, is computed once.
+    """
+    held = model.mixture.shrinkage
+    own, found = held.item(), predict_logits(model, batches, device=device, precision=precision)
+    if not (model.config.learn and model.config.parts):
+        return found, own
+    held.fill_(math.inf)
+    base = predict_logits(model, batches, device=device, precision=precision).logits
+    counts = model.label_rows().positives.cpu()
+    # What counts fully: the difference over the weight it was taken with; a label without a positive has none.
+    weights = mixing_weights(counts, own)
+    learned = (found.logits - base) / weights.clamp_min(1e-12)
+
+    def mixed(shrinkage: float) -> Tensor:
+        return base + mixing_weights(counts, shrinkage) * learned
+
+    def quality(shrinkage: float) -> float:
+        score = mean_average_precision(average_precision(mixed(shrinkage), found.target, found.known)).item()
+        return -1.0 if math.isnan(score) else score
+
+    # The configuration's first: it stays where another is no better.
+    best = max((own, *SHRINKAGES), key=quality)
+    held.fill_(best)
+    return found._replace(logits=mixed(best)), best
 
 
 def calibrate_on(

@@ -8,7 +8,7 @@ from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.labels import LabelSet
 from pvlr.data.batch import DataError
 from pvlr.data.coco import read_coco
-from pvlr.data.dataset import LabelledImages, hide_labels, split_by_name
+from pvlr.data.dataset import LabelledImages, hide_labels, know_few, split_by_name
 from pvlr.data.folders import read_folders
 from pvlr.data.nuswide import read_nuswide
 from pvlr.data.sampling import derive_seed
@@ -55,6 +55,8 @@ class DataConfig:
         cutout: Side of the square that is cut out of training pictures, as a share of theirs, in [0, 1); 0 is off.
         keep_labels: Share of the training labels (those set aside by ``val_share`` included) that stays known, in
             (0, 1), or ``single_positive``: one present label per picture; null for all. A function of ``loop.seed``.
+        shots: Labels stay known of as few training pictures (those set aside by ``val_share`` included) as give each
+            label so many positives, at least 1; null for all. A function of ``loop.seed``.
         unseen: Labels that are left out of all splits, as if nobody had told of them; a trained model can be asked for
             them by their names. Null for none.
         on_bad_image: What becomes of a picture that cannot be read, which a look at all of them tells before the run:
@@ -71,6 +73,7 @@ class DataConfig:
     rand_augment: bool = True
     cutout: float = 0.5
     keep_labels: float | Literal["single_positive"] | None = None
+    shots: int | None = None
     unseen: tuple[str, ...] | None = None
     on_bad_image: Literal["raise", "drop"] = "raise"
     workers: int = 2
@@ -86,6 +89,8 @@ class DataConfig:
                 require_number("val_share", self.val_share, above=0.0, below=1.0)
                 if self.val_split is not None:
                     raise ValueError(f"val_share: expected none with data.val_split={self.val_split!r}")
+            if self.shots is not None:
+                require_int("shots", self.shots, least=1)
             if self.keep_labels not in (None, "single_positive"):
                 require_number("keep_labels", self.keep_labels, above=0.0, below=1.0)
         self._require_texts("train_split", "test_split", *(() if self.val_split is None else ("val_split",)))
@@ -128,6 +133,8 @@ class DataConfig:
             seen = [name for name in train.labels if name not in self.unseen]
             train, test = train.with_labels(seen), test.with_labels(seen)
             validation = None if validation is None else validation.with_labels(seen)
+        if self.shots is not None:
+            train = know_few(train, positives=self.shots, seed=seed)
         if self.val_share is not None:
             train, validation = split_by_name(train, share=self.val_share, seed=derive_seed(seed, VALIDATION))
         if self.keep_labels is not None:

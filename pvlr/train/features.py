@@ -82,6 +82,7 @@ def cache_features(
         "precision": precision,
     }
     shape: dict[str, Any] = {"rows": views * len(data), "patches": tower.grid**2, "dim": tower.dim}
+    shape["source"] = getattr(tower, "source_dim", 0)
     store = FeatureStore(folder, key=key, **shape, dtype=dtype)
     if store.renewed:
         say(f"features in {folder} were of another tower, preprocessing or pictures: computed anew")
@@ -98,7 +99,7 @@ def cache_features(
             for batch in watch(load_batches(pictures, sampler, workers=workers)):
                 with autocast(place, precision):
                     features = tower(batch.image.to(place))
-                store.append(features.patches[ahead:], features.pooled[ahead:])
+                store.append(*(part[ahead:] for part in features if part is not None))
                 unsaved, ahead = unsaved + len(features.patches) - ahead, 0
                 if unsaved >= SAVE_EVERY:
                     store.save()

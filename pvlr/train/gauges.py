@@ -47,8 +47,13 @@ def gauges(model: nn.Module, gradient_norm: float) -> dict[str, float]:
     """
     told = {f"gradient/{name}": norm for name, norm in gradient_norms(model, gradient_norm).items()}
     if isinstance(model, PVLR):
-        values = {"model/scale": model.head.log_scale.exp(), "model/bias": model.head.bias}
-        if model.fusion.mode == "gate" and model.fusion.maps:
+        values: dict[str, Tensor] = {"model/bias": model.mixture.bias}
+        if model.mixture.weights is not None:
+            weights = zip(model.config.parts, model.mixture.weights, strict=True)
+            values |= {f"base/{part}": weight for part, weight in weights}
+        if model.config.learn:
+            values["model/scale"] = model.head.log_scale.exp()
+        if model.config.learn and model.fusion.mode == "gate" and model.fusion.maps:
             values |= {f"fusion/mix_head_{number}": share for number, share in enumerate(model.fusion.mix)}
         # All at once: each reading for itself would wait for a GPU.
         told |= dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))

@@ -42,7 +42,7 @@ def latency_table(tagger: Tagger, paths: Sequence[str], *, batch_size: int = 32,
     def seen(pictures: torch.Tensor) -> None:
         tagger.tag_batch(pictures, attention=False)
 
-    of_labels = _seconds(labels, 5) if not tagger.model.config.image_conditioned_context else None
+    of_labels = _seconds(labels, 5)
     source = cycle(paths)
     one = _seconds(lambda: seen(tagger.prepare(next(source)).unsqueeze(0)), RUNS)
     model = _seconds(lambda: seen(batch[:1]), RUNS)
@@ -53,7 +53,7 @@ def latency_table(tagger: Tagger, paths: Sequence[str], *, batch_size: int = 32,
         pass
     rate = len(many) / (time.perf_counter() - start)
     device, count = tagger.model.knowledge_vectors.device, len(tagger.labels)
-    once = "–" if of_labels is None else f"{1e3 * statistics.median(of_labels):.1f} ms"
+    once = f"{1e3 * statistics.median(of_labels):.1f} ms"
     rows = [
         (f"label side, {count} labels, once", once),
         ("one picture, file to tags, median", f"{1e3 * statistics.median(one):.1f} ms"),

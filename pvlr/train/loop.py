@@ -67,6 +67,7 @@ def train_step(
     device: torch.device | None = None,
     precision: str = "float32",
     where: str = "step",
+    seed: int = 0,
     world: World | None = None,
 ) -> StepResult:
     """One step over one or more batches, the same as if they were one: summed losses over all their known labels.
@@ -83,6 +84,7 @@ def train_step(
         device: Where the model is; None: the CPU.
         precision: ``"float32"`` or ``"bf16"`` (inside autocast).
         where: Names the step in an error.
+        seed: Of what is random about each picture in the model: a function of it and the picture's index.
         world: The processes that take the step together; None: this one alone.
 
     Raises:
@@ -100,9 +102,14 @@ def train_step(
     total, positive = 0.0, 0.0
     refused: tuple[float, list[int]] | None = None
     optimizer.zero_grad(set_to_none=True)
+    mixture = getattr(model, "mixture", None)
     for batch in batches:
+        if mixture is not None:
+            mixture.draws = _draws(seed, batch.index).to(place)
         with autocast(place, precision):
             logits = output_of(model, batch.image.to(place, non_blocking=True)).logits
+        if mixture is not None:
+            mixture.draws = None  # They were of this batch.
         part = asymmetric_loss(
             logits,
             batch.target.to(place, non_blocking=True),
@@ -135,6 +142,12 @@ def train_step(
         raise TrainingError(f"{where}: expected a finite gradient, its length is {norm} for the images {indices}")
     optimizer.step()
     return StepResult(loss_of_all, positive_of_all, norm, images)
+
+
+def _draws(seed: int, indices: Tensor) -> Tensor:
+    """A number in [0, 1) for each picture, whichever others are beside it."""
+    seeds = [derive_seed(seed, index) for index in indices.tolist()]
+    return torch.stack([torch.rand((), generator=torch.Generator().manual_seed(one)) for one in seeds])
 
 
 @torch.no_grad()
@@ -289,6 +302,7 @@ def _train_epoch(
             device=device,
             precision=loop.precision,
             where=f"step {state.step + 1}",
+            seed=derive_seed(loop.seed, state.step),
             world=world,
         )
         world.equalise(shared)

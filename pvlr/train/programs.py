@@ -4,7 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -13,11 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pvlr.core.arguments import require_choice
-from pvlr.core.attention import DualModalAttention
 from pvlr.core.files import write_atomically
-from pvlr.core.head import SimilarityHead
 from pvlr.core.model import PVLR
-from pvlr.core.model_output import compare
+from pvlr.core.model_output import LabelRows
 from pvlr.core.protocols import join_regions
 
 __all__ = [
@@ -26,7 +24,7 @@ __all__ = [
     "Program",
     "ProgramError",
     "Recogniser",
-    "label_vectors",
+    "label_rows",
     "seconds_per_call",
     "write_label_vectors",
     "write_program",
@@ -50,51 +48,45 @@ class Recogniser(nn.Module):
 
     Args:
         model: A trained model; put into evaluation mode.
-        labels: ``baked``: label vectors are constants of the program; ``input``: they are its second input, so that
-            other labels need no other program.
-
-    Raises:
-        ProgramError: where label vectors are to be an input, and depend on the image.
+        labels: ``baked``: labels are constants of the program; ``input``: they are its second input, as rows of
+            :class:`~pvlr.core.model_output.LabelRows`, so that other labels need no other program.
 
     Example:
         >>> from pvlr.core import LabelSet, PVLRConfig, load_towers
         >>> towers = load_towers("pvlr:scenes-clip")
         >>> model = PVLR(PVLRConfig(), LabelSet(("red circle",)), towers.text, towers.image)
-        >>> Recogniser(model, labels="input")(torch.zeros(2, 3, 128, 128), torch.ones(5, 128)).shape
+        >>> Recogniser(model, labels="input")(torch.zeros(2, 3, 128, 128), torch.ones(5, 259)).shape
         torch.Size([2, 5])
     """
 
     def __init__(self, model: PVLR, *, labels: Literal["baked", "input"] = "baked") -> None:
         super().__init__()
         require_choice("labels", labels, ("baked", "input"))
-        conditioned = model.config.image_conditioned_context
-        if conditioned and labels == "input":
-            raise ProgramError(
-                "labels: expected 'baked' with image_conditioned_context, where label vectors depend on the image"
-            )
         model = model.eval()
         self.image_size, self.sees = model.image.image_size, model.sees
-        # What a program does not need is not in it: with its vectors there, no text tower.
-        self.whole = model if conditioned else None
-        needed = {} if conditioned else {"image": model.image, "attention": model.attention, "head": model.head}
-        self.parts = nn.ModuleDict(cast(dict[str, nn.Module], needed))
-        self.register_buffer("vectors", label_vectors(model) if labels == "baked" and not conditioned else None)
+        self.compare, self.dim = model.comparison, model.text.dim
+        # What a program does not need is not in it: with its labels there, no text tower. The comparison is no module:
+        # its blocks are named here, so that what traces this one finds their weights.
+        blocks = {"image": model.image, "mixture": model.mixture}
+        if self.compare.learned is not None:
+            blocks |= vars(self.compare.learned)
+        self.blocks = nn.ModuleDict(cast(dict[str, nn.Module], blocks))
+        self.register_buffer("anchors", self.compare.anchors)
+        self.register_buffer("rows", label_rows(model) if labels == "baked" else None)
 
-    vectors: Tensor | None
+    rows: Tensor | None
+    anchors: Tensor
 
-    def forward(self, images: Float[Tensor, "b 3 s s"], labels: Float[Tensor, "c d"] | None = None) -> Tensor:
+    def forward(self, images: Float[Tensor, "b 3 s s"], labels: Float[Tensor, "c r"] | None = None) -> Tensor:
         """Logits ``b c``.
 
         Args:
             images: Normalised, of the tower's size.
-            labels: Label vectors; None: those of the model's own labels.
+            labels: Rows of labels; None: those of the model's own.
         """
-        if self.whole is not None:
-            return cast(Tensor, self.whole(images).logits)
-        vectors = cast(Tensor, self.vectors if labels is None else labels)
-        regions = join_regions(self.parts["image"](images), self.sees)
-        attention, head = cast(DualModalAttention, self.parts["attention"]), cast(SimilarityHead, self.parts["head"])
-        return compare(attention, head, vectors, regions, sees=self.sees).logits
+        rows = LabelRows.split(cast(Tensor, self.rows if labels is None else labels), self.dim)
+        regions = join_regions(self.blocks["image"](images), self.sees)
+        return replace(self.compare, anchors=self.anchors)(regions, rows).logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,14 +107,17 @@ class Program:
 
 
 @torch.no_grad()
-def label_vectors(model: PVLR) -> Float[Tensor, "c d"]:
-    """The fused vectors of a model's labels, which a program with ``labels="input"`` takes, float32."""
-    return model.eval().label_vectors().float().clone()
+def label_rows(model: PVLR) -> Float[Tensor, "c r"]:
+    """All that images are compared with, a row for each of a model's labels, float32.
+
+    A program with ``labels="input"`` takes it; ``model.with_labels(…)`` makes it for other labels.
+    """
+    return model.eval().label_rows().joined().float()
 
 
 def write_label_vectors(folder: Path, model: PVLR) -> Path:
-    """Write ``labels.npz`` (arrays ``names``, ``vectors``) for a program whose label vectors are an input."""
-    return _write_vectors(folder, model.labels.names, label_vectors(model))
+    """Write ``labels.npz`` (arrays ``names``, ``vectors``) for a program whose labels are an input."""
+    return _write_vectors(folder, model.labels.names, label_rows(model))
 
 
 def _write_vectors(folder: Path, names: Sequence[str], vectors: Tensor) -> Path:
@@ -165,7 +160,7 @@ def write_program(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FORMATS[kind]
     partial = path.with_name(f"partial-{path.name}")
-    vectors = label_vectors(model) if labels == "input" else None
+    vectors = label_rows(model) if labels == "input" else None
     try:
         run = (_write_torch if kind == "torch" else _write_onnx)(partial, recogniser, vectors)
         difference = _largest_difference(model, run, vectors)
@@ -277,5 +272,5 @@ def _trials(image_size: int, vectors: Tensor | None) -> Iterable[Sequence[Tensor
     for seed, batch in enumerate(BATCHES):
         yield _example(image_size, batch, vectors, seed=seed)
         if vectors is not None:
-            other = torch.cat([vectors, vectors.flip(-1)[:1]])
+            other = torch.cat([vectors, vectors.flip(0)[:1]])
             yield _example(image_size, batch, other, seed=seed)

@@ -22,6 +22,7 @@ from pvlr.core.towers import Towers, build_towers
 from pvlr.core.weights import trained_state
 from pvlr.core.zero_shot import zero_shot_cosines, zero_shot_regions
 from pvlr.data.batch import Batch
+from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
 from pvlr.data.sampling import EpochSampler, derive_seed
 from pvlr.data.scan import without_bad_images
@@ -161,7 +162,9 @@ def _train(
     towers.image.set_gradient_checkpointing(tower.gradient_checkpointing)
     splits = world.first(lambda: _splits(data, loop, folder))
     transform = transform_config(towers.preprocess, data)
-    feed = SplitFeed(splits, data, loop=loop, transform=transform, pin_memory=device.type == "cuda", world=world)
+    taught = _taught(splits.train, loss)
+    shown = splits if taught is None else splits._replace(train=splits.train.select(taught))
+    feed = SplitFeed(shown, data, loop=loop, transform=transform, pin_memory=device.type == "cuda", world=world)
     cached: list[CachedFeatures] | None = None
     texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
     identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
@@ -186,14 +189,20 @@ def _train(
                     watch=lambda batches: stop.watch(batches, "the features"),
                 )
             )
-        feed = feed.from_features(*cached, regions=model.regions if baseline.kind == "none" else baseline.sees)
+        if taught is not None:
+            cached[0] = cached[0].select(taught)
     world.first(lambda: [write_atomically(folder / name, content) for name, content in sources.items()])
     torch.manual_seed(derive_seed(loop.seed))
     built: PVLR | BaselineModel
     if baseline == PVLR_ITSELF:
         built = PVLR.from_towers(with_copies(model, folder), feed.labels, towers).to(device)
     else:
-        built = BaselineModel(baseline, feed.labels, towers.text, towers.image).to(device)
+        built = BaselineModel(baseline, feed.labels, towers.text, towers.image, logit_scale=towers.logit_scale).to(
+            device
+        )
+    if cached is not None:
+        feed = feed.from_features(*cached, regions=built.sees)
+    built.tell_positives(_known_positives(splits.train))
     if saved is None:
         _set_prior(built, feed, device)
     world.equalise(trained_state(built).values())
@@ -282,9 +291,6 @@ def _train(
                     state.load(found[1])
                     of = "best on validation"
             with state.average.applied():
-                if splits.validation is not None:
-                    report = report_on(feed.testing(shared=True), stop)
-                    monitor.result(step=steps, report=report)
                 if isinstance(built, PVLR):
                     world.first(
                         lambda: calibrate_on(
@@ -298,6 +304,11 @@ def _train(
                             step=steps,
                         )
                     )
+                    # The mixture is part of the model, and so of what is reported.
+                    world.equalise([built.mixture.shrinkage])
+                if splits.validation is not None:
+                    report = report_on(feed.testing(shared=True), stop)
+                    monitor.result(step=steps, report=report)
             if monitor.board is not None:
                 monitor.board.finished(steps)
         finally:
@@ -348,6 +359,22 @@ def _require_choice(model: PVLRConfig, baseline: BaselineConfig) -> None:
         )
     if model.knowledge.startswith(SENTENCE_TRANSFORMERS):
         require_sentence_transformers(model.knowledge.removeprefix(SENTENCE_TRANSFORMERS))
+
+
+def _taught(train: LabelledImages, loss: LossConfig) -> list[int] | None:
+    """The pictures that training learns from, where there are others: of which nothing is known."""
+    told = train.known.any(dim=1)
+    if loss.unknown == "negative" or bool(told.all()):
+        return None
+    if not bool(told.any()):
+        raise ConfigError("data: expected training pictures of which a label is known, found none")
+    rows: list[int] = told.nonzero().flatten().tolist()
+    return rows
+
+
+def _known_positives(train: LabelledImages) -> Tensor:
+    """How many pictures are known to have each label."""
+    return ((train.target > 0) & train.known).sum(dim=0).float()
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pvlr.core.arguments import require_int
 from pvlr.core.baselines import BaselineConfig, BaselineModel
+from pvlr.core.bootstrap import bootstrap_map
 from pvlr.core.files import write_atomically
 from pvlr.core.labels import LabelSet
 from pvlr.core.metrics import average_precision, mean_average_precision
@@ -51,6 +52,7 @@ from pvlr.train.study_report import write_report
 __all__ = ["StudyConfig", "study"]
 
 Sections = dict[str, Any]
+RESAMPLES = 500
 DEFAULTS = PVLRConfig()
 
 
@@ -257,8 +259,11 @@ def _train(cell: _Cell) -> str:
 
 
 @torch.no_grad()
-def _measured(model: PVLR | BaselineModel, sections: Sections) -> dict[str, float]:
-    """Time per image after the tower; and with labels left out of training, what is made of them by their names."""
+def _measured(model: PVLR | BaselineModel, sections: Sections) -> dict[str, Any]:
+    """Time per image after the tower; mAP on test pictures drawn again; what is made of labels left out of training.
+
+    Every row of a study draws the same pictures, so that the values of two rows can be compared one by one.
+    """
     data, regions = sections["data"], _regions(model, sections)
     count = min(100, len(regions[0]))
     times = []
@@ -266,16 +271,30 @@ def _measured(model: PVLR | BaselineModel, sections: Sections) -> dict[str, floa
         started = time.perf_counter()
         model.forward_features(regions[0][:count])
         times.append((time.perf_counter() - started) / count)
-    found = {"inference": sorted(times)[3]}
-    if not data.unseen:
-        return found
+    found: dict[str, Any] = {"inference": sorted(times)[3]}
     labels, target, known = regions[1:]
-    asked, batches = model.with_labels(labels).eval(), DataLoader(TensorDataset(regions[0]), batch_size=100)
+    asked = model.with_labels(labels).eval() if data.unseen else model
+    batches = DataLoader(TensorDataset(regions[0]), batch_size=100)
     logits = torch.cat([asked.forward_features(batch).logits for (batch,) in batches])
+
+    def drawn(part: Tensor) -> Tensor:
+        return bootstrap_map(logits[:, part], target[:, part], known[:, part], resamples=RESAMPLES)
+
+    if not data.unseen:
+        return {**found, "drawn": _rounded(drawn(torch.ones(len(labels), dtype=torch.bool)))}
     ap = average_precision(logits, target, known)
     new = torch.tensor([name in data.unseen for name in labels])
-    seen, unseen = (mean_average_precision(ap[part]).item() for part in (~new, new))
-    return {**found, "seen": seen, "unseen": unseen, "harmonic": 2 * seen * unseen / max(seen + unseen, 1e-12)}
+    seen, unseen = (mean_average_precision(ap[part]) for part in (~new, new))
+    found |= {"seen": seen.item(), "unseen": unseen.item(), "harmonic": _harmonic(seen, unseen).item()}
+    return {**found, "drawn": _rounded(_harmonic(drawn(~new), drawn(new)))}
+
+
+def _harmonic(a: Tensor, b: Tensor) -> Tensor:
+    return 2 * a * b / (a + b).clamp_min(1e-12)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
 
 
 def _regions(model: PVLR | BaselineModel, sections: Sections) -> tuple[Tensor, LabelSet, Tensor, Tensor]:

@@ -6,6 +6,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
+from pvlr.core.bootstrap import percentile_interval
 from pvlr.core.files import write_atomically
 
 __all__ = ["study_table", "write_report"]
@@ -17,30 +20,60 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 def study_table(cells: Cells) -> str:
     """A table per group: mean and standard deviation over the seeds, in the order of the cells.
 
+    The first row of a group is what the others are compared with: how far they are behind it (above 0) or ahead, and
+    the middle 95 % of that difference over seeds and test pictures drawn again, the same for both.
+
     Example:
         >>> cell = {"group": "methods", "row": "PVLR", "CF1": 0.5, "OF1": 0.5, "parameters": 1234, "seconds": 2.0,
         ...     "inference": 1e-5}
-        >>> print(study_table([{**cell, "mAP": 0.5}, {**cell, "mAP": 0.52}]))
+        >>> cell |= {"drawn": [0.5, 0.5]}
+        >>> found = [{**cell, "mAP": 0.5, "seed": 0}, {**cell, "mAP": 0.52, "seed": 1}]
+        >>> print(study_table([*found, {**found[0], "row": "probe", "mAP": 0.4, "drawn": [0.4, 0.4]}]))
         ### methods
         <BLANKLINE>
-        | | mAP | CF1 | OF1 | trained parameters | seconds | ms per image | seeds |
-        |---|---|---|---|---|---|---|---|
-        | PVLR | 51.0 ± 1.4 | 50.0 ± 0.0 | 50.0 ± 0.0 | 1,234 | 2.0 | 0.01 | 2 |
+        | | mAP | the first is ahead by | CF1 | OF1 | trained parameters | seconds | ms per image | seeds |
+        |---|---|---|---|---|---|---|---|---|
+        | PVLR | 51.0 ± 1.4 | | 50.0 ± 0.0 | 50.0 ± 0.0 | 1,234 | 2.0 | 0.01 | 2 |
+        | probe | 40.0 | 10.0 [10.0, 10.0] | 50.0 | 50.0 | 1,234 | 2.0 | 0.01 | 1 |
     """
     parts = []
     for group, rows in _grouped(cells).items():
         new = any("harmonic" in cell for found in rows.values() for cell in found)
         figures = ("mAP", "CF1", "OF1", *(("seen", "unseen", "harmonic") if new else ()))
-        names = ["", *figures, "trained parameters", "seconds", "ms per image", "seeds"]
+        first = next(iter(rows.values()))
+        names = [
+            "",
+            figures[0],
+            "the first is ahead by",
+            *figures[1:],
+            "trained parameters",
+            "seconds",
+            "ms per image",
+            "seeds",
+        ]
         lines = [f"### {group}", "", f"|{'|'.join(f' {name} ' if name else ' ' for name in names)}|"]
         lines.append("|" + "---|" * len(names))
         for row, found in rows.items():
             values = [_spread([cell[name] for cell in found]) for name in figures]
             cost = [f"{found[0]['parameters']:,}", f"{mean(cell['seconds'] for cell in found):.1f}"]
             cost.append(f"{1000 * mean(cell['inference'] for cell in found):.2f}")
-            lines.append(f"| {' | '.join([row, *values, *cost, str(len(found))])} |")
+            ahead = "" if found is first else f" {_ahead(first, found)}"
+            lines.append(f"| {row} | {values[0]} |{ahead} | {' | '.join([*values[1:], *cost, str(len(found))])} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _ahead(first: Cells, other: Cells) -> str:
+    """By how much, over the seeds that both have: the score that was drawn again (harmonic mean, for new names)."""
+    score = "harmonic" if all("harmonic" in cell for cell in (*first, *other)) else "mAP"
+    pairs = [(a, b) for a in first for b in other if a["seed"] == b["seed"]]
+    if not pairs:
+        return "–"
+    drawn = torch.tensor([[x - y for x, y in zip(a["drawn"], b["drawn"], strict=True)] for a, b in pairs])
+    # Seeds are drawn again too: what another one would have given belongs to the doubt.
+    seeds = torch.randint(len(pairs), drawn.T.shape, generator=torch.Generator().manual_seed(0))
+    low, high = percentile_interval(drawn.gather(0, seeds.T).mean(dim=0))
+    return f"{100 * mean(a[score] - b[score] for a, b in pairs):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def write_report(folder: Path, cells: Cells) -> Path:

@@ -14,7 +14,6 @@ from torchvision.transforms.v2 import functional as F
 from pvlr.core.functional import fuse_maps
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR, PVLROutput
-from pvlr.core.protocols import split_regions
 from pvlr.data.contact_sheet import contact_sheet
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.drawing import Line, Tile, heat_map, sheet
@@ -136,11 +135,10 @@ class Views:
         attention = self._attention(model.forward_features(regions, maps=True), said)
         if attention is not None:
             self._board.picture("pictures/attention", attention, step=step, kind="jpeg")
-        patches = split_regions(regions, model.sees)[0]
-        self._relations(step, model, patches)
-        vectors = model.label_vectors(patches)
+        if model.config.learn:
+            self._relations(step, model)
         sets = {
-            f"fused, step {step}": vectors if vectors.dim() == 2 else vectors.mean(dim=0),
+            f"fused, step {step}": model.label_vectors(),
             "of the fixed prompts": model.knowledge_vectors,
         }
         self._board.vectors(self._labels.texts, sets)
@@ -172,9 +170,9 @@ class Views:
                 tiles.append(Tile(overlay(picture, one[label].view(grid, grid)), (line,)))
         return sheet(tiles, columns=top + 1)
 
-    def _relations(self, step: int, model: PVLR, patches: Tensor) -> None:
+    def _relations(self, step: int, model: PVLR) -> None:
         board = self._board
-        parts = model.label_parts(patches)
+        parts = model.label_parts()
         maps = {
             "M_ka, of the fixed prompts": parts.knowledge_map,
             "M_ca, of the learnable prompts": parts.context_map,

@@ -36,6 +36,28 @@ class Blocks(nn.Module):
         return self.head(out.patches, out.labels)
 
 
+class Complete(Blocks):
+    """All of PVLR after the towers: with base, adapter, visual vectors and feed-forwards, as `PVLRConfig` has them."""
+
+    def __init__(self, labels: int) -> None:
+        super().__init__(labels, maps=False, feedforward=512)
+        from pvlr.core import Mixture, SemanticPooling, VisualAdapter
+
+        self.adapter, self.semantic = VisualAdapter(dim=WIDTH), SemanticPooling(dim=WIDTH)
+        self.mixture = Mixture(parts=3)
+
+    def forward(self, patches: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Logits ``b c``."""
+        from pvlr.core import base_scores
+
+        base = base_scores(patches, patches[:, 0], self.fixed, scale=10.0)
+        vectors, patches = self.label_vectors() if labels is None else labels, self.adapter(patches)
+        out = self.attention(vectors, patches)
+        visual = self.semantic(patches, self.fixed, out.gathered)
+        learned = self.head(out.patches, vectors, looked=out.labels, visual=visual)
+        return self.mixture(base, learned)
+
+
 class OneDirection(nn.Module):
     """One layer in which labels look at patches, with a feed-forward; then one product per label."""
 
@@ -92,6 +114,7 @@ class GroupDecoder(nn.Module):
 KINDS: dict[str, Callable[[int], nn.Module]] = {
     "pvlr, both directions": lambda labels: Blocks(labels, maps=False),
     "pvlr, with its attention maps": lambda labels: Blocks(labels, maps=True),
+    "pvlr, complete": Complete,
     "pvlr, with the labels' feed-forward of 512": lambda labels: Blocks(labels, maps=False, feedforward=512),
     "one cross-attention layer": OneDirection,
     "nn.TransformerDecoderLayer": Decoder,
@@ -113,7 +136,7 @@ def training_step(kind: str, labels: int) -> Callable[[], object]:
 
 def inference(labels: int, kept: bool) -> Callable[[], object]:
     """Forward alone, without gradients; with the label vectors kept from an earlier batch, or computed anew."""
-    model, patches = Blocks(labels, maps=False).eval(), torch.randn(BATCH, PATCHES, WIDTH)
+    model, patches = Complete(labels).eval(), torch.randn(BATCH, PATCHES, WIDTH)
     with torch.no_grad():
         vectors = model.label_vectors() if kept else None
 
@@ -136,11 +159,11 @@ def tower_or_head(part: str) -> Callable[[], object]:
     text = OpenClipTextTower(clip, open_clip.get_tokenizer("ViT-B-16-quickgelu"))
     image = OpenClipImageTower(clip.visual)
     model = PVLR(PVLRConfig(), LabelSet(tuple(f"thing {i}" for i in range(80))), text, image).eval()
-    images, patches = torch.randn(BATCH, 3, 224, 224), torch.randn(BATCH, PATCHES, WIDTH)
+    images, regions = torch.randn(BATCH, 3, 224, 224), torch.randn(BATCH, 1 + PATCHES, WIDTH)
 
     def work() -> None:
         with torch.no_grad():
-            clip.encode_image(images) if part == "tower" else model.forward_features(patches)
+            clip.encode_image(images) if part == "tower" else model.forward_features(regions)
 
     return work
 

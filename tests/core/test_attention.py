@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from pvlr.core.attention import DualModalAttention, LabelRelation, MultiHeadAttention, RelationMap
-from pvlr.core.functional import attend, attention_map, merge_heads, split_heads
+from pvlr.core.functional import attend, attention_map, merge_heads, split_heads, standardise
 from pvlr.core.shapes import ShapeError
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -49,9 +49,12 @@ def test_label_relation_is_its_formula(s: Sizes, draw: Draw, norm: str) -> None:
     assert_close(alone, out[0], **EXACT)
 
 
-@given(sizes(), draws(), forms, st.booleans())
-def test_dual_modal_attention_is_its_formula(s: Sizes, draw: Draw, form: dict, own: bool) -> None:
-    block = moved(DualModalAttention(dim=s.d, heads=s.h, **form), draw)
+@given(sizes(), draws(), forms, st.booleans(), st.sampled_from([None, 1, 3]))
+def test_dual_modal_attention_is_its_formula(
+    s: Sizes, draw: Draw, form: dict, own: bool, width_of_head: int | None
+) -> None:
+    width = None if width_of_head is None else s.h * width_of_head
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, width=width, **form), draw)
     labels, patches = draw.normal(s.b, s.c, s.d), draw.normal(s.b, s.n, s.d)
     out = block(labels if own else labels[0], patches, maps=True)
     for b in range(s.b):
@@ -59,21 +62,27 @@ def test_dual_modal_attention_is_its_formula(s: Sizes, draw: Draw, form: dict, o
         wanted = reference.dual_modal(as_lists(block), *start, heads=s.h, **form)
         assert_close(out.labels[b], tensor(wanted[0]), **EXACT)
         assert_close(out.patches[b], tensor(wanted[1]), **EXACT)
+        if out.gathered is None:
+            assert form["direction"] in ("patches", "none")
+        else:
+            assert_close(out.gathered[b], tensor(wanted[4]), **EXACT)
         for found, maps in ((out.label_maps, wanted[2]), (out.patch_maps, wanted[3])):
             assert len(found) == len(maps)
             for layer, per_head in zip(found, maps, strict=True):
                 assert_close(layer[b], tensor(per_head), **EXACT)
 
 
-@given(sizes(), draws())
-def test_the_module_is_the_function_with_its_parameters(s: Sizes, draw: Draw) -> None:
-    block = moved(MultiHeadAttention(dim=s.d, heads=s.h, zero_out=True), draw)
+@given(sizes(), draws(), st.booleans())
+def test_the_module_is_the_function_with_its_parameters(s: Sizes, draw: Draw, wide: bool) -> None:
+    width = s.h * (s.e + 2) if wide else None
+    block = moved(MultiHeadAttention(dim=s.d, heads=s.h, zero_out=True, width=width), draw)
     x, y = draw.normal(s.b, s.c, s.d), draw.normal(s.b, s.n, s.d)
     out, (query, key) = block(x, y)
     q, k, v = (split_heads(f(z), s.h) for f, z in ((block.q_proj, x), (block.k_proj, y), (block.v_proj, y)))
     assert torch.equal(out, block.out_proj(merge_heads(attend(q, k, v))))
     assert torch.equal(query, q)
     assert torch.equal(key, k)
+    assert query.shape[-1] == (s.e + 2 if wide else s.e)
 
 
 @given(sizes(), draws())
@@ -169,6 +178,25 @@ def test_law_6_before_the_first_step_nothing_is_changed(s: Sizes, draw: Draw, fe
     assert torch.equal(out.patches, patches)
 
 
+@given(sizes(), draws(), norms(), st.integers(1, 2))
+def test_what_labels_gathered_is_what_they_brought_in_the_last_layer(
+    s: Sizes, draw: Draw, norm: str, layers: int
+) -> None:
+    labels, patches = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, layers=layers, norm=norm), draw)
+    out = block(labels, patches)
+    last = block.layers[-1].labels
+    block.layers = block.layers[:-1]
+    before = block(labels, patches)
+    seen = (before.labels, before.patches) if norm == "post" else map(standardise, (before.labels, before.patches))
+    assert_close(out.gathered, last.attention(*seen)[0], **EXACT)
+    changed = before.labels + out.gathered
+    assert_close(out.labels, changed if last.norm is None else last.norm(changed), **EXACT)
+    # Before the first step a pre-norm branch brings nothing.
+    fresh = DualModalAttention(dim=s.d, heads=s.h, layers=layers).double()(labels, patches).gathered
+    assert torch.equal(fresh, torch.zeros(s.b, s.c, s.d, dtype=torch.float64))
+
+
 def test_post_norm_does_change_its_input_before_the_first_step() -> None:
     draw = Draw(0, torch.float32)
     labels, patches = draw.normal(5, 8), draw.normal(2, 3, 8)
@@ -250,10 +278,12 @@ def test_bf16_autocast_is_close_and_its_maps_are_float32() -> None:
         related, weights = relation(labels)
         found = block(related, patches, maps=True)
         assert weights.dense().dtype == torch.float32
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(found[:-1], wanted[:-1], strict=True):
         a, b = (a[0], b[0]) if isinstance(a, tuple) else (a, b)
         assert a.dtype == torch.float32
         assert_close(a, b, rtol=0.05, atol=0.05)
+    # What was gathered is an operand of the next sum, as a projection's output is.
+    assert_close(found.gathered.float(), wanted.gathered, rtol=0.05, atol=0.05)
     # A map made under autocast may be used outside of it.
     assert weights.attend(draw.normal(2, 5, 8)).dtype == torch.float32
 
@@ -301,6 +331,11 @@ REFUSED = [
         lambda: DualModalAttention(dim=8, feedforward=-1),
         ValueError,
         "feedforward: expected a whole number of at least 0, got -1",
+    ),
+    (
+        lambda: DualModalAttention(dim=8, heads=2, width=7),
+        ValueError,
+        "width: expected a multiple of heads=2, got 7",
     ),
     (lambda: LabelRelation(dim=8)(X(8)), ShapeError, "labels: expected axes '... c d', got shape (8,)"),
     (lambda: LabelRelation(dim=8)(X(3, 7)), ShapeError, "labels: expected axes '... c d' with d=8, got shape (3, 7)"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from model_toys import DIM, LABELS, ToyImage, ToyText
-from reference import dot, normalise, softmax, standardise
+from reference import dot, normalise, softmax, splice_context, standardise
 from strategies import Draw, perturb
 from torch import nn
 from torch.nn.functional import relu
@@ -17,16 +17,24 @@ from pvlr.core.baselines import BaselineConfig, BaselineModel, LinearProbe, pair
 from pvlr.core.decoders import GroupDecoder, LabelDecoder, sine_places
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.protocols import join_regions
 from pvlr.core.shapes import ShapeError
 
-KINDS = ("linear_probe", "dualcoop", "query2label", "ml_decoder")
+KINDS = ("linear_probe", "coop", "dualcoop", "query2label", "ml_decoder")
+PROMPTED = ("coop", "dualcoop")
 SMALL: dict[str, Any] = {"context_tokens": 2, "width": 8, "heads": 2, "hidden": 5, "groups": 3}
 
 
-def build(kind: str, labels: LabelSet = LABELS) -> BaselineModel:
-    model = BaselineModel(BaselineConfig(kind=kind, **SMALL), labels, ToyText().float(), ToyImage())
+def build(kind: str, labels: LabelSet = LABELS, *, source_dim: int = 0, **chosen: Any) -> BaselineModel:
+    image = ToyImage(source_dim=source_dim)
+    config = BaselineConfig(kind=kind, **SMALL, **chosen)
+    model = BaselineModel(config, labels, ToyText().float(), image, logit_scale=7.0)
     perturb(model.head, Draw(1), 0.3)
     return model.eval()
+
+
+def pictures(count: int = 3) -> torch.Tensor:
+    return Draw(0).normal(count, 3, 12, 12).float()
 
 
 def test_paired_scores_are_their_formula() -> None:
@@ -47,10 +55,10 @@ def test_paired_scores_are_their_formula() -> None:
 
 def test_the_linear_probe_is_its_formula() -> None:
     probe = perturb(LinearProbe(classes=3, dim=4).double(), Draw(0), 0.5)
-    x = Draw(1, torch.float64).normal(2, 1, 4)
+    x = Draw(1, torch.float64).normal(2, 4)
     wanted = [
         [dot(w, standardise(row)) + b for w, b in zip(probe.weight.tolist(), probe.bias.tolist(), strict=True)]
-        for row in x[:, 0].tolist()
+        for row in x.tolist()
     ]
     assert_close(probe(x), torch.tensor(wanted, dtype=torch.float64))
 
@@ -85,48 +93,115 @@ def test_places_tell_the_row_by_the_first_half_and_the_column_by_the_second() ->
                     assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
-def test_zero_shot_is_pvlr_with_parts_switched_off() -> None:
-    switched: dict[str, Any] = {"heads": 2, "relation": "none", "fusion": "knowledge", "dma": "none"}
-    text, image = ToyText().float().eval(), ToyImage()
-    images = Draw(0).normal(2, 3, 12, 12).float()
+def test_zero_shot_is_pvlr_that_learns_nothing() -> None:
+    text, image, images = ToyText().float().eval(), ToyImage(), pictures(2)
     texts = [normalise(row) for row in text.encode([f"a photo of a {name}." for name in LABELS.texts]).tolist()]
-    for regions in ("pooled", "patches"):
+    for base in ("pooled", "best"):
         labels = LabelSet(LABELS.names)  # Without descriptions.
-        model = PVLR(PVLRConfig(regions=regions, **switched), labels, text, image).eval()
-        assert {name for name, x in model.named_parameters() if x.requires_grad} == {"head.log_scale", "head.bias"}
-        seen = image(images)
-        shown = seen.pooled[:, None] if regions == "pooled" else seen.patches
-        bias = model.head.bias.item()
+        model = PVLR(PVLRConfig(base=(base,), learn=False), labels, text, image, logit_scale=10.0).eval()
+        trained = {name for name, x in model.named_parameters() if x.requires_grad}
+        assert trained == {"mixture.weights", "mixture.bias"}
+        seen, logits = image(images), model(images).logits
+        shown = seen.pooled[:, None] if base == "pooled" else seen.patches
+        bias = model.mixture.bias.item()
         for row, vectors in enumerate(shown.tolist()):
             for label, vector in enumerate(texts):
                 wanted = 10.0 * max(dot(normalise(patch), vector) for patch in vectors) + bias
-                assert model(images).logits[row, label].item() == pytest.approx(wanted, abs=1e-4)
+                assert logits[row, label].item() == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("source_dim", [0, 11])
+@pytest.mark.parametrize("base", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_baseline_is_used_as_pvlr_is(kind: str) -> None:
-    model = build(kind)
-    images = Draw(0).normal(3, 3, 12, 12).float()
+def test_a_baseline_is_used_as_pvlr_is(kind: str, base: bool, source_dim: int) -> None:
+    model, images = build(kind, base=base, source_dim=source_dim), pictures()
+    model.tell_positives(torch.arange(1.0, 6.0))
     logits = model(images).logits
     assert logits.shape == (3, len(LABELS))
     seen = model.image(images)
-    shown = seen.pooled[:, None] if kind == "linear_probe" else seen.patches
-    assert_close(model.forward_features(shown).logits, logits)
+    regions = "all" if base or kind == "linear_probe" else "pooled" if kind == "coop" else "patches"
+    assert model.sees == regions
+    assert_close(model.forward_features(join_regions(seen, regions)).logits, logits)
     assert_close(model(images[1:2]).logits, logits[1:2])
+    if base:
+        model.mixture.drop = 0.0
     model.train()(images).logits.sum().backward()
     parameters = dict(model.named_parameters())
     learning = {name for name, x in parameters.items() if x.requires_grad}
-    assert learning == {name for name in parameters if name.startswith("head.")}
+    assert learning == {name for name in parameters if name.startswith(("head.", "mixture."))}
+    assert any(name.startswith("mixture.") for name in learning) == base
     assert all(parameters[name].grad is not None and parameters[name].grad.abs().sum() > 0 for name in learning)
     before = {name: x.clone() for name, x in parameters.items()}
     model.fit_prior(model.regions(images))
-    if kind == "dualcoop":
+    assert all(torch.equal(x, before[name]) for name, x in parameters.items() if not name.endswith("bias"))
+    if kind == "dualcoop" and not base:
         assert all(torch.equal(x, before[name]) for name, x in model.named_parameters())
     else:
         assert model(images).logits.sigmoid().mean().item() == pytest.approx(0.05, abs=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["linear_probe", "query2label", "ml_decoder"])
+def test_the_linear_probe_reads_what_the_pooled_vector_is_made_of() -> None:
+    for source_dim in (0, 11):
+        model, images = build("linear_probe", source_dim=source_dim), pictures()
+        seen = model.image(images)
+        vectors = seen.source if source_dim else seen.pooled
+        assert model.head.weight.shape == (5, source_dim or DIM)
+        weights = model.head.weight.tolist(), model.head.bias.tolist()
+        wanted = [[dot(w, standardise(row)) + b for w, b in zip(*weights, strict=True)] for row in vectors.tolist()]
+        assert_close(model(images).logits, torch.tensor(wanted), rtol=0, atol=1e-5)
+
+
+def test_coop_is_the_cosine_of_the_pooled_vector_and_a_learnable_prompt() -> None:
+    model, images = build("coop"), pictures()
+    sentences = [f"X X {text}." for text in LABELS.texts]
+    prompts = model.text.tokenize_prompts(sentences, "", 0)
+    spliced = splice_context(model.text.embed(prompts.ids).tolist(), [model.head.prompter.context.tolist()] * 5, 0)
+    texts = [normalise(row) for row in model.text.run(torch.tensor(spliced), prompts.end).tolist()]
+    scale, bias, logits = model.head.log_scale.exp().item(), model.head.bias.item(), model(images).logits
+    for row, vector in enumerate(model.image(images).pooled.tolist()):
+        for label, text in enumerate(texts):
+            wanted = scale * dot(normalise(vector), text) + bias
+            assert logits[row, label].item() == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("source_dim", [0, 11])
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_the_base_it_is_mixed_as_pvlr_is(kind: str, source_dim: int) -> None:
+    model, images = build(kind, base=True, source_dim=source_dim, shrinkage=4.0), pictures()
+    alone = build(kind, source_dim=source_dim)
+    alone.head.load_state_dict(model.head.state_dict())
+    config = PVLRConfig(base=("competition", "focused", "pooled"), learn=False)
+    zero_shot = PVLR(config, LABELS, model.text, model.image, logit_scale=7.0).eval()
+    base = zero_shot(images).logits - zero_shot.mixture.bias
+    assert model.mixture.bias.item() == 0.0
+    assert_close(model(images).logits, base, rtol=0, atol=1e-4)
+    counts = torch.tensor([0.0, 1.0, 4.0, 12.0, 1e9])
+    model.tell_positives(counts)
+    wanted = base + torch.tensor([0.0, 0.2, 0.5, 0.75, 1.0]) * alone(images).logits
+    assert_close(model(images).logits, wanted, rtol=1e-5, atol=1e-4)
+    model.mixture.drop = 0.0
+    assert_close(model.train()(images).logits, base + alone.train()(images).logits, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", PROMPTED)
+def test_other_labels_keep_the_base_they_have(kind: str) -> None:
+    model, images = build(kind, base=True), pictures()
+    model.tell_positives(torch.arange(1.0, 6.0))
+    wanted = model(images).logits
+    other = model.with_labels(["zebra", "bus", "cat"])
+    found, alone = other(images).logits, model.with_labels(["zebra"])(images).logits
+    assert_close(found[:, 1:], wanted[:, [LABELS.names.index("bus"), LABELS.names.index("cat")]])
+    assert_close(found[:, :1], alone)
+    assert model.labels == LABELS
+    # Of a new name its text is all that is known: what was learned does not count.
+    with torch.no_grad():
+        for value in model.head.parameters():
+            value.add_(0.3)
+    assert torch.equal(other(images).logits[:, 0], found[:, 0])
+    assert not torch.equal(other(images).logits[:, 1], found[:, 1])
+
+
+@pytest.mark.parametrize("kind", ["linear_probe", "coop", "query2label", "ml_decoder"])
 def test_a_prior_that_cannot_be_fitted_changes_nothing(kind: str) -> None:
     model = build(kind)
     before = model.head.bias.clone()
@@ -238,7 +313,9 @@ def groups(**options: Any) -> GroupDecoder:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: BaselineConfig(kind="coop"), "kind: expected one of 'none', 'linear_probe', 'dualcoop', "),
+        (lambda: BaselineConfig(kind="clip"), "kind: expected one of 'none', 'linear_probe', 'coop', 'dualcoop', "),
+        (lambda: BaselineConfig(base=1), "base: expected True or False, got 1"),
+        (lambda: BaselineConfig(shrinkage=0.0), "shrinkage: expected a finite number > 0, got 0.0"),
         (lambda: BaselineConfig(width=10, heads=2), "width: expected a multiple of 4, got 10"),
         (lambda: BaselineConfig(width=12, heads=5), "width: expected a multiple of heads=5, got 12"),
         (lambda: BaselineConfig(encoder_layers=-1), "encoder_layers: expected a whole number of at least 0, got -1"),
@@ -264,7 +341,8 @@ def test_wrong_arguments_are_refused(call: Any, message: str) -> None:
         (decoder(), (1, 5, 6), "patches: expected axes 'b n k' with n=4, got shape (1, 5, 6)"),
         (decoder(), (1, 4, 5), "patches: expected axes 'b n k' with k=6, got shape (1, 4, 5)"),
         (groups(), (1, 4, 5), "patches: expected axes 'b n k' with k=6, got shape (1, 4, 5)"),
-        (LinearProbe(classes=3, dim=6), (1, 2, 6), "pooled: expected axes 'b n d' with n=1, got shape (1, 2, 6)"),
+        (LinearProbe(classes=3, dim=6), (1, 2, 6), "vectors: expected axes 'b d', got shape (1, 2, 6)"),
+        (LinearProbe(classes=3, dim=6), (2, 5), "vectors: expected axes 'b d' with d=6, got shape (2, 5)"),
     ],
 )
 def test_wrong_shapes_are_refused(head: nn.Module, shape: tuple[int, ...], message: str) -> None:

@@ -5,11 +5,15 @@ import re
 import pytest
 import torch
 
+from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention, LabelRelation, MultiHeadAttention
 from pvlr.core.block import Block
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
+from pvlr.core.mixture import Mixture
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter
+from pvlr.core.residual import LabelResidual
+from pvlr.core.semantic import SemanticPooling
 from pvlr.core.shapes import ShapeError
 
 BLOCKS: dict[type[Block], dict] = {
@@ -18,7 +22,11 @@ BLOCKS: dict[type[Block], dict] = {
     DualModalAttention: {"dim": 8, "heads": 2},
     FusionBlock: {"dim": 8, "heads": 2},
     SimilarityHead: {},
-    # Without relation and condition: their own checks must not be what refuses.
+    VisualAdapter: {"dim": 8},
+    SemanticPooling: {"dim": 8},
+    LabelResidual: {"labels": 3, "dim": 8},
+    Mixture: {"parts": 2},
+    # Without relation: its own checks must not be what refuses.
     KnowledgePrompter: {"dim": 8, "heads": 2, "relation": "none"},
     ContextPrompter: {"width": 6, "dim": 8, "heads": 2, "relation": "none"},
 }
@@ -45,32 +53,53 @@ def booleans(name: str, block: type[Block]) -> list[tuple[type[Block], dict, str
     return [(block, {name: value}, f"{name}: expected True or False, got {value!r}") for value in values]
 
 
+def positive(name: str, *blocks: type[Block]) -> list[tuple[type[Block], dict, str]]:
+    values = (0.0, -1.0, float("inf"), float("nan"), "2")
+    return [
+        (block, {name: value}, f"{name}: expected a finite number > 0, got {value!r}")
+        for block in blocks
+        for value in values
+    ]
+
+
 WITH_HEADS = (MultiHeadAttention, LabelRelation, DualModalAttention, FusionBlock)
+WITH_WIDTH = (MultiHeadAttention, DualModalAttention)
+ADDED = (VisualAdapter, SemanticPooling, LabelResidual)
 REFUSED = [
-    *numbers("dim", 1, *WITH_HEADS, KnowledgePrompter, ContextPrompter),
+    *numbers("dim", 1, *WITH_HEADS, KnowledgePrompter, ContextPrompter, *ADDED),
     *numbers("heads", 1, *WITH_HEADS),
     *((block, {"dim": 9}, "dim: expected a multiple of heads=2, got 9") for block in WITH_HEADS),
+    *numbers("width", 1, *WITH_WIDTH),
+    *((block, {"width": 9}, "width: expected a multiple of heads=2, got 9") for block in WITH_WIDTH),
+    # Where a width is given the joint one does not have to split.
+    *((block, {"dim": 0, "width": 8}, "dim: expected a whole number of at least 1, got 0") for block in WITH_WIDTH),
     (DualModalAttention, {"dim": 9, "direction": "none"}, "dim: expected a multiple of heads=2, got 9"),
     (FusionBlock, {"dim": 9, "mode": "sum"}, "dim: expected a multiple of heads=2, got 9"),
     *numbers("layers", 1, DualModalAttention),
     *numbers("feedforward", 0, DualModalAttention),
     *numbers("source_dim", 1, KnowledgePrompter),
+    *numbers("source_dim", 0, VisualAdapter, LabelResidual),
+    *numbers("hidden", 0, VisualAdapter, SemanticPooling),
+    *numbers("labels", 1, LabelResidual),
+    *numbers("parts", 0, Mixture),
     *numbers("width", 1, ContextPrompter),
     *numbers("tokens", 1, ContextPrompter),
-    *numbers("classes", 1, ContextPrompter),
     *choices("norm", NORMS, LabelRelation, DualModalAttention, FusionBlock, KnowledgePrompter, ContextPrompter),
     *choices("relation", RELATIONS, KnowledgePrompter, ContextPrompter),
-    *choices("condition", "'none', 'image'", ContextPrompter),
     *choices("direction", "'both', 'labels', 'patches', 'none'", DualModalAttention),
     *choices("mode", "'gate', 'sum', 'knowledge', 'context'", FusionBlock),
-    *choices("aggregation", "'max', 'mean', 'softmax'", SimilarityHead),
     *booleans("zero_out", MultiHeadAttention),
     *booleans("maps", FusionBlock),
-    *booleans("learnable", SimilarityHead),
     (FusionBlock, {"mode": "sum", "maps": "false"}, "maps: expected True or False, got 'false'"),
-    (SimilarityHead, {"scale": 0.0}, "scale: expected a finite number > 0, got 0.0"),
+    *positive("scale", SimilarityHead),
+    *positive("patches", SimilarityHead),
+    *positive("whole", SimilarityHead),
+    *positive("sharpness", SemanticPooling),
+    *positive("shrinkage", Mixture),
     (SimilarityHead, {"bias": float("inf")}, "bias: expected a finite number, got inf"),
-    (SimilarityHead, {"temperature": 0.0}, "temperature: expected a finite number > 0, got 0.0"),
+    (Mixture, {"bias": float("inf")}, "bias: expected a finite number, got inf"),
+    (Mixture, {"drop": 1.0}, "drop: expected a finite number >= 0 and < 1, got 1.0"),
+    (Mixture, {"drop": -0.1}, "drop: expected a finite number >= 0 and < 1, got -0.1"),
     (ContextPrompter, {"std": -0.5}, "std: expected a finite number >= 0, got -0.5"),
 ]
 
@@ -86,9 +115,17 @@ def test_wrong_arguments_are_refused_by_name(block: type[Block], wrong: dict, me
 @pytest.mark.usefixtures("unchecked")
 def test_smallest_sizes_are_allowed() -> None:
     assert KnowledgePrompter(dim=1, heads=1, source_dim=1)(torch.ones(1, 1))[0].shape == (1, 1)
-    assert ContextPrompter(width=1, dim=1, heads=1, tokens=1, classes=1).context.shape == (1, 1, 1)
+    assert ContextPrompter(width=1, dim=1, heads=1, tokens=1).context.shape == (1, 1)
     assert ContextPrompter(width=1, dim=1, heads=1, std=0.0).context.eq(0).all()
-    assert DualModalAttention(dim=1, heads=1, layers=1, feedforward=1)(torch.ones(1, 1), torch.ones(1, 1, 1))
+    one, patches = torch.ones(1, 1), torch.ones(1, 1, 1)
+    assert DualModalAttention(dim=1, heads=1, layers=1, feedforward=1)(one, patches)
+    # An odd width has heads where there is an inner one.
+    assert DualModalAttention(dim=3, heads=2, width=2)(torch.ones(1, 3), torch.ones(1, 1, 3))
+    assert VisualAdapter(dim=1, hidden=1, source_dim=1).whole(one, one).shape == (1, 1)
+    assert VisualAdapter(dim=1, hidden=0)(patches).shape == (1, 1, 1)
+    assert SemanticPooling(dim=1, hidden=1)(patches, one).shape == (1, 1, 1)
+    assert LabelResidual(labels=1, dim=1, source_dim=1)(one, torch.zeros(1, dtype=torch.int64)).shape == (1, 1)
+    assert Mixture(parts=1, drop=0.0)(patches, one).shape == (1, 1)
 
 
 @pytest.mark.usefixtures("unchecked")

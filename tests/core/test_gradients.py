@@ -10,14 +10,19 @@ import torch
 from contract_cases import MATRIX, Case
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, draws, norms, perturb
+from strategies import Draw, Sizes, draws, norms, perturb, tensors
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention, LabelRelation, RelationMap
+from pvlr.core.base import base_scores
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
 from pvlr.core.losses import asymmetric_loss
+from pvlr.core.mixture import Mixture
+from pvlr.core.residual import LabelResidual
+from pvlr.core.semantic import SemanticPooling
 
 # A slope asks the slow loops four times for every parameter: a fifth of the examples of other properties.
 FEW = settings(max_examples=max(1, settings.default.max_examples // 5))
@@ -124,16 +129,17 @@ def test_label_relation_learns_as_its_formula(s: Sizes, draw: Draw, norm: str) -
 
 
 @FEW
-@given(small, draws(), norms(), st.sampled_from(["both", "labels", "patches"]), st.sampled_from([0, 3]))
+@given(small, draws(), norms(), st.sampled_from(["both", "labels", "patches"]), st.sampled_from([0, 3]), st.booleans())
 def test_dual_modal_attention_learns_as_its_formula(
-    s: Sizes, draw: Draw, norm: str, direction: str, feedforward: int
+    s: Sizes, draw: Draw, norm: str, direction: str, feedforward: int, wide: bool
 ) -> None:
+    width = 4 * s.h if wide else None
     form = {"direction": direction, "layers": 1, "feedforward": feedforward, "norm": norm}
-    block = perturb(DualModalAttention(dim=s.d, heads=s.h, **form).double(), draw)
+    block = perturb(DualModalAttention(dim=s.d, heads=s.h, width=width, **form).double(), draw)
 
     def run(labels: Tensor, patches: Tensor) -> tuple[Tensor, ...]:
         out = block(labels, patches[None], maps=True)
-        return out.labels, out.patches, *out.label_maps, *out.patch_maps
+        return out.labels, out.patches, *out.label_maps, *out.patch_maps, *tensors(out.gathered)
 
     slopes_agree(
         block,
@@ -163,24 +169,121 @@ def test_fusion_learns_as_its_formula_through_both_maps(s: Sizes, draw: Draw, no
     slopes_agree(block, inputs, run, slow)
 
 
+def apart(patches: Tensor, rows: Tensor) -> bool:
+    """Whether one patch is most like each label: between two that are, a maximum has no slope."""
+    columns = torch.tensor(reference.cosine_scores(patches.tolist(), rows.tolist(), 1.0, 0.0))
+    return bool(((columns > columns.amax(dim=0) - 0.01).sum(dim=0) == 1).all())
+
+
 @FEW
-@given(small, draws(), st.sampled_from(["max", "mean", "softmax"]))
-def test_the_head_learns_as_its_formula(s: Sizes, draw: Draw, aggregation: str) -> None:
-    head = perturb(SimilarityHead(scale=3.0, aggregation=aggregation, temperature=0.7).double(), draw)
+@given(small, draws(), st.sets(st.sampled_from(["looked", "visual", "whole"])))
+def test_the_head_learns_as_its_formula(s: Sizes, draw: Draw, names: set[str]) -> None:
+    head = perturb(SimilarityHead(scale=3.0).double(), draw)
     inputs = {"patches": draw.normal(s.n, s.d), "labels": draw.normal(s.c, s.d)}
+    others = {"looked": draw.normal(s.c, s.d), "visual": draw.normal(s.c, s.d), "whole": draw.normal(s.d)}
+    inputs |= {name: x for name, x in others.items() if name in names}
+    assume(apart(inputs["patches"], inputs.get("looked", inputs["labels"])))
+
+    def run(patches: Tensor, labels: Tensor, **rest: Tensor) -> tuple[Tensor, ...]:
+        return (head(patches[None], labels, **{name: x[None] for name, x in rest.items()}),)
 
     def slow(state: State, x: State) -> Any:
-        scale, bias = math.exp(state["log_scale"]), state["bias"]
-        scores = reference.cosine_scores(x["patches"], x["labels"], scale, bias)
-        return reference.pool_regions(scores, aggregation, 0.7)
+        return reference.similarity_head(state, **(dict.fromkeys(others) | x))
 
-    if aggregation == "max":
-        # Between two patches that score the same the maximum has no slope.
-        scores = torch.tensor(slow({"log_scale": 0.0, "bias": 0.0}, lists({}, inputs)[1]))
-        columns = reference.cosine_scores(*(x.tolist() for x in inputs.values()), 1.0, 0.0)
-        near = (torch.tensor(columns) > scores - 0.01).sum(dim=0)
-        assume(bool((near == 1).all()))
-    slopes_agree(head, inputs, lambda patches, labels: (head(patches[None], labels),), slow)
+    slopes_agree(head, inputs, run, slow)
+
+
+@FEW
+@given(small, draws(), st.sampled_from([0, 3]))
+def test_the_adapter_learns_as_its_formula(s: Sizes, draw: Draw, hidden: int) -> None:
+    block = perturb(VisualAdapter(dim=s.d, hidden=hidden, source_dim=3).double(), draw)
+    inputs = {"patches": draw.normal(s.n, s.d), "pooled": draw.normal(s.d), "source": draw.normal(3)}
+
+    def run(patches: Tensor, pooled: Tensor, source: Tensor) -> tuple[Tensor, ...]:
+        return block(patches[None]), block.whole(pooled[None], source[None])
+
+    def slow(state: State, x: State) -> Any:
+        return [reference.adapted(state, x["patches"]), reference.adapted_whole(state, x["pooled"], x["source"])]
+
+    slopes_agree(block, inputs, run, slow)
+
+
+@FEW
+@given(small, draws(), st.sampled_from([0, 3]), st.booleans())
+def test_semantic_pooling_learns_as_its_formula(s: Sizes, draw: Draw, hidden: int, brought: bool) -> None:
+    block = perturb(SemanticPooling(dim=s.d, hidden=hidden, sharpness=3.0).double(), draw)
+    inputs = {"patches": draw.normal(s.n, s.d), "knowledge": draw.normal(s.c, s.d)}
+    inputs |= {"gathered": draw.normal(s.c, s.d)} if brought else {}
+
+    def run(patches: Tensor, knowledge: Tensor, gathered: Tensor | None = None) -> tuple[Tensor, ...]:
+        return (block(patches[None], knowledge, None if gathered is None else gathered[None]),)
+
+    slopes_agree(block, inputs, run, lambda state, x: reference.semantic_pooling(state, **({"gathered": None} | x)))
+
+
+@FEW
+@given(small, draws())
+def test_residuals_learn_as_their_formula(s: Sizes, draw: Draw) -> None:
+    block = perturb(LabelResidual(labels=3, dim=s.d, source_dim=2).double(), draw)
+    members = (4 * draw.uniform(s.c)).long() - 1
+
+    def run(vectors: Tensor) -> tuple[Tensor, ...]:
+        return block(vectors, members), *block.rows(members)
+
+    def slow(state: State, x: State) -> Any:
+        added, own, bias = reference.label_residual(state, members.tolist())
+        return [[reference.add(a, b) for a, b in zip(x["vectors"], added, strict=True)], own, bias]
+
+    slopes_agree(block, {"vectors": draw.normal(s.c, s.d)}, run, slow)
+
+
+@FEW
+@given(small, draws(), st.sampled_from(["labels", "anchors", "members"]))
+def test_scores_of_the_base_have_the_slope_of_their_formula(s: Sizes, draw: Draw, rivals: str) -> None:
+    form = {"parts": ["competition", "focused", "pooled", "best"], "scale": 3.0}
+    inputs = {"patches": draw.normal(s.n, s.d), "pooled": draw.normal(s.d), "labels": draw.normal(s.c, s.d)}
+    assume(apart(inputs["patches"], inputs["labels"]))
+    members = None
+    if rivals != "labels":
+        inputs["anchors"] = draw.normal(3, s.d)
+    if rivals == "members":
+        # Each label is the anchor that it is said to be, and moves with it.
+        members = (4 * draw.uniform(s.c)).long() - 1
+
+    def named(labels: Any, anchors: Any) -> Any:
+        return (
+            labels if members is None else [anchors[m] if m >= 0 else x for x, m in zip(labels, members, strict=True)]
+        )
+
+    def run(patches: Tensor, pooled: Tensor, labels: Tensor, anchors: Tensor | None = None) -> tuple[Tensor, ...]:
+        labels = labels if members is None else torch.stack(named(labels, anchors))
+        return (base_scores(patches[None], pooled[None], labels, anchors=anchors, members=members, **form),)
+
+    def slow(_: State, x: State) -> Any:
+        labels, anchors = named(x["labels"], x.get("anchors")), x.get("anchors")
+        told = None if members is None else members.tolist()
+        return reference.base_scores(x["patches"], x["pooled"], labels, anchors=anchors, members=told, **form)
+
+    assume(members is None or apart(inputs["patches"], inputs["anchors"]))
+    slopes_agree(None, inputs, run, slow)
+
+
+@FEW
+@given(small, draws(), st.integers(0, 3))
+def test_the_mixture_learns_as_its_formula(s: Sizes, draw: Draw, parts: int) -> None:
+    block = perturb(Mixture(parts=parts, shrinkage=10.0).double(), draw).eval()
+    block.spread.copy_(1 + draw.uniform(parts))
+    inputs = {"learned": draw.normal(s.c), "positives": 1 + 30 * draw.uniform(s.c)}
+    inputs |= {"base": draw.normal(s.c, parts)} if parts else {}
+
+    def run(learned: Tensor, positives: Tensor, base: Tensor | None = None) -> tuple[Tensor, ...]:
+        return (block(None if base is None else base[None], learned[None], positives),)
+
+    def slow(state: State, x: State) -> Any:
+        measured = {"spread": block.spread.tolist()}  # Which is measured, and not learned.
+        return reference.mixture(state | measured, x.get("base"), x["learned"], x["positives"], 10.0)
+
+    slopes_agree(block, inputs, run, slow)
 
 
 @FEW

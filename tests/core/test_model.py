@@ -4,16 +4,19 @@ import copy
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import reference
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from model_reference import slow
 from model_toys import (
+    BASES,
     DIM,
     HEADS,
     LABELS,
@@ -25,16 +28,19 @@ from model_toys import (
     build,
     moved,
     patches_for,
+    regions_for,
+    seen_for,
     switches,
     write_vectors,
 )
-from strategies import Draw, as_lists, backward, draws, missing_gradients
-from torch import Tensor
+from strategies import Draw, backward, draws, missing_gradients
 from torch.testing import assert_close
 
 from pvlr.core import PVLR, LabelError, LabelSet, PVLRConfig, ShapeError
 from pvlr.core.model import read_descriptions
+from pvlr.core.model_output import LabelRows
 from pvlr.core.prompts import PromptBank, encode_knowledge
+from pvlr.core.protocols import ImageFeatures, join_regions
 from pvlr.core.weights import load_trained_state, trained_state
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -48,88 +54,50 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- definition
 
 
-def slow(model: PVLR, patches: Tensor) -> tuple[list, list, list]:
-    """One image through the method's table, in loops; logits, labels and patches."""
-    config, seen = model.config, patches.tolist()
-    known, soft, maps = None, None, [None, None]
-    if model.knowledge is not None:
-        known = model.knowledge_vectors.tolist()
-        if config.knowledge != "text_tower":
-            state = as_lists(model.knowledge)
-            known = [reference.linear(state, "projection", row) for row in known]
-        if config.relation == "attention":
-            state = as_lists(model.knowledge.relation)
-            known, maps[0] = reference.label_relation(state, known, HEADS, config.residual)
-    if model.context is not None:
-        words = model.context.context.expand(len(model.labels), -1, -1).tolist()
-        prompts = model.text.tokenize_prompts(
-            [f"{config.context_words or ' '.join('X' * config.context_tokens)} {t}." for t in model.labels.texts], "", 0
-        )
-        spliced = reference.splice_context(model.text.embed(prompts.ids).tolist(), words, start=0)
-        encoded = model.text.run(torch.tensor(spliced, dtype=torch.float64), prompts.end)
-        soft = [reference.normalise(row) for row in encoded.tolist()]
-        shared = {"heads": HEADS, "norm": config.residual}
-        if config.image_conditioned_context:
-            state, more = as_lists(model.context.condition), {"direction": "labels", "layers": 1, "feedforward": 0}
-            soft = reference.dual_modal(state, soft, seen, **shared, **more)[0]
-        if config.relation == "attention":
-            soft, maps[1] = reference.label_relation(as_lists(model.context.relation), soft, HEADS, config.residual)
-    fused = reference.fusion(
-        as_lists(model.fusion),
-        known,
-        soft,
-        None if config.relation == "none" else tuple(maps),
-        mode=config.fusion,
-        heads=HEADS,
-        norm=config.residual,
-    )
-    labels, seen, _, _ = reference.dual_modal(
-        as_lists(model.attention),
-        fused,
-        seen,
-        heads=HEADS,
-        direction=config.dma,
-        layers=config.dma_layers,
-        feedforward=config.dma_feedforward,
-        norm=config.residual,
-    )
-    scores = reference.cosine_scores(seen, labels, model.head.log_scale.exp().item(), model.head.bias.item())
-    return reference.pool_regions(scores, config.aggregation, config.aggregation_temperature), labels, seen
+def is_the_table(model: PVLR, seen: ImageFeatures) -> None:
+    with torch.no_grad():
+        out = model.forward_features(join_regions(seen, model.sees))
+    for i in range(len(seen.pooled)):
+        alone = ImageFeatures(*(None if x is None else x[i] for x in seen))
+        for found, wanted in zip(out[:3], slow(model, alone), strict=True):
+            assert_close(found[i], torch.tensor(wanted, dtype=torch.float64), **EXACT)
 
 
 @given(switches(), draws(), st.integers(1, 3))
 def test_it_is_the_table_of_the_method(file: Path, chosen: Switches, draw: Draw, n: int) -> None:
-    model, patches = build(chosen, LABELS.select(NAMES[1:4]), file=file), patches_for(draw, 2, n)
-    with torch.no_grad():
-        out = model.forward_features(patches)
-    for i in range(2):
-        for found, wanted in zip(out[:3], slow(model, patches[i]), strict=True):
-            assert_close(found[i], torch.tensor(wanted, dtype=torch.float64), **EXACT)
+    model = build(chosen, LABELS.select(NAMES[1:4]), file=file)
+    is_the_table(model, seen_for(model, draw, 2, n))
 
 
-@given(switches(), draws(), st.sampled_from(["pooled", "both"]))
-def test_of_other_regions_it_is_the_table_with_the_pooled_vector(
-    file: Path, chosen: Switches, draw: Draw, regions: str
-) -> None:
-    model, images = (
-        build(chosen | {"regions": regions}, LABELS.select(NAMES[1:4]), file=file),
-        draw.normal(2, 3, 12, 12),
-    )
+@given(switches(knowledge="text_tower"), draws())
+def test_of_other_labels_it_is_the_table_too(chosen: Switches, draw: Draw) -> None:
+    others = LabelSet(("zebra", "cow", "garden_hose", "traffic_light"), descriptions=LABELS.descriptions)
+    model = build(chosen, LABELS.select(NAMES[1:4])).with_labels(others)
+    is_the_table(model, seen_for(model, draw, 1, 3))
+
+
+@given(draws(), st.sampled_from([*BASES, ("pooled",)]), st.sampled_from([0, 5]))
+def test_without_learning_it_is_the_base(draw: Draw, base: tuple[str, ...], source_dim: int) -> None:
+    model = build({"heads": HEADS, "learn": False, "base": base, "source_dim": source_dim})
+    assert {name for name, x in model.named_parameters() if x.requires_grad} == {"mixture.bias", "mixture.weights"}
+    assert model.sees == ("pooled" if base == ("pooled",) else "both")
+    seen = seen_for(model, draw)
+    if base == ("pooled",):  # Which is then the only patch.
+        seen = ImageFeatures(seen.pooled.unsqueeze(1), seen.pooled)
     with torch.no_grad():
-        seen, logits = model.image(images), model(images).logits
-    scale, bias = model.head.log_scale.exp().item(), model.head.bias.item()
+        logits = model.forward_features(join_regions(seen, model.sees)).logits
+        images = draw.normal(2, 3, 12, 12)
+        assert torch.equal(model(images).logits, model.forward_features(model.regions(images)).logits)
     for i in range(2):
-        wanted, labels, _ = slow(model, seen.pooled[i : i + 1] if regions == "pooled" else seen.patches[i])
-        if regions == "both":
-            whole = reference.cosine_scores([seen.pooled[i].tolist()], labels, scale, bias)[0]
-            wanted = [(x + y) / 2 for x, y in zip(wanted, whole, strict=True)]
+        wanted = slow(model, ImageFeatures(seen.patches[i], seen.pooled[i]))[0]
         assert_close(logits[i], torch.tensor(wanted, dtype=torch.float64), **EXACT)
 
 
 @given(switches(), draws())
 def test_every_parameter_is_trained_and_no_tower(file: Path, chosen: Switches, draw: Draw) -> None:
     model = build(chosen, file=file)
-    backward(model.train().forward_features(patches_for(draw, 3, 6)).logits)
+    model.mixture.drop = 0.0  # Or the weights of the base have no gradient where no image keeps it.
+    backward(model.train().forward_features(regions_for(model, draw, 3, 6)).logits)
     assert missing_gradients(model) == []
     assert all(p.grad is None for tower in (model.text, model.image) for p in tower.parameters())
     assert not any(p.requires_grad for p in model.text.parameters())
@@ -138,13 +106,14 @@ def test_every_parameter_is_trained_and_no_tower(file: Path, chosen: Switches, d
 
 @given(switches(), draws())
 def test_maps_come_when_asked_for(file: Path, chosen: Switches, draw: Draw) -> None:
-    model, patches = build(chosen, file=file), patches_for(draw)
-    without, out = model.forward_features(patches), model.forward_features(patches, maps=True)
+    model = build(chosen, file=file)
+    regions = regions_for(model, draw, 2, 4)
+    without, out = model.forward_features(regions), model.forward_features(regions, maps=True)
     assert without.label_maps == without.patch_maps == ()
     assert torch.equal(out.logits, without.logits)
-    layers, direction = chosen["dma_layers"], chosen["dma"]
-    assert len(out.label_maps) == (layers if direction in ("both", "labels") else 0)
-    assert len(out.patch_maps) == (layers if direction in ("both", "patches") else 0)
+    direction = chosen["dma"]
+    assert len(out.label_maps) == (direction in ("both", "labels"))
+    assert len(out.patch_maps) == (direction in ("both", "patches"))
     for maps, shape in ((out.label_maps, (2, HEADS, 5, 4)), (out.patch_maps, (2, HEADS, 4, 5))):
         for one in maps:
             assert one.shape == shape
@@ -153,35 +122,53 @@ def test_maps_come_when_asked_for(file: Path, chosen: Switches, draw: Draw) -> N
     assert [len(maps) for maps in model(images, maps=True)[3:]] == [len(out.label_maps), len(out.patch_maps)]
 
 
-@given(draws())
-def test_a_conditioned_context_looks_at_the_patches(draw: Draw) -> None:
-    model, patches = build({"heads": HEADS, "image_conditioned_context": True}), patches_for(draw)
-    vectors = model.label_vectors(patches)
-    assert vectors.shape == (2, 5, DIM)
-    assert not torch.allclose(vectors[0], vectors[1])
-    with pytest.raises(ValueError, match=r"^patches: expected patches 'b n d' with condition='image', got None$"):
-        model.label_vectors()
-    assert build({"heads": HEADS}).label_vectors().shape == (5, DIM)
-
-
 @given(switches(), draws())
-def test_given_label_vectors_are_used(file: Path, chosen: Switches, draw: Draw) -> None:
+def test_given_label_rows_are_used(file: Path, chosen: Switches, draw: Draw) -> None:
     model, patches = build(chosen, file=file), patches_for(draw)
-    vectors = model.label_vectors(patches)
+    rows = model.label_rows()
     wanted = model.forward_features(patches).logits
-    assert_close(model.forward_features(patches, labels=vectors).logits, wanted, **EXACT)
-    one = model.forward_features(patches, labels=vectors[..., :1, :]).logits
+    assert_close(model.forward_features(patches, labels=rows.joined()).logits, wanted, **EXACT)
+    assert torch.equal(rows.fused, model.label_vectors())
+    assert rows.fused.shape == rows.name.shape == (5, DIM)
+    assert rows.own.shape == (5, chosen["source_dim"] if model.residual is not None else 0)
+    one = model.forward_features(patches, labels=rows.joined()[:1]).logits
     assert one.shape == (2, 1)
 
 
-# --- head
+@given(draws(), st.integers(1, 4), st.integers(1, 5), st.sampled_from([0, 1, 4, 7, 40]))
+def test_label_rows_are_joined_and_split_again(draw: Draw, c: int, d: int, k: int) -> None:
+    vectors = draw.normal(c, d), draw.normal(c, d), draw.normal(c, k)
+    rows = LabelRows(*vectors, draw.normal(c), draw.levels(9, c), draw.chance(0.5, c).double())
+    joined = rows.joined()
+    assert joined.shape == (c, 2 * d + k + 3)
+    for found, wanted in zip(LabelRows.split(joined, d), rows, strict=True):
+        assert torch.equal(found, wanted)
+    half = LabelRows(*(x.half() for x in rows)).joined()
+    assert half.dtype == torch.float32
+    assert torch.equal(half, joined.half().float())
+
+
+@given(switches(), draws())
+def test_what_is_computed_of_images_is_what_of_their_vectors(file: Path, chosen: Switches, draw: Draw) -> None:
+    model, images = build(chosen, file=file), draw.normal(2, 3, 12, 12)
+    seen = model.image(images)
+    assert (seen.source is None) == (chosen["source_dim"] == 0)
+    assert torch.equal(model.regions(images), join_regions(seen, "all"))
+    assert_close(model(images).logits, model.forward_features(model.regions(images)).logits, **EXACT)
+
+
+# --- scale and bias
 
 
 @given(switches(), draws(), st.sampled_from([0.01, 0.05, 0.4]))
 def test_the_prior_is_the_mean_probability(file: Path, chosen: Switches, draw: Draw, prior: float) -> None:
-    model, patches = build(chosen | {"prior": prior, "scale_from": "value"}, file=file), patches_for(draw, 3)
-    model.fit_prior(patches)
-    assert abs(model.forward_features(patches).logits.sigmoid().mean().item() - prior) < 1e-4
+    model = build(chosen | {"prior": prior}, file=file)
+    regions = regions_for(model, draw, 3)
+    model.fit_prior(regions)
+    learned = model.comparison.scores(regions, model.label_rows())[1]
+    assert abs(learned.mean().item()) < 1e-9
+    model.train().mixture.drop = 0.0
+    assert abs(model.forward_features(regions).logits.sigmoid().mean().item() - prior) < 1e-4
 
 
 def towered(logit_bias: float, **chosen: Any) -> PVLR:
@@ -190,21 +177,38 @@ def towered(logit_bias: float, **chosen: Any) -> PVLR:
 
 
 def test_scale_and_bias_may_be_the_towers_own() -> None:
-    patches = torch.randn(2, 4, DIM)
+    regions, labels = torch.randn(2, 4, DIM), LABELS.texts
     logit = float(np.log(0.2 / 0.8))
     for model, scale, bias in (
-        (towered(-1.5), 10.0, logit),
-        (towered(-1.5, scale=3.0), 3.0, logit),
-        (towered(-1.5, scale_from="tower"), 7.0, -1.5),
-        (towered(0.0, scale_from="tower"), 7.0, logit),
+        (towered(-1.5), 7.0, logit),
+        (towered(-1.5, base_scale=3.0), 3.0, logit),
+        (towered(-1.5, learn=False), 7.0, -1.5),
+        (towered(0.0, learn=False), 7.0, logit),
     ):
-        assert_close(model.head.log_scale.exp().item(), scale, rtol=1e-6, atol=0.0)
-        assert_close(model.head.bias.item(), bias, rtol=1e-6, atol=0.0)
-        model.fit_prior(patches)
+        assert_close(model.mixture.bias.item(), bias, rtol=1e-6, atol=0.0)
+        alone = replace(model.config, learn=False, base=("pooled",))
+        pooled = PVLR(alone, LABELS, model.text, model.image, logit_scale=7.0).eval()
+        cosines = F.cosine_similarity(regions[:, :1], model.base_vectors, dim=-1)
+        assert cosines.shape == (2, len(labels))
+        assert_close(pooled.forward_features(regions[:, :1]).logits - logit, scale * cosines, rtol=0, atol=1e-5)
+        model.fit_prior(regions)
         kept = bias == -1.5
-        mean = model.forward_features(patches).logits.sigmoid().mean().item()
-        assert (model.head.bias.item() == bias) == kept
-        assert (abs(mean - 0.2) < 1e-4) != kept
+        mean = model.forward_features(regions).logits.sigmoid().mean().item()
+        assert (model.mixture.bias.item() == bias) == kept
+        assert model.config.learn or (abs(mean - 0.2) < 1e-4) != kept
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_positives_are_told_for_the_labels_it_was_made_for() -> None:
+    model = build({"heads": HEADS}, seed=None)
+    assert torch.equal(model.known_positives, torch.zeros(5).double())
+    other = model.with_labels(["zebra", "bus"])
+    other.tell_positives(torch.arange(5))
+    assert model.known_positives.tolist() == [0, 1, 2, 3, 4]
+    assert other.label_rows().positives.tolist() == [0, 3]
+    assert other.label_rows().member.tolist() == [0, 1]
+    with pytest.raises(ShapeError, match=r"^counts: expected axes 'c' with c=5, got shape \(2,\)$"):
+        other.tell_positives(torch.ones(2))
 
 
 # --- start
@@ -214,8 +218,6 @@ def test_the_context_starts_from_words_or_from_noise() -> None:
     words = build({"heads": HEADS}, seed=None)
     wanted = words.text.embed(words.text.tokenize_prompts(["a photo of a"], None, 0).ids[0, :4])
     assert_close(words.context.context, wanted, rtol=0, atol=1e-6)
-    each = build({"heads": HEADS, "class_specific_context": True}, seed=None)
-    assert_close(each.context.context, wanted.expand(5, -1, -1), rtol=0, atol=1e-6)
     noise = build({"heads": HEADS, "context_words": None, "context_tokens": 16 - 4}, seed=None)
     assert noise.context.context.shape == (12, 6)
     assert 0.005 < noise.context.context.std() < 0.05
@@ -230,7 +232,9 @@ def test_fixed_prompts_are_those_of_the_configuration(tmp_path: Path) -> None:
         ({"descriptions": str(path)}, PromptBank(LABELS, descriptions={"cat": ("It purrs.",)})),
     ):
         model = build({"heads": HEADS} | chosen)
-        assert_close(model.knowledge_vectors, encode_knowledge(bank, model.text.encode).double(), **EXACT)
+        wanted = encode_knowledge(bank, model.text.encode).double()
+        for found in (model.knowledge_vectors, model.base_vectors, model.anchors):
+            assert_close(found, wanted, **EXACT)
 
 
 def test_towers_must_fit() -> None:
@@ -262,7 +266,6 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("heads", 0, f"{WHOLE} 1, got 0"),
     ("heads", 2.0, f"{WHOLE} 1, got 2.0"),
     ("relation", "mean", "expected one of 'attention', 'none', got 'mean'"),
-    ("residual", "Pre", "expected one of 'pre', 'post', got 'Pre'"),
     ("templates", "a {}.", "expected a sequence of sentences, got 'a {}.'"),
     ("templates", 3, "expected a sequence of sentences, got 3"),
     ("templates", ("a {}", 3), "expected a sequence of sentences, got ('a {}', 3)"),
@@ -273,17 +276,17 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("knowledge", None, f"{TEXT} None"),
     ("context_tokens", 0, f"{WHOLE} 1, got 0"),
     ("context_words", " ", f"{TEXT} ' '"),
-    ("class_specific_context", "yes", "expected True or False, got 'yes'"),
-    ("image_conditioned_context", 1, "expected True or False, got 1"),
-    ("regions", "all", "expected one of 'patches', 'pooled', 'both', got 'all'"),
     ("fusion", "product", "expected one of 'gate', 'sum', 'knowledge', 'context', got 'product'"),
+    ("base", "pooled", "expected a sequence of scores, none of them twice, got 'pooled'"),
+    ("base", 3, "expected a sequence of scores, none of them twice, got 3"),
+    ("base", ("best", "best"), "expected a sequence of scores, none of them twice, got ('best', 'best')"),
+    ("base", ("worst",), "expected one of 'competition', 'focused', 'pooled', 'best', got 'worst'"),
+    ("base_scale", 0.0, "expected a finite number > 0, got 0.0"),
+    ("learn", "yes", "expected True or False, got 'yes'"),
+    ("shrinkage", 0.0, "expected a finite number > 0, got 0.0"),
+    ("adapter", -1, f"{WHOLE} 0, got -1"),
     ("dma", None, "expected one of 'both', 'labels', 'patches', 'none', got None"),
-    ("dma_layers", 0, f"{WHOLE} 1, got 0"),
-    ("dma_feedforward", -1, f"{WHOLE} 0, got -1"),
-    ("aggregation", "sum", "expected one of 'max', 'mean', 'softmax', got 'sum'"),
-    ("aggregation_temperature", 0.0, "expected a finite number > 0, got 0.0"),
-    ("scale_from", "clip", "expected one of 'value', 'tower', got 'clip'"),
-    ("scale", -1.0, "expected a finite number > 0, got -1.0"),
+    ("feedforward", -1, f"{WHOLE} 0, got -1"),
     ("prior", 1.0, "expected a finite number > 0 and < 1, got 1.0"),
     ("prior", "low", "expected a finite number > 0 and < 1, got 'low'"),
 ]
@@ -302,8 +305,18 @@ def test_every_field_is_checked() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_templates_may_come_as_a_list() -> None:
+@pytest.mark.parametrize("without", [{"base": ()}, {"fusion": "context"}])
+def test_where_nothing_is_learned_there_is_a_base(without: Any) -> None:
+    message = r"^learn: expected True where there is no base \(base is empty, or fusion 'context'\)$"
+    with pytest.raises(ValueError, match=message):
+        PVLRConfig(learn=False, **without)
+    assert PVLRConfig(**without).parts == ()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_templates_and_scores_may_come_as_a_list() -> None:
     assert PVLRConfig(templates=["a {}"]) == PVLRConfig(templates=("a {}",))
+    assert PVLRConfig(base=["best", "pooled"]) == PVLRConfig(base=("best", "pooled"))
 
 
 # --- files
@@ -365,7 +378,8 @@ def test_the_head_is_saved_and_loaded_without_the_towers(file: Path, chosen: Swi
     model, fresh, patches = build(chosen, file=file), build(chosen, file=file, seed=None), patches_for(draw)
     state = trained_state(model)
     towers = {name for name, _ in model.named_parameters() if name.startswith(("text.", "image."))}
-    assert state.keys() == {name for name, _ in model.named_parameters()} - towers
+    counted = {"known_positives", "mixture.shrinkage", "mixture.spread"}
+    assert state.keys() == ({name for name, _ in model.named_parameters()} - towers) | counted
     assert len(towers) == 5
     wanted = model.forward_features(patches).logits
     assert not torch.equal(fresh.forward_features(patches).logits, wanted)

@@ -2,10 +2,12 @@
 
 import copy
 import gc
+import os
 import pickle
+import subprocess
+import sys
 import weakref
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +17,18 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from model_toys import (
+    BASES,
     LABELS,
     NAMES,
     BareText,
     Switches,
     ToyImage,
+    based,
     build,
     moved,
     patches_for,
+    regions_for,
+    seen_for,
     switches,
     write_vectors,
 )
@@ -32,6 +38,7 @@ from torch.testing import assert_close
 from tower_models import small_model, tokenizer_for
 
 from pvlr.core import PVLR, LabelSet, PVLRConfig, asymmetric_loss, load_towers
+from pvlr.core.protocols import ImageFeatures, join_regions
 from pvlr.core.towers.image import OpenClipImageTower
 from pvlr.core.towers.text import OpenClipTextTower
 from pvlr.core.weights import load_trained_state, trained_state
@@ -52,10 +59,11 @@ def test_law_1_permuting_labels_permutes_the_logits(file: Path, chosen: Switches
     model = build(chosen, labels, file=file)
     permuted = build(chosen, labels.select([labels.names[i] for i in order]), file=file, seed=None)
     state = dict(trained_state(model))
-    if chosen["class_specific_context"] and model.context is not None:
-        state["context.context"] = state["context.context"][order]
+    for name in state:
+        if name == "known_positives" or name.startswith("residual."):
+            state[name] = state[name][order]
     load_trained_state(permuted, state)
-    patches = patches_for(draw)
+    patches = regions_for(model, draw)
     wanted, found = model.forward_features(patches), permuted.forward_features(patches)
     assert_close(found.logits, wanted.logits[:, order], **EXACT)
     assert_close(found.labels, wanted.labels[:, order], **EXACT)
@@ -64,7 +72,8 @@ def test_law_1_permuting_labels_permutes_the_logits(file: Path, chosen: Switches
 
 @given(switches(), draws(), st.integers(1, 3), st.integers(1, 5))
 def test_law_2_a_row_alone_is_the_row_in_the_batch(file: Path, chosen: Switches, draw: Draw, b: int, n: int) -> None:
-    model, patches = build(chosen, file=file), patches_for(draw, b, n)
+    model = build(chosen, file=file)
+    patches = regions_for(model, draw, b, n)
     together = model.forward_features(patches)
     for i in range(b):
         alone = model.forward_features(patches[i : i + 1])
@@ -72,32 +81,45 @@ def test_law_2_a_row_alone_is_the_row_in_the_batch(file: Path, chosen: Switches,
             assert_close(getattr(alone, name)[0], getattr(together, name)[i], **EXACT)
 
 
-@given(switches(class_specific_context=False), draws(), st.integers(1, 3))
+@given(switches(), draws(), st.integers(1, 3))
 def test_law_3_a_model_takes_other_labels(file: Path, chosen: Switches, draw: Draw, count: int) -> None:
-    model, labels, patches = build(chosen, file=file), LabelSet(OTHERS[:count]), patches_for(draw)
-    other = model.with_labels(labels)
-    fresh = build(chosen, labels, file=file, seed=None)
-    load_trained_state(fresh, trained_state(model))
+    model, labels = build(chosen, file=file), LabelSet(OTHERS[:count])
+    patches, other = regions_for(model, draw), model.with_labels(labels)
     assert other.labels is labels
+    assert other.trained is model.trained
     assert not other.training
-    assert_close(other.forward_features(patches).logits, fresh.forward_features(patches).logits, **EXACT)
+
+    def fresh() -> PVLR:
+        """Made for these labels alone, with all that is known of them brought by hand."""
+        made, known, state = build(chosen, labels, file=file, seed=None), {}, dict(trained_state(model))
+        for name in state:
+            if name == "known_positives" or name.startswith("residual."):
+                known[name] = torch.zeros_like(trained_state(made)[name])
+                for row, label in enumerate(labels):
+                    if label in NAMES:
+                        known[name][row] = state[name][NAMES.index(label)]
+        load_trained_state(made, state | known)
+        # Other labels compete for the patches: those it was trained on, of which these are not one.
+        made.anchors, made.members = model.anchors, made.members.clone()
+        return made
+
+    found, alone = other.forward_features(patches).logits, fresh()
+    learned = [x.comparison.scores(patches, x.label_rows())[1] for x in (other, alone)]
+    assert_close(*learned, **EXACT)
+    rows = alone.label_rows()
+    # Of the cow it was told more in training than its name, so that this one is another rival.
+    member = torch.tensor([float(label in NAMES and label != "cow") for label in labels]).double()
+    wanted = alone.comparison(patches, rows._replace(member=member)).logits
+    assert_close(found, wanted, **EXACT)
     own, theirs = dict(model.named_parameters()), dict(other.named_parameters())
     assert own.keys() == theirs.keys()
     assert all(own[name] is theirs[name] for name in own)
     before = model.forward_features(patches).logits
     assert before.shape[1] == len(LABELS)
     moved(other, seed=1)  # What one learns, the other knows.
-    load_trained_state(fresh, trained_state(model))
-    assert_close(other.forward_features(patches).logits, fresh.forward_features(patches).logits, **EXACT)
+    rows = fresh().label_rows()._replace(member=member)
+    assert_close(other.forward_features(patches).logits, fresh().comparison(patches, rows).logits, **EXACT)
     assert not torch.equal(model.forward_features(patches).logits, before)
-
-
-def test_law_3_but_not_with_a_context_for_every_label() -> None:
-    message = "^labels: cannot be exchanged in a model with class_specific_context, which fixes them$"
-    with pytest.raises(ValueError, match=message):
-        build({"heads": 2, "class_specific_context": True}).with_labels(LABELS)
-    # Where the fusion does not read the context there is none, and nothing fixes the labels.
-    build({"heads": 2, "class_specific_context": True, "fusion": "knowledge"}).with_labels(LabelSet(OTHERS))
 
 
 def test_law_3_holds_in_training_and_for_towers_that_are_no_modules() -> None:
@@ -141,10 +163,32 @@ def test_law_5_and_again_after_a_parameter_changed_in_place(
     name = data.draw(st.sampled_from(sorted(trained_state(model))))
     with torch.no_grad():
         model.forward_features(patches)
-        clear(model).get_parameter(name).add_(0.1)
+        trained_state(clear(model))[name].add_(0.1)
         found = model.forward_features(patches).logits
-        assert model.text.contexts == (name.split(".")[0] in ("knowledge", "context", "fusion"))
+        part = name.split(".")[0]
+        assert model.text.contexts == (part in ("knowledge", "context", "residual", "fusion", "known_positives"))
         assert_close(found, copy.deepcopy(model).forward_features(patches).logits, **EXACT)
+
+
+@given(switches(fusion="gate", knowledge="text_tower"), draws(), st.data())
+def test_law_5_and_again_after_what_is_known_of_labels_changed_in_place(
+    chosen: Switches, draw: Draw, data: st.DataObject
+) -> None:
+    model, patches = build(chosen), patches_for(draw)
+    names = ("residual.vectors", "residual.bias", "known_positives", "base_vectors", "knowledge_vectors")
+    name = data.draw(st.sampled_from(names))
+    other = model.with_labels(["cow", "zebra"])
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    with torch.no_grad():
+        before = model.label_rows(), other.label_rows()
+        tensors[name].mul_(1.5).add_(0.25)
+        for one, old in zip((model, other), before, strict=True):
+            found = one.label_rows().joined()
+            # Vectors of texts are the model's own, what was learned belongs to both.
+            assert torch.equal(found, old.joined()) == (one is other and name.endswith("_vectors"))
+            assert_close(found, copy.deepcopy(one).label_rows().joined(), **EXACT)
+        logits = model.forward_features(patches).logits
+    assert_close(logits, model.train().eval().forward_features(patches).logits.detach(), **EXACT)
 
 
 CHANGES: dict[str, Callable[[PVLR], object]] = {
@@ -192,90 +236,102 @@ def test_law_5_no_parameter_can_come_to_lie_in_the_place_of_the_one_that_was_rea
     assert taken() is None
 
 
-@pytest.mark.usefixtures("unchecked")
+COMPILED = """
+import torch
+from model_toys import build, patches_for
+from strategies import Draw
+
+if torch.compile(lambda: torch.compiler.is_exporting(), backend="eager")():
+    raise SystemExit(3)
+model, patches = build({"heads": 2}), patches_for(Draw(0))
+with torch.no_grad():
+    wanted = model.forward_features(patches).logits
+    rows = model.label_rows().joined()
+    compiled = torch.compile(model.forward_features, backend="eager")
+    whole = torch.compile(model.forward_features, backend="eager", fullgraph=True)
+    model.text.contexts = 0
+    for _ in range(2):
+        torch.testing.assert_close(compiled(patches).logits, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(whole(patches, labels=rows).logits, wanted, rtol=1e-9, atol=1e-9)
+print(model.text.contexts)
+"""
+
+
 def test_law_5_holds_for_a_compiled_model() -> None:
-    # torch 2.11 says so of every graph, and the texts of an exported model have to be in it.
-    if torch.compile(lambda: torch.compiler.is_exporting(), backend="eager")():
+    # By itself: the run-time checks of annotations that tests have wrap what the compiler cannot follow.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment)
+    if done.returncode == 3:
+        # torch 2.11 says so of every graph, and the texts of an exported model have to be in it.
         pytest.skip("this version of torch takes compiling for exporting: texts are encoded for every batch")
-    model, patches = build({"heads": 2}), patches_for(Draw(0))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "0\n"
+
+
+def by_hand(seen: ImageFeatures, texts: Tensor, anchors: Tensor, scale: float) -> dict[str, Tensor]:
+    """The scores of the base from the tower's own vectors, in the formulas of its table; the texts are anchors."""
+    places = [int((anchors == text).all(dim=-1).nonzero()[0]) for text in texts]
+    patches, rivals, texts = (F.normalize(x, dim=-1) for x in (seen.patches, anchors, texts))
+    each = torch.einsum("bnd,cd->bnc", patches, texts)
+    shares = (scale * torch.einsum("bnd,ad->bna", patches, rivals)).softmax(dim=-1)[..., places]
+    return {
+        "competition": shares.mean(dim=1).clamp_min(1e-6).log(),
+        "focused": scale * ((20 * each).softmax(dim=1) * each).sum(dim=1),
+        "pooled": scale * F.normalize(seen.pooled, dim=-1) @ texts.T,
+        "best": scale * each.amax(dim=1),
+    }
+
+
+def is_its_base(model: PVLR, seen: ImageFeatures, texts: Tensor, scale: float) -> None:
+    """The logits are the mean of the scores of the tower's own vectors, and the bias."""
     with torch.no_grad():
-        wanted = model.forward_features(patches).logits
-        vectors = model.label_vectors()
-        compiled = torch.compile(model.forward_features, backend="eager")
-        whole = torch.compile(model.forward_features, backend="eager", fullgraph=True)
-        clear(model)
-        for _ in range(2):
-            assert_close(compiled(patches).logits, wanted, **EXACT)
-        assert_close(whole(patches, labels=vectors).logits, wanted, **EXACT)
-    assert model.text.contexts == 0
-    torch.compiler.reset()
+        found = model.forward_features(join_regions(seen, model.sees)).logits
+        scores = by_hand(seen, texts, texts, scale)
+        wanted = torch.stack([scores[part] for part in model.config.base]).mean(dim=0) + model.mixture.bias
+    assert_close(found, wanted.to(found), **CLOSE)
 
 
-def cosines(texts: Tensor, patches: Tensor) -> Tensor:
-    return torch.einsum("bnd,cd->bnc", F.normalize(patches, dim=-1), F.normalize(texts, dim=-1))
+def names_of(model: PVLR, labels: Sequence[str]) -> Tensor:
+    texts = LabelSet(tuple(labels)).texts
+    return model.text.encode([f"a photo of a {text}." for text in texts])
 
 
-def is_zero_shot(model: PVLR, texts: Tensor, patches: Tensor, pooled_vector: Tensor | None = None) -> None:
-    """The logits are the cosines of the tower's own vectors, but for the scale and the bias of the head."""
+@given(based(), draws(), seeds(), st.integers(1, 3))
+def test_law_6_an_untrained_model_is_its_base(file: Path, chosen: Switches, draw: Draw, seed: int, n: int) -> None:
+    torch.manual_seed(seed)
+    model = build(chosen, LabelSet(NAMES), file=file, seed=None)
+    is_its_base(model, seen_for(model, draw, 2, n), names_of(model, NAMES), chosen["base_scale"] or 7.0)
+
+
+@given(based(), draws(), seeds())
+def test_law_6_so_is_a_trained_one_that_knew_no_positive(file: Path, chosen: Switches, draw: Draw, seed: int) -> None:
+    model = build(chosen, LabelSet(NAMES), file=file, seed=seed)
     with torch.no_grad():
-        whole = None if pooled_vector is None else cosines(texts, pooled_vector[:, None])[:, 0]
-        regions = patches if pooled_vector is None else torch.cat([pooled_vector[:, None], patches], dim=1)
-        logits = model.forward_features(regions).logits
-        scale, temperature = model.head.log_scale.exp(), model.config.aggregation_temperature
-        found, each = (logits - model.head.bias) / scale, cosines(texts, patches).to(logits)
-        pooled = {
-            "max": each.amax(dim=1),
-            "mean": each.mean(dim=1),
-            "softmax": ((scale * each / temperature).softmax(dim=1) * each).sum(dim=1),
-        }
-        wanted = pooled[model.config.aggregation]
-        assert_close(found, wanted if whole is None else (wanted + whole) / 2, **CLOSE)
+        model.mixture.weights.fill_(1 / len(chosen["base"]))
+        model.mixture.spread.fill_(1.0)
+    seen, texts, scale = seen_for(model, draw), names_of(model, NAMES), chosen["base_scale"] or 7.0
+    learned = model.forward_features(join_regions(seen, "all")).logits
+    model.tell_positives(torch.zeros(5))
+    is_its_base(model, seen, texts, scale)
+    assert not torch.allclose(learned, model.forward_features(join_regions(seen, "all")).logits, atol=1e-3)
 
 
-@given(draws(), seeds(), st.booleans(), st.sampled_from(["max", "mean", "softmax"]))
-def test_law_6_an_untrained_model_is_zero_shot(draw: Draw, seed: int, class_specific: bool, aggregation: str) -> None:
-    torch.manual_seed(seed)
-    chosen = {"heads": 2, "class_specific_context": class_specific, "aggregation": aggregation}
-    model = build(chosen, LabelSet(NAMES), seed=None)
-    texts = model.text.encode([f"a photo of a {text}." for text in model.labels.texts])
-    is_zero_shot(model, texts, patches_for(draw))
-    images = draw.normal(2, 3, 12, 12)
-    assert_close(model(images).logits, model.forward_features(model.image(images).patches).logits, **EXACT)
-
-
-@given(draws(), seeds(), st.sampled_from(["max", "mean", "softmax"]))
-def test_law_6_of_pooled_vector_and_patches_together(draw: Draw, seed: int, aggregation: str) -> None:
-    torch.manual_seed(seed)
-    model = build({"heads": 2, "regions": "both", "aggregation": aggregation}, LabelSet(NAMES), seed=None)
-    texts = model.text.encode([f"a photo of a {text}." for text in model.labels.texts])
-    images = draw.normal(2, 3, 12, 12)
-    seen = model.image(images)
-    is_zero_shot(model, texts, seen.patches, seen.pooled)
-    joined = torch.cat([seen.pooled[:, None], seen.patches], dim=1)
-    assert_close(model(images).logits, model.forward_features(joined).logits, **EXACT)
-    model.config = replace(model.config, regions="pooled")
-    whole = (model(images).logits - model.head.bias) / model.head.log_scale.exp()
-    assert_close(whole, cosines(texts, seen.pooled[:, None])[:, 0].to(whole), **CLOSE)
-
-
-@given(draws(), seeds())
-def test_law_6_so_is_a_trained_one_without_interaction(draw: Draw, seed: int) -> None:
-    chosen = {"heads": 2, "dma": "none", "fusion": "knowledge", "relation": "none"}
-    model = build(chosen, LabelSet(NAMES), seed=seed)
-    assert sorted(trained_state(model)) == ["head.bias", "head.log_scale"]
-    is_zero_shot(model, model.text.encode([f"a photo of a {t}." for t in model.labels.texts]), patches_for(draw))
+@given(draws(), st.sampled_from(BASES))
+def test_law_6_so_is_a_model_that_learns_nothing(draw: Draw, base: tuple[str, ...]) -> None:
+    model = build({"heads": 2, "learn": False, "base": base}, LabelSet(NAMES), seed=None)
+    is_its_base(model, seen_for(model, draw), names_of(model, NAMES), 7.0)
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "siglip"])
 def test_law_6_on_towers_of_open_clip(kind: str) -> None:
     clip, tokenizer = small_model(kind), tokenizer_for(kind)
     text, image = OpenClipTextTower(clip, tokenizer), OpenClipImageTower(clip.visual)
-    model = PVLR(PVLRConfig(), LabelSet(NAMES), text, image).eval()
+    model = PVLR(PVLRConfig(), LabelSet(NAMES), text, image, logit_scale=3.0).eval()
     sentences = [f"a photo of a {t}." for t in model.labels.texts]
     with torch.no_grad():
-        texts = clip.encode_text(tokenizer(sentences, context_length=text.context_length))
+        texts = F.normalize(clip.encode_text(tokenizer(sentences, context_length=text.context_length)), dim=-1)
         images = torch.randn(2, 3, image.image_size, image.image_size)
-        is_zero_shot(model, texts, image(images).patches)
+        is_its_base(model, image(images), texts, 3.0)
         alone, together = model(images[:1]).logits, model(images).logits
     assert_close(alone, together[:1], rtol=0, atol=1e-4)
 
@@ -283,15 +339,11 @@ def test_law_6_on_towers_of_open_clip(kind: str) -> None:
 def test_law_6_on_the_clip_that_comes_with_pvlr(monkeypatch: pytest.MonkeyPatch) -> None:
     towers = load_towers("pvlr:scenes-clip")
     labels = LabelSet(("red_circle", "blue_square", "green_star"))
-    model = PVLR(PVLRConfig(scale_from="tower"), labels, towers.text, towers.image, logit_scale=towers.logit_scale)
-    model.eval()
+    model = PVLR.from_towers(PVLRConfig(base_scale=10.0), labels, towers).eval()
+    assert PVLR.from_towers(PVLRConfig(), labels, towers).base_scale == towers.logit_scale
     size = towers.image.image_size
-    is_zero_shot(
-        model,
-        towers.text.encode([f"a photo of a {text}." for text in labels.texts]),
-        towers.image(torch.rand(2, 3, size, size)).patches,
-    )
-    assert_close(model.head.log_scale.exp().item(), towers.logit_scale, rtol=1e-5, atol=0.0)
+    texts = towers.text.encode([f"a photo of a {text}." for text in labels.texts])
+    is_its_base(model, towers.image(torch.rand(2, 3, size, size)), texts, 10.0)
     calls = []
     encode = towers.text.encode_context
     monkeypatch.setattr(towers.text, "encode_context", lambda *given: calls.append(given) or encode(*given))
@@ -310,12 +362,13 @@ def gradients(model: PVLR, patches: Tensor, target: Tensor, known: Tensor) -> li
     model.zero_grad(set_to_none=True)
     loss = asymmetric_loss(model.train().forward_features(patches).logits, target, known)
     loss.backward()
-    return [loss.detach(), *(p.grad for p in model.parameters() if p.requires_grad)]
+    return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
 @given(switches(), draws())
 def test_law_7_masked_labels_send_no_gradient_through_the_model(file: Path, chosen: Switches, draw: Draw) -> None:
     model, patches = build(chosen, file=file), patches_for(draw)
+    model.mixture.drop = 0.0  # Or two passes are not of the same pictures.
     target, known = draw.chance(0.5, 2, 5).double(), draw.chance(0.5, 2, 5)
     flipped = torch.where(known, target, 1 - target)
     for a, b in zip(gradients(model, patches, target, known), gradients(model, patches, flipped, known), strict=True):

@@ -29,6 +29,7 @@ def trained(model: PVLR) -> PVLR:
     for name, value in model.named_parameters():
         if not name.startswith(("text.", "image.")):
             value.add_(0.1 * torch.randn(value.shape, generator=generator))
+    model.tell_positives(torch.arange(1.0, 1.0 + len(model.trained)))
     return model
 
 
@@ -80,7 +81,7 @@ def test_what_inference_mode_computed_serves_outside_of_it() -> None:
     with torch.inference_mode():
         model.forward_features(patches())
     with torch.no_grad():
-        vectors = model._label_side().fused
+        vectors = model._label_side().rows.fused
     weight = torch.ones(128, requires_grad=True)
     (vectors @ weight).sum().backward()
     assert weight.grad is not None
@@ -110,22 +111,26 @@ def test_other_weights_of_the_text_tower_encode_the_fixed_prompts_again() -> Non
     with torch.no_grad():
         for parameter in other.text.parameters():
             parameter.mul_(1.3)
-    truth = PVLR(other.config, other.labels, other.text, other.image).eval()
+    truth = PVLR(other.config, other.labels, other.text, other.image, logit_scale=other.base_scale).eval()
     assert not torch.allclose(logits(model), logits(truth), atol=1e-2)
     holder = torch.nn.ModuleList([model, model.with_labels(["star"])])
     holder.load_state_dict(torch.nn.ModuleList([truth, truth.with_labels(["star"])]).state_dict())
     for found, wanted in ((model, truth), (holder[1], truth.with_labels(["star"]))):
         torch.testing.assert_close(found.knowledge_vectors, wanted.knowledge_vectors)
+        torch.testing.assert_close(found.base_vectors, wanted.base_vectors)
+        torch.testing.assert_close(found.anchors, wanted.anchors)
         torch.testing.assert_close(logits(found), logits(wanted))
 
 
 def test_a_prior_that_cannot_be_fitted_changes_nothing() -> None:
     model = model_of()
-    bias = model.head.bias.item()
+    before = model.head.bias.item(), model.mixture.bias.item()
     with pytest.raises(ValueError, match="finite"):
         model.fit_prior(torch.full((1, 4, 128), torch.nan))
-    assert model.head.bias.item() == bias
+    assert (model.head.bias.item(), model.mixture.bias.item()) == before
     model.fit_prior(patches())
+    assert model.head.bias.item() != before[0]
+    model.train().mixture.drop = 0.0
     assert logits(model).sigmoid().mean().item() == pytest.approx(model.config.prior, abs=1e-3)
 
 

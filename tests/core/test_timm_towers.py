@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from small_trunks import register_small, small_trunks
+from strategies import tensors
 from torch import nn
 from tower_models import TIMM, fresh, small_model, some_images
 from tower_references import patch_reference
@@ -15,6 +16,7 @@ from tower_references import patch_reference
 from pvlr.core.protocols import ImageTower
 from pvlr.core.towers import TowerError
 from pvlr.core.towers.building import build_model
+from pvlr.core.towers.concepts import ConceptHead
 from pvlr.core.towers.image import OpenClipImageTower
 
 MAPS = ("convnext", "convnext_mlp", "efficientnet", "fastvit", "fastvit_wide", "swin")
@@ -32,7 +34,7 @@ def small(kind: str, how: str = "value") -> OpenClipImageTower:
 def test_features_are_what_the_tower_makes_of_each_position(kind, how):
     tower = small(kind, how)
     images = some_images(tower)
-    patches, pooled = tower(images)
+    patches, pooled, _ = tower(images)
     torch.testing.assert_close(pooled, tower.visual(images), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(patches, patch_reference(tower.visual, images, how), rtol=1e-5, atol=1e-5)
     assert patches.shape == (2, tower.grid**2, tower.dim)
@@ -72,7 +74,7 @@ def test_copies_pickles_and_half_precision(kind):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast = tower(images)
     half = tower.bfloat16()(images.bfloat16())
-    for got, other, exact in zip(cast, half, expected, strict=True):
+    for got, other, exact in zip(*map(tensors, (cast, half, expected)), strict=True):
         assert (got.float() - exact).norm() < 0.05 * exact.norm()
         assert (other.float() - exact).norm() < 0.05 * exact.norm()
 
@@ -93,15 +95,31 @@ def test_a_head_may_be_any_module(kind):
     visual, head = with_a_head_of_classes(kind)
     tower = OpenClipImageTower(visual)
     images = some_images(tower)
-    patches, pooled = tower(images)
+    patches, pooled, _ = tower(images)
     assert tower.dim == 40
     torch.testing.assert_close(pooled, visual(images), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(patches, patch_reference(visual, images, "value"), rtol=1e-5, atol=1e-5)
     assert (patches.mean(dim=1) - pooled).abs().max() > 1e-4  # not affine: the mean of the patches is another vector
+    assert tower.source_dim == 0  # nothing tells how wide what enters it is
     tower.set_trainable(1)
     assert "visual.head.3.weight" in tower.trained_state_dict()
     assert tower.parameter_depths()["visual.head.3.weight"] == tower.blocks + 1
     assert len(head) == 4
+
+
+@pytest.mark.parametrize("kind", ["efficientnet", "convnext"])
+@torch.no_grad()
+def test_what_enters_a_head_of_concepts_is_told_too(kind):
+    visual = small_model(kind).visual
+    assert OpenClipImageTower(visual).source_dim == 0
+    images = some_images(OpenClipImageTower(visual))
+    features = visual.trunk(images)
+    visual.head = ConceptHead(width=features.shape[1], classes=7, dim=24, patch_temperature=2.0)
+    tower = OpenClipImageTower(visual)
+    seen = tower(images)
+    assert tower.source_dim == features.shape[1]
+    torch.testing.assert_close(seen.source, features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen.pooled, visual.head(features), rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -127,7 +145,7 @@ def test_another_image_size_is_timms_own_and_back_again_changes_no_weight_of_a_m
     for size in (5 * stride, stride, own):
         tower.set_image_size(size)
         images = some_images(tower)
-        patches, pooled = tower(images)
+        patches, pooled, _ = tower(images)
         assert (tower.image_size, patches.shape) == (size, (2, (size // stride) ** 2, tower.dim))
         torch.testing.assert_close(pooled, tower.visual(images), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(patches, patch_reference(tower.visual, images, "value"), rtol=1e-5, atol=1e-5)
@@ -230,7 +248,7 @@ def test_a_network_without_positions_runs_at_a_size_that_it_was_not_built_for():
         visual = small_model("vitamin", vision_cfg={"timm_model_name": "vitamin_xlarge_384", "image_size": 256}).visual
     assert visual.trunk.patch_embed.img_size == (384, 384)
     tower = OpenClipImageTower(visual)
-    patches, pooled = tower(some_images(tower))
+    patches, pooled, _ = tower(some_images(tower))
     assert patches.shape[1] == tower.grid**2 == 16**2
     torch.testing.assert_close(pooled, visual(some_images(tower)), rtol=1e-5, atol=1e-5)
 
@@ -296,7 +314,7 @@ def test_exports_with_any_number_of_images(kind):
     program = torch.export.export(tower, (images,), dynamic_shapes=({0: torch.export.Dim("b")},))
     images = some_images(tower, 5, seed=1)
     with torch.no_grad():
-        for got, expected in zip(program.module()(images), tower(images), strict=True):
+        for got, expected in zip(*map(tensors, (program.module()(images), tower(images))), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 

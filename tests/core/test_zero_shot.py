@@ -1,5 +1,7 @@
 """Recognition without training: what is compared, what its numbers are, and that it is a model as any other."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -27,16 +29,24 @@ def pictures(towers: Towers, count: int = 3) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-@given(draws(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5))
-def test_regions_are_joined_and_split_again(draw: Draw, b: int, n: int, d: int) -> None:
-    seen = ImageFeatures(draw.normal(b, n, d).float(), draw.normal(b, d).float())
-    for regions, count in (("patches", n), ("pooled", 1), ("both", 1 + n)):
+@given(draws(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), st.integers(0, 12))
+def test_regions_are_joined_and_split_again(draw: Draw, b: int, n: int, d: int, k: int) -> None:
+    source = draw.normal(b, k).float() if k else None
+    seen = ImageFeatures(draw.normal(b, n, d).float(), draw.normal(b, d).float(), source)
+    rows = math.ceil(k / d)
+    for regions, count in (("patches", n), ("pooled", 1), ("both", 1 + n), ("all", 1 + rows + n)):
         joined = join_regions(seen, regions)
         assert joined.shape == (b, count, d)
-        patches, pooled = split_regions(joined, regions)
+        patches, pooled, wide = split_regions(joined, regions, source_dim=k)
         assert torch.equal(patches, seen.pooled[:, None] if regions == "pooled" else seen.patches)
-        assert (pooled is None) == (regions != "both")
+        assert (pooled is None) == (regions in ("patches", "pooled"))
         assert pooled is None or torch.equal(pooled, seen.pooled)
+        assert (wide is None) == (regions != "all" or k == 0)
+        assert wide is None or torch.equal(wide, source)
+    # What fills up the last row is zero, wherever the vectors are kept.
+    assert not join_regions(seen, "all")[:, 1 : 1 + rows].flatten(1)[:, k:].any()
+    half = seen._replace(pooled=seen.pooled.half(), patches=seen.patches.half())
+    assert join_regions(half, "all").dtype == torch.half
 
 
 @given(draws(), st.sampled_from(["patches", "pooled", "both"]))
@@ -54,7 +64,7 @@ def test_cosines_are_those_of_the_pooled_vector_and_the_best_patch(draw: Draw, r
 def test_without_a_scale_and_bias_of_their_own_towers_rank_by_cosines(towers: Towers) -> None:
     model = zero_shot_model(towers, NAMES)
     assert not model.training
-    assert (model.decision.scores, model.config.regions) == ("similarity", "pooled")
+    assert (model.decision.scores, model.config.base, model.sees) == ("similarity", ("pooled",), "pooled")
     images = pictures(towers)
     with torch.no_grad():
         text = towers.text.encode([f"a photo of a {name}." for name in NAMES])

@@ -63,6 +63,67 @@ def test_what_goes_in_comes_out_however_it_was_cut(draw: Draw, parts: list[int],
                 assert torch.equal(got, wanted.half().float() if dtype == "float16" else wanted)
 
 
+@given(draws(), st.lists(st.integers(1, 3), min_size=1, max_size=4), st.sampled_from(["float16", "float32"]))
+def test_what_pooled_vectors_were_made_of_is_kept_beside_them(draw: Draw, parts: list[int], dtype: str) -> None:
+    import tempfile
+
+    rows, wide = sum(parts), 7
+    given = [draw.normal(rows, *shape).float() for shape in ((N, D), (D,), (wide,))]
+    with tempfile.TemporaryDirectory() as name:
+        for done in range(len(parts)):
+            kept = store(Path(name, "s"), rows=rows, dtype=dtype, source=wide)
+            assert (kept.done, kept.renewed) == (sum(parts[:done]), False)
+            kept.append(*(vectors[kept.done : kept.done + parts[done]] for vectors in given))
+            kept.save()
+            kept.close()
+        files = [Path(name, "s", f"{part}.bin") for part in ("patches", "pooled", "source")]
+        assert sum(path.stat().st_size for path in files) == kept.bytes_needed
+        for row in range(rows):
+            for got, wanted in zip(kept.read(row), (vectors[row] for vectors in given), strict=True):
+                assert got.dtype == torch.float32
+                assert torch.equal(got, wanted.half().float() if dtype == "float16" else wanted)
+
+
+def test_an_interruption_between_the_files_of_a_row_costs_that_row(tmp_path: Path) -> None:
+    (patches, pooled), source = vectors(), Draw(1, torch.float32).normal(ROWS, 7)
+    kept = store(tmp_path / "s", source=7)
+    kept.append(patches[:3], pooled[:3], source[:3])
+    kept.save()
+    kept.append(patches[4:5], pooled[4:5], source[4:5])
+    kept.close()
+    with (tmp_path / "s" / "source.bin").open("r+b") as file:
+        file.truncate(2 * 7 * 4 + 5)  # Of the rows that were saved, one is lost and one is half there.
+    again = store(tmp_path / "s", source=7)
+    assert again.done == 2
+    again.append(patches[2:], pooled[2:], source[2:])
+    again.save()
+    again.close()
+    found = store(tmp_path / "s", source=7)
+    assert found.complete
+    for row in range(ROWS):
+        for got, wanted in zip(found.read(row), (patches[row], pooled[row], source[row]), strict=True):
+            assert torch.equal(got, wanted)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_source_of_another_width_or_none_is_refused(tmp_path: Path) -> None:
+    (patches, pooled), source = vectors(), Draw(1, torch.float32).normal(ROWS, 7)
+    kept = store(tmp_path / "s", source=7)
+    with pytest.raises(ShapeError, match=r"source: expected axes 'b k' with k=7, got shape \(6, 6\)"):
+        kept.append(patches, pooled, source[:, 1:])
+    with pytest.raises(ShapeError, match=r"source: expected axes 'b k' with b=6, got shape \(5, 7\)"):
+        kept.append(patches, pooled, source[1:])
+    with pytest.raises(ShapeError, match="source: expected a tensor with axes 'b k', got NoneType"):
+        kept.append(patches, pooled)
+    with pytest.raises(ValueError, match="source: expected finite vectors that float32 can hold, got others"):
+        kept.append(patches, pooled, source / 0)
+    kept.close()
+    again = store(tmp_path / "s", source=7)
+    assert (again.renewed, again.done) == (False, 0)
+    again.append(patches, pooled, source)
+    assert torch.equal(again.read(5)[2], source[5])
+
+
 def test_what_was_not_saved_does_not_count_and_is_overwritten(tmp_path: Path) -> None:
     patches, pooled = vectors()
     kept = store(tmp_path / "s")
@@ -96,7 +157,9 @@ def test_damage_costs_rows_and_never_gives_wrong_ones(tmp_path: Path, damage: st
     assert not again.renewed
 
 
-@pytest.mark.parametrize("change", [{"key": {"tower": "y"}}, {"rows": 7}, {"patches": 5}, {"dtype": "float16"}])
+@pytest.mark.parametrize(
+    "change", [{"key": {"tower": "y"}}, {"rows": 7}, {"patches": 5}, {"source": 7}, {"dtype": "float16"}]
+)
 def test_another_key_begins_anew_and_says_so(tmp_path: Path, change: dict) -> None:
     kept = store(tmp_path / "s")
     kept.append(*vectors())
@@ -315,3 +378,19 @@ def test_samples_are_those_of_the_pictures_with_vectors_for_pixels(tmp_path: Pat
     with pytest.raises(IndexError, match="index: expected a number from 0 to 2, got 3"):
         both[3]
     assert json.loads((tmp_path / "s" / "features.json").read_text())["key"] == {"tower": "x"}
+
+
+def test_samples_have_the_source_where_all_is_asked_for(tmp_path: Path) -> None:
+    data = LabelledImages(
+        name="mine", labels=LabelSet(("cat",)), paths=[Path(f"{row}") for row in range(ROWS)],
+        identifiers=[f"{row}" for row in range(ROWS)], target=torch.ones(ROWS, 1), known=torch.ones(ROWS, 1).bool(),
+    )  # fmt: skip
+    (patches, pooled), source = vectors(), Draw(1, torch.float32).normal(ROWS, 7)
+    for wide in (7, 0):
+        kept = store(tmp_path / f"{wide}", source=wide)
+        kept.append(patches, pooled, *([source] if wide else []))
+        kept.save()
+        found = CachedFeatures(data, kept, shown=1).with_regions("all")[4].image
+        # 7 numbers are three rows of a width of 3, of which the last has two zeros.
+        between = torch.cat([source[4], torch.zeros(2)]).view(3, D) if wide else torch.zeros(0, D)
+        assert torch.equal(found, torch.cat([pooled[4:5], between, patches[4]]))

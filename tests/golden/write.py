@@ -33,6 +33,8 @@ OPTIONS = {
     "model.relation": "none",
     "model.dma": "none",
     "model.fusion": "sum",
+    "model.adapter": 4,
+    "model.feedforward": 4,
     "loop.epochs": 2,
     "loop.batch_size": 4,
     "loop.ema": 0.9,

@@ -55,7 +55,8 @@ def torchrun(options: list[str], processes: int = 2) -> "subprocess.Popen[str]":
 
 
 def test_torchrun_stops_at_sigterm_and_its_run_goes_on_alone(inputs: Path, tmp_path: Path) -> None:
-    more = {"loop__epochs": 20, "optimizer__kind": "sgd", "optimizer__lr": 0.05, "run__baselines": "true"}
+    # A rate at which the rounding of sums in another order does not grow from step to step.
+    more = {"loop__epochs": 20, "optimizer__kind": "sgd", "optimizer__lr": 0.005, "run__baselines": "true"}
     whole, run = tmp_path / "whole", tmp_path / "run"
     finished(options_of(inputs, whole, **more), whole)
     process = torchrun(options_of(inputs, run, **more))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tower_models import write_folder
 from training_toys import tiny_options, write_voc
 
 from pvlr.core.towers import load_towers
@@ -14,11 +15,12 @@ from pvlr.data.batch import DataError
 from pvlr.data.sampling import Draw, derive_seed
 from pvlr.data.transforms import ImageTransform
 from pvlr.data.voc import read_voc
-from pvlr.train import train
+from pvlr.train import Tagger, train
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 from pvlr.train.features import cache_features
 from pvlr.train.feed import transform_config
+from pvlr.train.programs import label_rows, write_program
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,41 @@ def test_training_from_the_cache_is_training_without_it(
     again = weights_of(voc, tower, tmp_path / "again", **shared)
     assert "computing" not in capsys.readouterr().out, "another run may share them"
     assert all(torch.equal(again[name], value) for name, value in cached.items())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_pooled_vectors_were_made_of_is_cached_trained_on_gone_on_with_and_exported(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A small tower that tells it, as those of pvlr:photos do.
+    monkeypatch.setattr("pvlr.core.towers.timm_family._source_dim", lambda visual: visual.trunk.num_features)
+    tower = tmp_path / "tower"
+    write_folder(tower, "efficientnet")
+    image = load_towers(f"local-dir:{tower}").image
+    wide = image.source_dim
+    assert wide > image.dim
+    without = weights_of(voc, tower, tmp_path / "without", **PLAIN)
+    shared = {**PLAIN, **CACHE, "tower__feature_folder": tmp_path / "features"}
+    cached = weights_of(voc, tower, tmp_path / "cached", **shared)
+    assert sorted(path.stat().st_size for path in (tmp_path / "features").rglob("source.bin")) == [
+        4 * count * wide for count in (4, 10)
+    ]
+    assert cached.keys() == without.keys()
+    assert cached["residual.source"].shape == (3, wide)
+    assert cached["residual.source"].abs().max() > 0
+    for name, value in without.items():
+        torch.testing.assert_close(cached[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    capsys.readouterr()
+    more = weights_of(voc, tower, tmp_path / "cached", **shared, loop__epochs=3, run__resume="require")
+    said = capsys.readouterr().out
+    assert "going on from step 6" in said
+    assert "computing" not in said
+    assert not torch.equal(more["residual.source"], cached["residual.source"])
+    tagger = Tagger.from_pretrained(tmp_path / "cached")
+    for labels in ("baked", "input"):
+        program = write_program(tmp_path / labels, tagger.model, kind="torch", labels=labels)
+        assert program.difference < 1e-4
+    assert label_rows(tagger.model).shape == (3, 2 * image.dim + wide + 3)
 
 
 def arguments(voc: Path, tower: Path) -> dict[str, Any]:

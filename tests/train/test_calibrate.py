@@ -1,11 +1,15 @@
 """What is fitted after training, and how it is shown."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from strategies import Draw, perturb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tower_models import write_folder
 from training_toys import tiny_options, write_voc
@@ -13,11 +17,15 @@ from training_toys import tiny_options, write_voc
 from pvlr.core.calibration import fit_temperature, fit_thresholds, reliability
 from pvlr.core.decision import Decision
 from pvlr.core.labels import LabelSet
-from pvlr.data.batch import DataError
+from pvlr.core.mixture import Mixture
+from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.report import multilabel_report
+from pvlr.core.towers import load_towers
+from pvlr.data.batch import Batch, DataError
 from pvlr.data.sampling import EpochSampler
 from pvlr.data.voc import read_voc
 from pvlr.train import Tagger, train
-from pvlr.train.calibrate import calibrate, draw_reliability
+from pvlr.train.calibrate import SHRINKAGES, calibrate, draw_reliability
 from pvlr.train.cli import command
 from pvlr.train.config import CalibrationConfig
 from pvlr.train.data_config import VOCData
@@ -48,7 +56,7 @@ def test_a_validation_split_is_what_temperature_and_thresholds_are_fitted_on(
     done = run(folder, "split", data__train_split="train", data__val_split="val", run__tensorboard="true")
     said = capsys.readouterr().out
     assert "VOC2007 val: 12 images" in said
-    assert "thresholds: highest F1, on 12 pictures of VOC2007 val; temperature " in said
+    assert "thresholds: highest F1, on 12 pictures of VOC2007 val; what was learned counts half from " in said
     model = Tagger.from_pretrained(done).model
     pictures = read_voc(str(folder / "voc"), year="2007", split="val", labels=model.labels, train=False).with_transform(
         Tagger(model).transform
@@ -72,11 +80,62 @@ def test_the_same_training_without_calibration_has_the_same_weights(
     with_it = run(folder, "with", data__train_split="train", data__val_split="val", calibration__by="precision")
     without = run(folder, "without", data__train_split="train")
     assert "thresholds: 0.5 for every label, not calibrated" in capsys.readouterr().out
-    assert (with_it / "model.safetensors").read_bytes() == (without / "model.safetensors").read_bytes()
+    one, other = (load_file(done / "model.safetensors") for done in (with_it, without))
+    assert other.pop("mixture.shrinkage") == 10.0, "nothing chose another"
+    assert one.pop("mixture.shrinkage") in (10.0, *SHRINKAGES)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert Tagger.from_pretrained(with_it).model.decision.rule == "precision 0.9"
     assert (
         Tagger.from_pretrained(without).model.decision.for_labels(Tagger.from_pretrained(without).labels) == (0.5,) * 3
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_learned_counts_as_far_as_serves_validation(folder: Path, seed: int) -> None:
+    towers = load_towers(f"local-dir:{folder / 'tower'}")
+    labels = LabelSet(("red", "green", "blue"))
+    model = PVLR.from_towers(PVLRConfig(heads=4, adapter=4, feedforward=4), labels, towers)
+    model.tell_positives(torch.tensor([1.0, 9.0, 60.0]))
+    draw = Draw(seed, torch.float32)
+    for part in (model.residual, model.adapter, model.attention, model.semantic, model.head):
+        perturb(part, draw)
+    pictures = read_voc(str(folder / "voc"), year="2007", split="val", labels=labels, train=False).with_transform(
+        Tagger(model.eval()).transform
+    )
+
+    def batches() -> Iterator[Batch]:
+        return load_batches(pictures, EpochSampler(12, 5))
+
+    def quality(shrinkage: float) -> float:
+        model.mixture.shrinkage.fill_(shrinkage)
+        found = predict_logits(model, batches())
+        return multilabel_report(found.logits.sigmoid(), found.target, found.known, labels, scores=found.logits).mAP
+
+    reached = {shrinkage: quality(shrinkage) for shrinkage in (10.0, *SHRINKAGES)}
+    model.mixture.shrinkage.fill_(10.0)
+    found = calibrate(model, batches(), CalibrationConfig(), fitted_on="x")
+    assert model.mixture.shrinkage.item() == found.shrinkage
+    assert reached[found.shrinkage] == max(reached.values())
+    if reached[10.0] == max(reached.values()):
+        assert found.shrinkage == 10.0, "it stays where no other is better"
+    # The rest is fitted to the model as it is then.
+    again = predict_logits(model, batches())
+    assert found.decision.temperature == pytest.approx(
+        fit_temperature(again.logits, again.target, again.known), rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("switches", [{"learn": False}, {"fusion": "context"}])
+def test_where_half_of_the_mixture_is_missing_its_shrinkage_stays(folder: Path, switches: dict[str, Any]) -> None:
+    towers = load_towers(f"local-dir:{folder / 'tower'}")
+    labels = LabelSet(("red", "green", "blue"))
+    model = PVLR.from_towers(PVLRConfig(heads=4, shrinkage=3.0, **switches), labels, towers).eval()
+    pictures = read_voc(str(folder / "voc"), year="2007", split="val", labels=labels, train=False).with_transform(
+        Tagger(model).transform
+    )
+    found = calibrate(model, load_batches(pictures, EpochSampler(12, 5)), CalibrationConfig(), fitted_on="x")
+    assert found.shrinkage == model.mixture.shrinkage.item() == 3.0
 
 
 def test_a_share_is_taken_from_the_training_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +177,8 @@ def test_labels_without_both_answers_decide_nothing() -> None:
     known[:, 2] = False
 
     class Model:
-        labels = LabelSet(("a", "b", "c"))
+        labels, config = LabelSet(("a", "b", "c")), PVLRConfig(learn=False)
+        mixture = Mixture(parts=3)
 
     def fitted(target: torch.Tensor, known: torch.Tensor) -> Decision:
         found = Predictions(logits, target, known, torch.arange(40))

@@ -27,12 +27,25 @@ def test_no_gradient_is_no_number() -> None:
     assert gradient_norms(layer, 0.0) == {"0": 0.0}
 
 
-def test_a_model_tells_scale_bias_and_each_heads_mix() -> None:
-    model = build({"heads": HEADS})
+def test_a_model_tells_scale_bias_weights_of_the_base_and_each_heads_mix() -> None:
+    model = build({"heads": HEADS, "base": ("focused", "pooled")})
     told = gauges(model, 1.0)
     assert told["model/scale"] == pytest.approx(model.head.log_scale.exp().item(), rel=1e-6)
-    assert told["model/bias"] == pytest.approx(model.head.bias.item(), rel=1e-6)
+    assert told["model/bias"] == pytest.approx(model.mixture.bias.item(), rel=1e-6)
+    weights = model.mixture.weights.tolist()
+    assert (told["base/focused"], told["base/pooled"]) == pytest.approx(weights, rel=1e-6)
+    assert weights[0] != weights[1]
     mix = [told[f"fusion/mix_head_{number}"] for number in range(HEADS)]
     assert mix == pytest.approx(model.fusion.mix.tolist(), rel=1e-6)
     assert told["memory/process_MiB"] > 10
     assert "fusion/mix_head_0" not in gauges(build({"heads": HEADS, "fusion": "sum"}), 1.0)
+
+
+def test_a_model_of_which_a_part_is_not_there_tells_of_the_rest() -> None:
+    parts = {"base/competition", "base/focused", "base/pooled"}
+    bare = gauges(build({"heads": HEADS, "fusion": "context"}), 1.0)
+    assert not parts & bare.keys()
+    assert {"model/scale", "model/bias"} <= bare.keys()
+    alone = gauges(build({"heads": HEADS, "learn": False}), 1.0)
+    assert parts | {"model/bias"} <= alone.keys()
+    assert "model/scale" not in alone

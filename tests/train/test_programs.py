@@ -1,6 +1,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from torch import Tensor, nn
 from pvlr.core import PVLR, LabelSet, PVLRConfig, load_towers
 from pvlr.core.model import PVLROutput
 from pvlr.train import programs
-from pvlr.train.programs import ProgramError, Recogniser, label_vectors, write_label_vectors, write_program
+from pvlr.train.programs import ProgramError, Recogniser, label_rows, write_label_vectors, write_program
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 LABELS = LabelSet(("red_circle", "blue_square", "star"))
+KINDS = ({}, {"fusion": "context", "dma": "labels"}, {"learn": False}, {"learn": False, "base": ("pooled",)})
+"""With both halves, with either alone, and with the pooled vector alone."""
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +29,7 @@ def towers():
 def trained(towers, **switches) -> PVLR:
     """A model whose every parameter has moved."""
     model = PVLR.from_towers(PVLRConfig(**switches), LABELS, towers).eval()
+    model.tell_positives(torch.tensor([3.0, 40.0, 0.0]))
     draw = Draw(0, torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -38,10 +42,9 @@ def images(count: int, size: int = 128) -> Tensor:
     return Draw(count, torch.float32).normal(count, 3, size, size)
 
 
-@pytest.mark.parametrize("regions", ["patches", "pooled", "both"])
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_a_torch_program_with_its_labels_is_the_model(towers, tmp_path: Path, conditioned: bool, regions: str) -> None:
-    model = trained(towers, image_conditioned_context=conditioned, regions=regions)
+@pytest.mark.parametrize("switches", KINDS)
+def test_a_torch_program_with_its_labels_is_the_model(towers, tmp_path: Path, switches: dict[str, Any]) -> None:
+    model = trained(towers, **switches)
     program = write_program(tmp_path, model, kind="torch", preprocess={"size": 128}, extra={"decision": {}})
     assert program.difference < 1e-4
     with program.path.open("rb") as file:
@@ -60,15 +63,17 @@ def test_a_torch_program_with_its_labels_is_the_model(towers, tmp_path: Path, co
     assert sorted(path.name for path in tmp_path.iterdir()) == ["program.json", "program.pt2"]
 
 
-@pytest.mark.parametrize("regions", ["patches", "pooled", "both"])
-def test_an_onnx_program_takes_the_vectors_of_labels_it_was_not_made_with(towers, tmp_path: Path, regions: str) -> None:
+@pytest.mark.parametrize("switches", KINDS)
+def test_an_onnx_program_takes_the_rows_of_labels_it_was_not_made_with(
+    towers, tmp_path: Path, switches: dict[str, Any]
+) -> None:
     require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     import onnxruntime
 
-    model = trained(towers, regions=regions)
+    model = trained(towers, **switches)
     write_program(tmp_path, model, kind="onnx", labels="input")
     session = onnxruntime.InferenceSession(str(tmp_path / "program.onnx"), providers=["CPUExecutionProvider"])
-    other = model.with_labels(["zebra", "fire truck", "tree", "lamp", "a red circle"])
+    other = model.with_labels(["zebra", "star", "fire truck", "tree", "a red circle"])
     path = write_label_vectors(tmp_path, other)
     with np.load(path) as file:
         assert list(file["names"]) == list(other.labels)
@@ -85,7 +90,7 @@ def test_one_label_can_be_an_input(towers, tmp_path: Path) -> None:
     model = trained(towers).with_labels(["star"])
     program = write_program(tmp_path, model, kind="torch", labels="input")
     with torch.no_grad():
-        assert program.run(images(2), label_vectors(model)).shape == (2, 1)
+        assert program.run(images(2), label_rows(model)).shape == (2, 1)
 
 
 def test_a_program_that_computes_something_else_is_not_kept(towers, tmp_path: Path, monkeypatch) -> None:
@@ -107,16 +112,16 @@ def test_a_program_is_compared_with_the_model_and_not_with_what_it_was_made_of(
     towers, tmp_path: Path, monkeypatch, labels: str
 ) -> None:
     # A wrapper that takes patches where the model reads the pooled vector: both it and its program are wrong alike.
-    model = trained(towers, regions="pooled")
+    model = trained(towers, learn=False, base=("pooled",))
     monkeypatch.setattr(programs, "join_regions", lambda seen, regions: seen.patches)
     with pytest.raises(ProgramError, match=r"^program: expected the model's logits within 0.0001, found shape"):
         write_program(tmp_path, model, kind="torch", labels=labels)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("regions", ["patches", "pooled", "both"])
-def test_the_recogniser_is_the_model_in_evaluation(towers, regions: str) -> None:
-    model = trained(towers, regions=regions).train()
+@pytest.mark.parametrize("switches", KINDS)
+def test_the_recogniser_is_the_model_in_evaluation(towers, switches: dict[str, Any]) -> None:
+    model = trained(towers, **switches).train()
     recogniser = Recogniser(model)
     assert not model.training
     with torch.no_grad():
@@ -126,13 +131,11 @@ def test_the_recogniser_is_the_model_in_evaluation(towers, regions: str) -> None
 
 
 def test_refusals_name_the_argument(towers, tmp_path: Path) -> None:
-    conditioned = trained(towers, image_conditioned_context=True)
-    with pytest.raises(ProgramError, match=r"^labels: expected 'baked' with image_conditioned_context, where label"):
-        write_program(tmp_path, conditioned, kind="torch", labels="input")
+    model = trained(towers)
     with pytest.raises(ValueError, match=r"^kind: expected one of 'torch', 'onnx', got 'tflite'$"):
-        write_program(tmp_path, conditioned, kind="tflite")
+        write_program(tmp_path, model, kind="tflite")
     with pytest.raises(ValueError, match=r"^labels: expected one of 'baked', 'input', got 'both'$"):
-        Recogniser(conditioned, labels="both")
+        Recogniser(model, labels="both")
 
 
 def test_without_its_packages_onnx_is_refused_with_the_command_that_installs_them(

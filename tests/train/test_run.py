@@ -138,6 +138,39 @@ def test_trained_towers_are_saved_and_loaded(tower: Path, voc: Path, tmp_path: P
     assert len(run.tag(voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg", threshold=0.0)) == 3
 
 
+@pytest.mark.parametrize("share", ["0.5", "single_positive"])
+def test_a_model_knows_how_many_positives_training_knew(
+    share: str, tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(**more: object) -> None:
+        options = {"data__keep_labels": share, "data__val_share": 0.25, **more}
+        assert command(train, tiny_options(voc, tower, tmp_path / "run", **options), data=VOCData) == 0
+
+    # Counted one by one: of what is set aside for validation nothing, nor of what is hidden.
+    keep = share if share == "single_positive" else float(share)
+    data = VOCData(root=str(voc), keep_labels=keep, val_share=0.25).splits(seed=0).train
+    counts = [0.0] * 3
+    for target, known in zip(data.target.tolist(), data.known.tolist(), strict=True):
+        for label in range(3):
+            counts[label] += known[label] and target[label] == 1
+    there = read_voc(voc, train=True).target.sum(dim=0)
+    assert all(0 < few < all_of for few, all_of in zip(counts, there.tolist(), strict=True))
+    wanted = torch.tensor(counts)
+    run(loop__epochs=1)
+    assert torch.equal(Tagger.from_pretrained(tmp_path / "run").model.known_positives, wanted)
+    run(loop__epochs=2, run__resume="require")
+    assert "going on from step" in capsys.readouterr().out
+    saved = Checkpoints(tmp_path / "run" / "checkpoints").load()
+    assert saved is not None
+    assert torch.equal(saved[1]["model"]["known_positives"], wanted)
+    model = Tagger.from_pretrained(tmp_path / "run").model
+    model.save_pretrained(tmp_path / "again")
+    again = Tagger.from_pretrained(tmp_path / "again").model
+    assert torch.equal(again.label_rows().positives, wanted)
+    # Of other labels none is known, of the same as many, whatever their order.
+    assert again.with_labels(["blue", "grey", "red"]).label_rows().positives.tolist() == [counts[2], 0.0, counts[0]]
+
+
 def test_tagging_is_evaluation(finished: Path, voc: Path) -> None:
     tagger = Tagger.from_pretrained(finished)
     paths = sorted((voc / "VOCdevkit/VOC2007/JPEGImages").iterdir())[-6:]
@@ -185,7 +218,7 @@ def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) 
         ({"tower": []}, "its sha256 is another"),
         ({"files": 1}, "its sha256 is another"),
         ({"sha256": None}, "its sha256 is another"),
-        ({"format": 1}, "expected a model of format 3, found format 1"),
+        ({"format": 1}, "expected a model of format 4, found format 1"),
     ],
 )
 def test_a_changed_description_of_a_model_is_refused(
@@ -208,7 +241,7 @@ def test_a_model_of_another_version_is_refused(finished: Path, tmp_path: Path) -
     for changes, message in (
         ({"headz": 4}, "they differ in 'headz'"),
         ({"heads": 7}, "heads"),
-        ({"dma_layers": 2}, "weights: "),
+        ({"adapter": 2}, "weights: "),
     ):
         changed = told | {"model": told["model"] | changes}
         (tmp_path / "model.json").write_text(json.dumps(changed | {"sha256": _digest_of(changed)}))

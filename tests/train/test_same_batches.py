@@ -122,10 +122,10 @@ READERS = (voc, scenes, coco, nuswide, table, objects, folders, rows, shards, hi
 
 def features(folder: Path) -> CachedFeatures:
     data = table(folder)
-    store = FeatureStore(folder / "store", key={}, rows=2 * len(data), patches=3, dim=2, dtype="float32")
-    store.append(torch.randn(2 * len(data), 3, 2), torch.randn(2 * len(data), 2))
+    store = FeatureStore(folder / "store", key={}, rows=2 * len(data), patches=3, dim=2, source=5, dtype="float32")
+    store.append(*(torch.randn(2 * len(data), *shape) for shape in ((3, 2), (2,), (5,))))
     store.save()
-    return CachedFeatures(data, store, shown=2)
+    return CachedFeatures(data, store, shown=2).with_regions("all")
 
 
 def batches(data: Dataset[Sample], n: int, workers: int, *, epoch: int = 1, start: int = 0) -> list[Batch]:

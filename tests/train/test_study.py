@@ -18,11 +18,12 @@ from pvlr.data.voc import read_voc
 from pvlr.train.cli import command
 from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig, TowerConfig
 from pvlr.train.data_config import VOCData
-from pvlr.train.study import StudyConfig, study
+from pvlr.train.study import RESAMPLES, StudyConfig, study
 from pvlr.train.study_report import study_table, write_report
 
 ROWS: dict[str, dict[str, dict[str, Any]]] = {
-    "methods": {"PVLR": {}, "probe": {"baseline.kind": "linear_probe"}},
+    # What one epoch over nine pictures has learned is to be seen in the result.
+    "methods": {"PVLR": {"model.shrinkage": 1e-3}, "probe": {"baseline.kind": "linear_probe"}},
     "unseen": {
         "two": {"data.unseen": ["blue"], "model.dma": "none"},
         "dual": {"baseline.kind": "dualcoop", "data.unseen": ["blue"]},
@@ -70,6 +71,12 @@ def test_each_cell_is_trained_once_and_reported(
         cell = found[row, 0]
         assert cell["seen"] == pytest.approx(cell["mAP"], abs=1e-6) or row == "two"
         assert cell["harmonic"] == pytest.approx(2 / (1 / cell["seen"] + 1 / cell["unseen"]))
+    # Every cell has its test pictures drawn again, the same for all: around what was measured, and not it.
+    for cell in found.values():
+        low, high = min(cell["drawn"]), max(cell["drawn"])
+        assert len(cell["drawn"]) == RESAMPLES
+        assert low <= cell.get("harmonic", cell["mAP"]) <= high
+        assert low < high
     assert list((folder / "running").iterdir()) == []
 
     # What is there stays; what was lost, or is of another configuration, is trained again.
@@ -136,13 +143,32 @@ def test_labels_left_out_are_in_neither_split(tmp_path: Path) -> None:
 def test_a_table_tells_the_mean_and_the_deviation_of_a_sample() -> None:
     cell = {"group": "g", "row": "r", "CF1": 0.4, "OF1": 0.3, "parameters": 10, "seconds": 1.0, "inference": 0.001}
     lines = study_table([{**cell, "mAP": value} for value in (0.1, 0.2, 0.6)]).splitlines()
-    assert lines[4] == "| r | 30.0 ± 26.5 | 40.0 ± 0.0 | 30.0 ± 0.0 | 10 | 1.0 | 1.00 | 3 |"
+    assert lines[4] == "| r | 30.0 ± 26.5 | | 40.0 ± 0.0 | 30.0 ± 0.0 | 10 | 1.0 | 1.00 | 3 |"
+
+
+def test_a_row_is_compared_with_the_first_on_the_seeds_that_both_have() -> None:
+    cell = {"group": "g", "CF1": 0.4, "OF1": 0.3, "parameters": 10, "seconds": 1.0, "inference": 0.001}
+    drawn = [0.5 + step / 500 for step in range(101)]
+    found = [
+        {**cell, "row": "first", "seed": 0, "mAP": 0.56, "drawn": drawn},
+        {**cell, "row": "first", "seed": 1, "mAP": 0.9, "drawn": [0.9] * 101},
+        {**cell, "row": "other", "seed": 2, "mAP": 0.1, "drawn": [0.1] * 101},
+        {**cell, "row": "other", "seed": 0, "mAP": 0.52, "drawn": [0.5] * 101},
+        {**cell, "row": "none", "seed": 3, "mAP": 0.5, "drawn": [0.5] * 101},
+    ]
+    lines = [line.split(" | ")[:3] for line in study_table(found).splitlines()[4:]]
+    # Of seed 0 alone: 4 points, and of differences from 0 to 20 points in equal steps the middle 95 %.
+    assert lines[1][2] == "4.0 [0.5, 19.5]"
+    assert lines[2] == ["| none", "50.0", "–"]
+    # With the harmonic mean of seen and unseen names it is that one which is compared.
+    new = [{**one, "seen": 0.5, "unseen": 0.5, "harmonic": one["mAP"] / 2} for one in found]
+    assert study_table(new).splitlines()[5].split(" | ")[2] == "2.0 [0.5, 19.5]"
 
 
 def test_a_row_without_average_precision_has_a_dash(tmp_path: Path) -> None:
     cell = {"group": "g", "row": "r", "CF1": 0.5, "OF1": 0.5, "parameters": 1, "seconds": 2.0, "inference": 1e-5}
     cells = [{**cell, "mAP": math.nan, "seed": seed} for seed in (0, 1)]
-    assert "| r | – | 50.0 ± 0.0 |" in write_report(tmp_path, cells).read_text()
+    assert "| r | – | | 50.0 ± 0.0 |" in write_report(tmp_path, cells).read_text()
     assert (tmp_path / "report.png").is_file()
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from tagging_toys import NAMES, make_tagger, write_pictures
 
 from pvlr.core import PVLR, PretrainedError, PVLRConfig
+from pvlr.core import model as model_module
 from pvlr.data.batch import DataError, MachineError
 from pvlr.train import Tagger
 from pvlr.train.latency import latency_table
@@ -147,14 +148,14 @@ def test_numbers_out_of_range_are_refused(name: str, value: int, tagger: Tagger)
 
 def test_the_label_side_is_computed_once(tagger: Tagger, paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    compute = PVLR._compute_label_side
+    compute = model_module.compute_label_side
 
     def counted(model: PVLR) -> Any:
         nonlocal calls
         calls += 1
         return compute(model)
 
-    monkeypatch.setattr(PVLR, "_compute_label_side", counted)
+    monkeypatch.setattr(model_module, "compute_label_side", counted)
     fresh = tagger.with_labels(NAMES)
     list(tag_files(fresh, paths, batch_size=2))
     assert calls == 1

@@ -12,6 +12,7 @@ from pvlr.core.hub import PretrainedError
 from pvlr.core.labels import LabelSet
 from pvlr.core.model import PVLR
 from pvlr.core.towers import load_towers
+from pvlr.data.voc import read_voc
 from pvlr.train import train
 from pvlr.train.baseline_files import load_baseline, save_baseline
 from pvlr.train.cli import command
@@ -19,6 +20,7 @@ from pvlr.train.config import OptimizerConfig, TowerConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.optim import parameter_groups
 
+KINDS = ("linear_probe", "coop", "dualcoop", "query2label", "ml_decoder")
 SMALL = {"baseline__width": 8, "baseline__heads": 2, "baseline__hidden": 8, "baseline__context_tokens": 2}
 
 
@@ -32,10 +34,13 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "method",
     [
-        *({"baseline__kind": kind, **SMALL} for kind in ("dualcoop", "query2label", "ml_decoder", "linear_probe")),
-        {"model__regions": "pooled", "model__relation": "none", "model__fusion": "context", "model__dma": "none"},
+        *({"baseline__kind": kind, **SMALL} for kind in KINDS),
+        *({"baseline__kind": kind, **SMALL, "baseline__base": "true"} for kind in KINDS),
+        {"model__learn": "false", "model__base": "[pooled, best]"},
     ],
-    ids=lambda method: method.get("baseline__kind", "coop"),
+    ids=lambda method: "".join(
+        (method.get("baseline__kind", "zero-shot"), " with base" * ("baseline__base" in method))
+    ),
 )
 def test_trained_saved_loaded_and_the_same_from_cached_features(
     method: dict[str, object], voc: Path, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -48,10 +53,23 @@ def test_trained_saved_loaded_and_the_same_from_cached_features(
     assert ("tag yours" in capsys.readouterr().out) == ("baseline__kind" not in method)
     load = load_baseline if "baseline__kind" in method else PVLR.from_pretrained
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    models = [load(tmp_path / name) for name in ("pictures", "features")]
     with torch.no_grad():
-        logits = [load(tmp_path / name)(images).logits for name in ("pictures", "features")]
+        logits = [model(images).logits for model in models]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
     assert logits[0].std() > 0
+    counts = read_voc(voc, train=True).target.sum(dim=0)
+    assert all(torch.equal(model.known_positives, counts) for model in models)
+    if "baseline__base" in method:
+        with torch.no_grad():
+            models[0].tell_positives(torch.zeros(3))
+            alone = models[0](images).logits
+            torch.manual_seed(0)
+            for parameter in models[0].head.parameters():
+                parameter.normal_()
+            # Where no positive is known, the base is all there is.
+            torch.testing.assert_close(models[0](images).logits, alone, rtol=0, atol=0)
+        assert not torch.allclose(alone, logits[0])
 
 
 def test_files_of_a_baseline_are_checked(voc: Path, tower: Path, tmp_path: Path) -> None:

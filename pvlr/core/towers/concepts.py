@@ -33,7 +33,7 @@ class ConceptHead(nn.Module):
         for name, value in (("width", width), ("classes", classes), ("dim", dim)):
             require_int(name, value, least=1)
         require_number("patch_temperature", patch_temperature, above=0.0)
-        self.patch_temperature = float(patch_temperature)
+        self.width, self.patch_temperature = width, float(patch_temperature)
         self.proj = nn.Linear(width, classes)
         self.concepts = nn.Linear(classes, dim, bias=False)
 

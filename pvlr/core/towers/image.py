@@ -34,6 +34,7 @@ class OpenClipImageTower(nn.Module):
 
     Attributes:
         dim: Width of the joint space (``d``).
+        source_dim: Width of what the pooled vector is made of, where the way from there is no projection; else 0.
         image_size: Side of the square images it takes, in pixels.
         grid: Patches along one side; ``n = grid²``, row by row.
         patch_features: Which patch vectors it returns.
@@ -62,6 +63,7 @@ class OpenClipImageTower(nn.Module):
         self.patch_features: PatchFeatures = patch_features
         self.image_size = self._family.size
         self.dim = self._family.dim
+        self.source_dim = self._family.source_dim
         # Fixed sine positions are parameters that must never be trained.
         self._fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.trainable: Literal["frozen", "all"] | int = "frozen"
@@ -172,7 +174,8 @@ class OpenClipImageTower(nn.Module):
             images: ``b 3 s s`` with ``s = image_size``, normalised by the tower's mean and standard deviation.
 
         Returns:
-            Patches ``b n d`` and the pooled vector ``b d``, which is open_clip's ``encode_image``; neither normalised.
+            Patches ``b n d`` and the pooled vector ``b d``, which is open_clip's ``encode_image``; neither normalised;
+            and what it was made of, where ``source_dim`` is not 0.
 
         Raises:
             ShapeError: the images are of another size.

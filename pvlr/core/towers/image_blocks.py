@@ -32,6 +32,7 @@ class Family(NamedTuple):
         stride: Pixels along one side of a patch.
         size: Side of the images it takes, in pixels.
         dim: Width of the joint space (``d``).
+        source_dim: Width of the features that the pooled vector is made of, where they are told; else 0.
     """
 
     features: Callable[[Any, Tensor, PatchFeatures, RunBlock], ImageFeatures]
@@ -41,6 +42,7 @@ class Family(NamedTuple):
     stride: int
     size: int
     dim: int
+    source_dim: int = 0
 
 
 def side(size: Any, what: str) -> int:

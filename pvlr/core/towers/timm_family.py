@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pvlr.core.protocols import ImageFeatures
+from pvlr.core.towers.concepts import ConceptHead
 from pvlr.core.towers.errors import TowerError, shown
 from pvlr.core.towers.image_blocks import Block, Family, PatchFeatures, RunBlock, side
 
@@ -133,6 +134,7 @@ def _map_family(visual: Any) -> Family:
         stride=stride,
         size=size,
         dim=dim,
+        source_dim=_source_dim(visual),
     )
 
 
@@ -164,9 +166,16 @@ def _map_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatu
     for block in (_named(trunk, maps.stem), *_map_blocks(visual)):
         x = run(block, _in_turn(block), x)
     x = _in_turn(_named(trunk, maps.end))(x)
-    pooled = visual.head(trunk.forward_head(x))
+    source = trunk.forward_head(x)
+    pooled = visual.head(source)
     x = rearrange(x, "b y x w -> b (y x) w" if _channels_last(trunk) else "b w y x -> b (y x) w")
-    return ImageFeatures(patches=_each(partial(_pool_map, visual), x), pooled=pooled)
+    told = source if _source_dim(visual) else None
+    return ImageFeatures(patches=_each(partial(_pool_map, visual), x), pooled=pooled, source=told)
+
+
+def _source_dim(visual: Any) -> int:
+    """Width of what enters a head that is no projection: it names classes, and all else is lost."""
+    return visual.head.width if isinstance(visual.head, ConceptHead) else 0
 
 
 def _in_turn(block: Block) -> Callable[[Tensor], Tensor]:

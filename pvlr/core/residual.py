@@ -1,0 +1,69 @@
+"""What training adds to each label's own vector, on top of what its name says."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from pvlr.core.arguments import require_int
+from pvlr.core.block import Block
+from pvlr.core.shapes import expect
+
+__all__ = ["LabelResidual"]
+
+
+class LabelResidual(Block):
+    """``t_c + r_c`` and ``q_c · LN f + b_c``: vectors of the labels that were trained on, zero at the start.
+
+    A residual after the text encoder (TaskRes, arXiv 2211.10277; PositiveCoOp, arXiv 2409.08381). Where the tower
+    made the pooled vector of wider features ``f``, the label has a vector among these too, ``q_c``. Other labels have
+    none: their name is all there is of them.
+
+    Args:
+        labels: Number ``a`` of labels that are trained on.
+        dim: Joint width ``d``.
+        source_dim: Width ``k`` of ``f``; 0: there is none.
+
+    Example:
+        >>> residual = LabelResidual(labels=2, dim=3)
+        >>> residual(torch.ones(4, 3), torch.tensor([1, -1, 0, -1])).shape
+        torch.Size([4, 3])
+    """
+
+    def __init__(self, *, labels: int, dim: int, source_dim: int = 0) -> None:
+        super().__init__(labels=labels, dim=dim, source_dim=source_dim)
+        require_int("labels", labels, least=1)
+        require_int("dim", dim, least=1)
+        require_int("source_dim", source_dim, least=0)
+        self.labels, self.dim, self.source_dim = labels, dim, source_dim
+        self.vectors = nn.Parameter(torch.zeros(labels, dim))
+        self.bias = nn.Parameter(torch.zeros(labels))
+        self.source = nn.Parameter(torch.zeros(labels, source_dim)) if source_dim else None
+
+    def forward(self, vectors: Float[Tensor, "c d"], members: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
+        """Label vectors with what was learned for them.
+
+        Args:
+            vectors: ``c d``.
+            members: Which of the trained labels each is, -1 for none.
+
+        Raises:
+            ShapeError: where the axes do not fit.
+        """
+        count = expect("vectors", vectors, "c d", dtype="float", like=self.vectors, d=self.dim)["c"]
+        expect("members", members, "c", dtype="int", device=self.vectors.device, c=count)
+        return vectors + _rows(self.vectors, members)
+
+    def rows(self, members: Int[Tensor, " c"]) -> tuple[Float[Tensor, "c k"], Float[Tensor, " c"]]:
+        """``q_c`` and ``b_c`` of labels; zeros for those that were not trained on.
+
+        Raises:
+            ShapeError: where the axes do not fit.
+        """
+        expect("members", members, "c", dtype="int", device=self.vectors.device)
+        own = self.vectors[:, :0] if self.source is None else self.source
+        return _rows(own, members), _rows(self.bias, members)
+
+
+def _rows(table: Tensor, members: Tensor) -> Tensor:
+    found = table[members.clamp_min(0)]
+    return found * (members >= 0).to(found.dtype).reshape(-1, *[1] * (found.dim() - 1))
