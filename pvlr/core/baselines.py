@@ -24,6 +24,7 @@ from pvlr.core.labels import LabelSet
 from pvlr.core.mixture import Mixture
 from pvlr.core.prompts import ContextPrompter, PromptBank, encode_knowledge
 from pvlr.core.protocols import ImageTower, PromptTokens, Regions, Seen, TextTower, join_regions, split_regions
+from pvlr.core.residual import rows_of_members
 from pvlr.core.shapes import ShapeError, expect
 
 __all__ = [
@@ -366,7 +367,7 @@ class BaselineModel(nn.Module):
         base, learned = self._scores(regions)
         if self.mixture is None:
             return BaselineOutput(learned)
-        positives = self.known_positives[self.members.clamp_min(0)] * (self.members >= 0)
+        positives = rows_of_members(self.known_positives, self.members)
         return BaselineOutput(self.mixture(base, learned, positives))
 
     def _scores(self, regions: Tensor) -> tuple[Tensor | None, Tensor]:

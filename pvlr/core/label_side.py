@@ -14,6 +14,7 @@ from pvlr.core.model_config import PVLRConfig, read_descriptions
 from pvlr.core.model_output import LabelParts, LabelRows
 from pvlr.core.prompts import PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import PromptTokens, TextTower
+from pvlr.core.residual import rows_of_members
 from pvlr.core.sentence_encoders import SentenceEncoder, find_encoder
 
 if TYPE_CHECKING:
@@ -99,16 +100,11 @@ def compute_label_side(model: "PVLR") -> LabelSide:
         fused = model.fusion(knowledge, context, knowledge_map, context_map)
     if model.residual is not None:
         fused, (own, bias) = model.residual(fused, members), model.residual.rows(members)
-    positives = _of_members(model.known_positives, members)
+    positives = rows_of_members(model.known_positives, members)
     # Which anchor a label is does not matter to the scores, but whether it is one: a label that is told in other words
     # than in training has another vector, and competes with the old one.
     rows = LabelRows(fused, name, own, bias, positives, are_anchors(name, model.anchors, members).to(positives))
     return LabelSide(rows, LabelParts(knowledge, knowledge_map, context, context_map))
-
-
-def _of_members(values: Tensor, members: Tensor) -> Tensor:
-    """What is known of the labels that were trained on, and 0 for the others."""
-    return values[members.clamp_min(0)] * (members >= 0).to(values)
 
 
 @torch.no_grad()

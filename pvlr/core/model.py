@@ -275,11 +275,11 @@ class PVLR(nn.Module):
         What is done to one of the two is done to both, except that moving one to another device or dtype leaves the
         texts of the other behind: move first. Labels that had a threshold keep it, new ones take the median.
 
-        Args:
-            labels: The labels, or their names.
-
         Labels that it was trained on keep what was learned of them; of any other its name is all there is, and it
         scores as the towers alone would have it.
+
+        Args:
+            labels: The labels, or their names.
 
         Raises:
             LabelError: where the file of label vectors lacks a label.

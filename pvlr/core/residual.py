@@ -8,7 +8,7 @@ from pvlr.core.arguments import require_int
 from pvlr.core.block import Block
 from pvlr.core.shapes import expect
 
-__all__ = ["LabelResidual"]
+__all__ = ["LabelResidual", "rows_of_members"]
 
 
 class LabelResidual(Block):
@@ -51,7 +51,7 @@ class LabelResidual(Block):
         """
         count = expect("vectors", vectors, "c d", dtype="float", like=self.vectors, d=self.dim)["c"]
         expect("members", members, "c", dtype="int", device=self.vectors.device, c=count)
-        return vectors + _rows(self.vectors, members)
+        return vectors + rows_of_members(self.vectors, members)
 
     def rows(self, members: Int[Tensor, " c"]) -> tuple[Float[Tensor, "c k"], Float[Tensor, " c"]]:
         """``q_c`` and ``b_c`` of labels; zeros for those that were not trained on.
@@ -61,9 +61,15 @@ class LabelResidual(Block):
         """
         expect("members", members, "c", dtype="int", device=self.vectors.device)
         own = self.vectors[:, :0] if self.source is None else self.source
-        return _rows(own, members), _rows(self.bias, members)
+        return rows_of_members(own, members), rows_of_members(self.bias, members)
 
 
-def _rows(table: Tensor, members: Tensor) -> Tensor:
+def rows_of_members(table: Float[Tensor, "a ..."], members: Int[Tensor, " c"]) -> Float[Tensor, "c ..."]:
+    """What is known of the labels that were trained on, and 0 for the others.
+
+    Example:
+        >>> rows_of_members(torch.tensor([3.0, 5.0]), torch.tensor([1, -1]))
+        tensor([5., 0.])
+    """
     found = table[members.clamp_min(0)]
     return found * (members >= 0).to(found.dtype).reshape(-1, *[1] * (found.dim() - 1))

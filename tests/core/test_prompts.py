@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -31,6 +32,17 @@ def test_the_toy_is_a_text_tower() -> None:
 # --- KnowledgePrompter
 
 
+def is_related(labels: Tensor, found: Any, state: Any, vectors: list, heads: int, norm: str | None) -> None:
+    """The relation's formula over the vectors, and its map; without a norm there is no relation."""
+    if norm is not None:
+        inner = {name.removeprefix("relation."): value for name, value in state.items() if name.startswith("relation.")}
+        vectors, maps = reference.label_relation(inner, vectors, heads, norm)
+        assert_close(found.dense(), torch.tensor(maps, dtype=torch.float64), **EXACT)
+    else:
+        assert found is None
+    assert_close(labels, torch.tensor(vectors, dtype=torch.float64), **EXACT)
+
+
 @given(sizes(), draws(), norms(), st.booleans(), st.booleans())
 def test_knowledge_prompter_is_its_formula(s: Sizes, draw: Draw, norm: str, projected: bool, related: bool) -> None:
     relation = "attention" if related else "none"
@@ -41,13 +53,7 @@ def test_knowledge_prompter_is_its_formula(s: Sizes, draw: Draw, norm: str, proj
     if projected:
         wanted = [reference.linear(state, "projection", row) for row in wanted]
     labels, found = block(vectors)
-    if related:
-        inner = {name.removeprefix("relation."): value for name, value in state.items() if name.startswith("relation.")}
-        wanted, maps = reference.label_relation(inner, wanted, s.h, norm)
-        assert_close(found.dense(), torch.tensor(maps, dtype=torch.float64), **EXACT)
-    else:
-        assert found is None
-    assert_close(labels, torch.tensor(wanted, dtype=torch.float64), **EXACT)
+    is_related(labels, found, state, wanted, s.h, norm if related else None)
     order = draw.order(s.c)
     assert_close(block(vectors[order])[0], labels[order], **EXACT)
 
@@ -91,13 +97,7 @@ def test_relating_is_the_relation_of_labels(s: Sizes, draw: Draw, norm: str, rel
     vectors, order, state = draw.normal(s.c, s.d), draw.order(s.c), as_lists(block)
     labels, found = block.relate(vectors)
     wanted = vectors.tolist()
-    if related:
-        inner = {name.removeprefix("relation."): value for name, value in state.items() if name.startswith("relation.")}
-        wanted, maps = reference.label_relation(inner, wanted, s.h, norm)
-        assert_close(found.dense(), torch.tensor(maps, dtype=torch.float64), **EXACT)
-    else:
-        assert found is None
-    assert_close(labels, torch.tensor(wanted, dtype=torch.float64), **EXACT)
+    is_related(labels, found, state, wanted, s.h, norm if related else None)
     assert_close(block.relate(vectors[order])[0], labels[order], **EXACT)
 
 
