@@ -57,7 +57,7 @@ def slow_learned(model: PVLR, members: list, patches: list, pooled: list, source
     scores = reference.similarity_head(as_lists(model.head), looked, fused, labels, visual, whole)
     if source is not None and model.residual is not None:
         wide = reference.standardise(source.tolist())
-        scores = [score + reference.dot(wide, row) for score, row in zip(scores, own, strict=True)]
+        scores = [(score + reference.dot(wide, row)) / 2 for score, row in zip(scores, own, strict=True)]
     return [score + bias for score, bias in zip(scores, biases, strict=True)], labels, looked
 
 

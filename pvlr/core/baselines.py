@@ -73,7 +73,7 @@ class BaselineConfig:
 
     kind: Literal["none", "linear_probe", "coop", "dualcoop", "query2label", "ml_decoder"] = "none"
     base: bool = False
-    shrinkage: float = 10.0
+    shrinkage: float = 5.0
     context_tokens: int = 16
     width: int = 256
     heads: int = 4

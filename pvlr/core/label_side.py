@@ -115,12 +115,16 @@ def fit_prior(model: "PVLR", regions: Tensor) -> None:
     """
     if model.keeps_bias:
         return
-    base, learned = model.comparison.scores(regions, model.label_rows())
+    compare, rows = model.comparison, model.label_rows()
+    base, learned = compare.scores(regions, rows)
     mixture = copy.deepcopy(model.mixture)
-    shift = None if learned is None else learned.mean()
-    if base is not None and learned is not None:
-        mixture.fit_spread(base)
-    learned = learned if learned is None or shift is None else learned - shift
+    shift: Tensor | None = None
+    if learned is not None:
+        if base is not None:
+            mixture.fit_spread(base)
+        # Only the head has a bias of its own, and it is one of the answers whose mean counts.
+        shift = learned.mean() * len(compare.answers(regions, rows))
+        learned = learned - learned.mean()
     logits = mixture.mixed(base, learned, torch.full_like(mixture.bias, math.inf))
     mixture.bias.fill_(prior_bias(logits - mixture.bias, model.config.prior))
     # Nothing is changed before everything could be fitted.

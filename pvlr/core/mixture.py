@@ -59,7 +59,7 @@ class Mixture(Block):
         (7.0, 2.0)
     """
 
-    def __init__(self, *, parts: int, drop: float = 0.5, shrinkage: float = 20.0, bias: float = 0.0) -> None:
+    def __init__(self, *, parts: int, drop: float = 0.5, shrinkage: float = 5.0, bias: float = 0.0) -> None:
         super().__init__(parts=parts, drop=drop, shrinkage=shrinkage, bias=bias)
         require_int("parts", parts, least=0)
         require_number("drop", drop, least=0.0, below=1.0)
@@ -108,14 +108,30 @@ class Mixture(Block):
             ValueError: where base or learned is missing.
         """
         self._check(base, learned, positives)
-        if self.training and base is not None and learned is not None and self.drop:
-            draws = torch.rand(len(base), device=base.device) if self.draws is None else self.draws
-            base = base * (draws >= self.drop).reshape(-1, 1, 1)
-        return self.mixed(base, learned, torch.full_like(self.bias, math.inf) if self.training else positives)
+        if not self.training:
+            return self._mixed(base, learned, positives)
+        if base is not None and learned is not None:
+            base = self.dropped(base)
+        return self._mixed(base, learned, torch.full_like(self.bias, math.inf))
+
+    def dropped(self, base: Float[Tensor, "b c p"]) -> Float[Tensor, "b c p"]:
+        """The base of a training batch: zeros for a share of the pictures.
+
+        Raises:
+            ShapeError: where there is not one score for each part.
+        """
+        expect("base", base, "b c p", dtype="float", device=self.bias.device, p=self.parts)
+        if not self.drop:
+            return base
+        draws = torch.rand(len(base), device=base.device) if self.draws is None else self.draws
+        return base * (draws >= self.drop).reshape(-1, 1, 1)
 
     def mixed(self, base: Tensor | None, learned: Tensor | None, positives: Tensor | None) -> Float[Tensor, "b c"]:
         """The same as in evaluation, whatever the mode; ∞ positives: all that was learned counts."""
         self._check(base, learned, positives)
+        return self._mixed(base, learned, positives)
+
+    def _mixed(self, base: Tensor | None, learned: Tensor | None, positives: Tensor | None) -> Tensor:
         like = cast(Tensor, base if learned is None else learned)
         with full_width(like):
             bias = widened(self.bias)

@@ -69,7 +69,7 @@ class PVLRConfig:
     base: tuple[BasePart, ...] = ("competition", "focused", "pooled")
     base_scale: float | None = None
     learn: bool = True
-    shrinkage: float = 10.0
+    shrinkage: float = 5.0
     adapter: int = 256
     dma: Literal["both", "labels", "patches", "none"] = "both"
     feedforward: int = 512

@@ -1,5 +1,7 @@
 """What PVLR yields, the vectors on the way there, and the end of the way: where images meet labels."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +30,8 @@ class PVLROutput(NamedTuple):
         patches: semantic-related patch vectors, `b n d`.
         label_maps: per layer where the labels looked, `b h c n`; empty unless asked for.
         patch_maps: per layer where the patches looked, `b h n c`; empty unless asked for.
+        answers: in training, where what is learned has several answers whose mean ``logits`` are: the logits of each,
+            `b c`. A loss on each of them makes each complete by itself; one on ``logits`` would let one lean on another.
     """
 
     logits: Float[Tensor, "b c"]
@@ -35,6 +39,7 @@ class PVLROutput(NamedTuple):
     patches: Float[Tensor, "b n d"]
     label_maps: tuple[Tensor, ...]
     patch_maps: tuple[Tensor, ...]
+    answers: tuple[Float[Tensor, "b c"], ...] = ()
 
 
 class LabelParts(NamedTuple):
@@ -135,21 +140,33 @@ class Comparison:
             rows: The labels.
             maps: Whether to return the attention maps too.
         """
-        base, learned, attended = self._compare(regions, rows, maps)
+        base, answers, attended = self._compare(regions, rows, maps)
         if attended is None:
             patches = split_regions(regions, self.sees, self.source_dim).patches
             labels = rows.name.expand(regions.shape[0], -1, -1)
             return PVLROutput(self.mixture(base, None), labels, patches, (), ())
-        logits = self.mixture(base, learned, rows.positives)
-        return PVLROutput(logits, attended.labels, attended.patches, attended.label_maps, attended.patch_maps)
+        each: tuple[Tensor, ...] = ()
+        if self.mixture.training and len(answers) > 1:
+            base = None if base is None else self.mixture.dropped(base)
+            all_there_is = torch.full_like(self.mixture.bias, math.inf)
+            each = tuple(self.mixture.mixed(base, answer, all_there_is) for answer in answers)
+            logits = _mean(each)
+        else:
+            logits = self.mixture(base, _mean(answers), rows.positives)
+        return PVLROutput(logits, attended.labels, attended.patches, attended.label_maps, attended.patch_maps, each)
 
     def scores(self, regions: Float[Tensor, "b m d"], rows: LabelRows) -> tuple[Tensor | None, Tensor | None]:
         """The base ``b c p`` and what was learned ``b c``, before they are mixed; None for what there is not."""
-        return self._compare(regions, rows, False)[:2]
+        base, answers, _ = self._compare(regions, rows, False)
+        return base, _mean(answers) if answers else None
+
+    def answers(self, regions: Float[Tensor, "b m d"], rows: LabelRows) -> tuple[Float[Tensor, "b c"], ...]:
+        """What each way that was learned says, ``b c``: patches and labels first, then the tower's own features."""
+        return self._compare(regions, rows, False)[1]
 
     def _compare(
         self, regions: Tensor, rows: LabelRows, maps: bool
-    ) -> tuple[Tensor | None, Tensor | None, DualModalOutput | None]:
+    ) -> tuple[Tensor | None, tuple[Tensor, ...], DualModalOutput | None]:
         seen = split_regions(regions, self.sees, self.source_dim)
         pooled = regions[:, 0] if seen.pooled is None else seen.pooled
         base = None
@@ -161,7 +178,7 @@ class Comparison:
                 seen.patches, pooled, names, parts=self.parts, scale=self.scale, anchors=anchors, members=members
             )
         if self.learned is None:
-            return base, None, None
+            return base, (), None
         learned = self.learned
         fused = rows.fused.to(_width_of(learned, regions))
         patches = learned.adapter(seen.patches)
@@ -172,9 +189,14 @@ class Comparison:
         whole = None if seen.source is None else learned.adapter.whole(pooled, seen.source)
         scores = learned.head(attended.patches, fused, looked=attended.labels, visual=visual, whole=whole)
         with full_width(scores):
+            answers = [scores]
             if seen.source is not None and rows.own.shape[-1]:
-                scores = scores + standardise(widened(seen.source)) @ widened(rows.own).transpose(0, 1)
-            return base, scores + widened(rows.bias), attended
+                answers.append(standardise(widened(seen.source)) @ widened(rows.own).transpose(0, 1))
+            return base, tuple(answer + widened(rows.bias) for answer in answers), attended
+
+
+def _mean(answers: Sequence[Tensor]) -> Tensor:
+    return answers[0] if len(answers) == 1 else torch.stack(tuple(answers)).mean(dim=0)
 
 
 def _width_of(learned: Learned, regions: Tensor) -> torch.dtype:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -107,24 +107,19 @@ def train_step(
         if mixture is not None:
             mixture.draws = _draws(seed, batch.index).to(place)
         with autocast(place, precision):
-            logits = output_of(model, batch.image.to(place, non_blocking=True)).logits
+            output = output_of(model, batch.image.to(place, non_blocking=True))
         if mixture is not None:
             mixture.draws = None  # They were of this batch.
-        part = asymmetric_loss(
-            logits,
-            batch.target.to(place, non_blocking=True),
-            batch.known.to(place, non_blocking=True),
-            gamma_pos=loss.gamma_pos,
-            gamma_neg=loss.gamma_neg,
-            clip=loss.clip,
-            reduction="sum",
-        ) / max(1, known)
+        answers = getattr(output, "answers", ()) or (output.logits,)
+        target, told = (x.to(place, non_blocking=True) for x in (batch.target, batch.known))
+        part = _summed(answers, target, told, loss) / max(1, known)
         value = part.item()
         if not abs(value) < float("inf"):  # Written so that NaN is refused.
-            bad = ~logits.detach().isfinite().all(dim=1).cpu()
+            bad = ~output.logits.detach().isfinite().all(dim=1).cpu()
             refused = value, (batch.index[bad] if bool(bad.any()) else batch.index).tolist()
             break
-        positive += _of_present(logits, batch, loss) / max(1, known)
+        with torch.no_grad():
+            positive += _summed(answers, target, told & (target > 0), loss).item() / max(1, known)
         part.backward()  # type: ignore[no-untyped-call]
         total += value
     loss_of_all, positive_of_all, refusals = everyone.sum(total, positive, float(refused is not None))
@@ -150,14 +145,11 @@ def _draws(seed: int, indices: Tensor) -> Tensor:
     return torch.stack([torch.rand((), generator=torch.Generator().manual_seed(one)) for one in seeds])
 
 
-@torch.no_grad()
-def _of_present(logits: Tensor, batch: Batch, loss: LossConfig) -> float:
-    """The part of the summed loss that known labels which are present have."""
-    present = batch.known & (batch.target > 0)
-    return asymmetric_loss(
-        logits.detach().cpu(), batch.target, present, gamma_pos=loss.gamma_pos, gamma_neg=loss.gamma_neg,
-        clip=loss.clip, reduction="sum",
-    ).item()  # fmt: skip
+def _summed(answers: Sequence[Tensor], target: Tensor, known: Tensor, loss: LossConfig) -> Tensor:
+    """The loss of some labels, summed over them; the mean over a model's answers."""
+    settings: Any = {"gamma_pos": loss.gamma_pos, "gamma_neg": loss.gamma_neg, "clip": loss.clip}
+    parts = [asymmetric_loss(logits, target, known, reduction="sum", **settings) for logits in answers]
+    return torch.stack(parts).mean()
 
 
 def fit(

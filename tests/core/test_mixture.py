@@ -141,7 +141,7 @@ def test_mixed_is_what_evaluation_does_in_any_mode(s: Sizes, draw: Draw, parts: 
 
 def test_in_evaluation_nothing_is_left_out() -> None:
     draw = Draw(0)
-    block = mixture(draw, parts=2, drop=0.9)
+    block = mixture(draw, parts=2, drop=0.9, shrinkage=20.0)
     base, learned = draw.normal(200, 3, 2), draw.normal(200, 3)
     wanted = base @ block.weights + learned / 2 + block.bias
     assert_close(block(base, learned, torch.full((3,), 20.0)), wanted, **EXACT)

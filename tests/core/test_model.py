@@ -119,7 +119,29 @@ def test_maps_come_when_asked_for(file: Path, chosen: Switches, draw: Draw) -> N
             assert one.shape == shape
             assert_close(one.sum(dim=-1), torch.ones(shape[:3], dtype=one.dtype), **EXACT)
     images = draw.normal(1, 3, 12, 12)
-    assert [len(maps) for maps in model(images, maps=True)[3:]] == [len(out.label_maps), len(out.patch_maps)]
+    assert [len(maps) for maps in model(images, maps=True)[3:5]] == [len(out.label_maps), len(out.patch_maps)]
+
+
+@given(switches(), draws(), st.sampled_from([0.0, 0.5]))
+def test_in_training_each_answer_is_told(file: Path, chosen: Switches, draw: Draw, drop: float) -> None:
+    model = build(chosen, file=file)
+    regions = regions_for(model, draw, 3)
+    assert model.forward_features(regions).answers == ()
+    model.train().mixture.drop, model.mixture.draws = drop, torch.tensor([0.1, 0.6, 0.4]).double()
+    rows = model.label_rows()
+    out = model.forward_features(regions)
+    several = chosen["source_dim"] > 0 and model.residual is not None
+    assert len(out.answers) == (2 if several else 0)
+    if not several:
+        return
+    base = model.comparison.scores(regions, rows)[0]
+    kept = None if base is None else base * (torch.tensor([0.1, 0.6, 0.4]) >= drop).double().reshape(3, 1, 1)
+    for found, learned in zip(out.answers, model.comparison.answers(regions, rows), strict=True):
+        assert_close(found, model.mixture.mixed(kept, learned, torch.tensor(torch.inf).double()), **EXACT)
+    assert_close(out.logits, (out.answers[0] + out.answers[1]) / 2, **EXACT)
+    backward(out.answers[1])
+    assert model.residual.source.grad is not None
+    assert all(x.grad is None for block in (model.attention, model.head, model.adapter) for x in block.parameters())
 
 
 @given(switches(), draws())

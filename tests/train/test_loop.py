@@ -6,13 +6,14 @@ import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 from training_toys import LinearModel, Output, ToyBatches, ToyModel, toy_batch
 
+from pvlr.core.losses import asymmetric_loss
 from pvlr.core.report import MultiLabelReport, multilabel_report
 from pvlr.core.weights import trained_state
 from pvlr.data.batch import Batch
@@ -66,6 +67,36 @@ def test_unknown_labels_may_count_as_negatives() -> None:
         steps[name] = (result.loss, model.layer.weight.detach())
     assert steps["assumed"][0] == steps["all known"][0] != steps["ignored"][0]
     assert torch.equal(steps["assumed"][1], steps["all known"][1])
+
+
+class Answers(NamedTuple):
+    logits: Tensor
+    answers: tuple[Tensor, ...]
+
+
+class Undecided(LinearModel):
+    """Two answers, of which the second is the first's double."""
+
+    def forward(self, images: Tensor) -> Answers:  # type: ignore[override]
+        logits = super().forward(images).logits
+        return Answers(1.5 * logits, (logits, 2 * logits))
+
+
+def test_each_answer_is_trained_by_itself() -> None:
+    batch, model = toy_batch(4), Undecided()
+    result = train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), [batch], loss=LOSS)
+    fresh = Undecided()
+    parts = [
+        asymmetric_loss(logits, batch.target, batch.known, gamma_pos=1.0, gamma_neg=2.0)
+        for logits in fresh(batch.image).answers
+    ]
+    wanted = (parts[0] + parts[1]) / 2
+    wanted.backward()
+    assert result.loss == pytest.approx(wanted.item(), rel=1e-5)
+    moved = Undecided().layer.weight - fresh.layer.weight.grad
+    torch.testing.assert_close(model.layer.weight.detach(), moved.detach(), atol=1e-6, rtol=1e-5)
+    of_mean = asymmetric_loss(fresh(batch.image).logits, batch.target, batch.known, gamma_pos=1.0, gamma_neg=2.0)
+    assert abs(of_mean.item() - wanted.item()) > 1e-3
 
 
 class Poisoned(LinearModel):
