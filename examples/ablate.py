@@ -4,17 +4,23 @@
     python examples/ablate.py --config examples/configs/ablation_voc.yaml --data.root FOLDER
     python examples/ablate.py --format coco --config examples/configs/ablation_coco.yaml --data.root FOLDER
 
-Stop it at any time; the same command goes on with what is not finished. ``--study.only '[methods]'`` trains a part.
+Formats: voc, coco, nuswide, table. Stop it at any time; the same command goes on with what is not finished.
+``--study.only '[methods]'`` trains a part.
 """
 
 import argparse
 import sys
 
 from pvlr.train.cli import command
-from pvlr.train.data_config import COCOData, DataConfig, VOCData
+from pvlr.train.data_config import COCOData, DataConfig, NUSWideData, TableData, VOCData
 from pvlr.train.study import study
 
-FORMATS: dict[str, type[DataConfig]] = {"voc": VOCData, "coco": COCOData}
+FORMATS: dict[str, type[DataConfig]] = {
+    "voc": VOCData,
+    "coco": COCOData,
+    "nuswide": NUSWideData,
+    "table": TableData,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

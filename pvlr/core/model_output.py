@@ -30,8 +30,8 @@ class PVLROutput(NamedTuple):
         patches: semantic-related patch vectors, `b n d`.
         label_maps: per layer where the labels looked, `b h c n`; empty unless asked for.
         patch_maps: per layer where the patches looked, `b h n c`; empty unless asked for.
-        answers: in training, where what is learned has several answers whose mean ``logits`` are: the logits of each,
-            `b c`. A loss on each of them makes each complete by itself; one on ``logits`` would let one lean on another.
+        answers: in training, where ``logits`` are the mean of several: each of them, `b c`. A loss on each makes it
+            complete by itself; one on their mean would let one lean on another.
     """
 
     logits: Float[Tensor, "b c"]

@@ -193,13 +193,17 @@ def fit(
 
     Raises:
         TrainingError: where loss or gradient is not finite, or the state is past the last epoch.
+        ValueError: where the number of epochs is not told.
         Interrupted: where asked to stop, after saving.
     """
+    epochs = loop.epochs
+    if epochs == "auto":
+        raise ValueError("loop.epochs: expected a number by now, see LoopConfig.for_pictures; got 'auto'")
     per_epoch = -(-data.batches_per_epoch // loop.accumulate)
-    total = per_epoch * loop.epochs
+    total = per_epoch * epochs
     if state.step > total:
         raise TrainingError(
-            f"loop.epochs: the saved run is at step {state.step}, past the {total} steps of {loop.epochs} epochs"
+            f"loop.epochs: the saved run is at step {state.step}, past the {total} steps of {epochs} epochs"
         )
     asked = StopRequest() if stop is None else stop
     everyone = World() if world is None else world
@@ -237,7 +241,7 @@ def fit(
             save()
             return report_on(epoch)
         steps = _grouped(data.training(epoch, within * loop.accumulate), loop.accumulate, per_epoch - within)
-        with monitor.epoch(epoch, loop.epochs, within, per_epoch):
+        with monitor.epoch(epoch, epochs, within, per_epoch):
             _train_epoch(
                 state, steps, loop, loss, schedule, total, clip_norm, device, monitor, asked, everyone, ends_here
             )

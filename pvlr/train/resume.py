@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pvlr.train.checkpoint import CheckpointError, Checkpoints
-from pvlr.train.config import ConfigError, RunConfig, config_differences
+from pvlr.train.config import ConfigError, LoopConfig, RunConfig, config_differences
 from pvlr.train.monitor import say
 
 __all__ = ["require_same", "saved_state", "tell_of_other_length"]
@@ -61,10 +61,11 @@ def require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None:
         raise ConfigError("model.descriptions, model.knowledge: the run was started on files of another content")
 
 
-def tell_of_other_length(was: int, now: int) -> None:
+def tell_of_other_length(was: LoopConfig, now: LoopConfig) -> None:
     """Say what another number of epochs than at first means, if it is another."""
-    if was != now:
+    if was.epochs != now.epochs:
         say(
-            f"loop.epochs: {was}, now {now}: from here on the learning rates are those of a run of {now} epochs, so "
+            f"loop.epochs: {was.epochs}, now {now.epochs}: from here on the learning rates are those of a run of "
+            f"{now.epochs} epochs, so "
             "the result is not that of an uninterrupted run"
         )

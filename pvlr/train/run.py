@@ -164,6 +164,9 @@ def _train(
     transform = transform_config(towers.preprocess, data)
     taught = _taught(splits.train, loss)
     shown = splits if taught is None else splits._replace(train=splits.train.select(taught))
+    length = len(shown.train)
+    was = loop if saved is None else replace(loop, epochs=saved["config"]["loop"]["epochs"])
+    was, loop = was.for_pictures(length), loop.for_pictures(length)
     feed = SplitFeed(shown, data, loop=loop, transform=transform, pin_memory=device.type == "cuda", world=world)
     cached: list[CachedFeatures] | None = None
     texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
@@ -214,7 +217,7 @@ def _train(
             require_same_vectors(folder, built)
         state.load(saved)
         say(f"going on from step {state.step} of the run in {folder}")
-        tell_of_other_length(saved["config"]["loop"]["epochs"], loop.epochs)
+        tell_of_other_length(was, loop)
     if loop.compile:
         compile_model(built, of_features=cached is not None)
 

@@ -1,6 +1,7 @@
 """What a study found: a table in Markdown and a figure."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -11,9 +12,11 @@ import torch
 from pvlr.core.bootstrap import percentile_interval
 from pvlr.core.files import write_atomically
 
-__all__ = ["study_table", "write_report"]
+__all__ = ["learning_curve", "study_table", "write_report"]
 
 Cells = Sequence[Mapping[str, Any]]
+ALL = "all labels"
+FEW = re.compile(r"(\d+) positives?")
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 
 
@@ -77,7 +80,7 @@ def _ahead(first: Cells, other: Cells) -> str:
 
 
 def write_report(folder: Path, cells: Cells) -> Path:
-    """Write ``report.md`` and ``report.png`` into a study's folder.
+    """Write ``report.md`` and ``report.png`` into a study's folder, and ``curve.svg`` where it has a learning curve.
 
     Returns:
         The table's file.
@@ -86,7 +89,59 @@ def write_report(folder: Path, cells: Cells) -> Path:
     write_atomically(path, f"{study_table(cells)}\n".encode())
     if cells:
         _draw(folder / "report.png", cells)
+    curve = learning_curve(cells)
+    if curve:
+        _draw_curve(folder / "curve.svg", curve)
     return path
+
+
+def learning_curve(cells: Cells) -> dict[str, dict[float, list[float]]]:
+    """The mAP of each method by the number of known positives a label: of the groups ``4 positives``, ``all labels`` …
+
+    A row of such a group is named after its method, ``4 positives, PVLR``; methods of fewer than three numbers are left
+    out.
+
+    Returns:
+        Method to number of positives (infinity for all there are) to the mAP of each seed.
+
+    Example:
+        >>> named = [("1 positive", "1 positive, PVLR"), ("4 positives", "4 positives, PVLR"), ("all labels", "PVLR")]
+        >>> learning_curve([{"group": group, "row": row, "mAP": 0.5, "seed": 0} for group, row in named])
+        {'PVLR': {1.0: [0.5], 4.0: [0.5], inf: [0.5]}}
+    """
+    found: dict[str, dict[float, list[float]]] = {}
+    for cell in cells:
+        few = FEW.fullmatch(cell["group"])
+        if few or cell["group"] == ALL:
+            method = cell["row"].removeprefix(f"{cell['group']}, ")
+            positives = float(few[1]) if few else math.inf
+            found.setdefault(method, {}).setdefault(positives, []).append(cell["mAP"])
+    return {method: dict(sorted(values.items())) for method, values in found.items() if len(values) > 2}
+
+
+def _draw_curve(path: Path, curve: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    positions = sorted({positives for values in curve.values() for positives in values})
+    figure, axis = pyplot.subplots(figsize=(6.4, 4.0))
+    for number, (method, values) in enumerate(curve.items()):
+        places = [positions.index(positives) for positives in values]
+        means = [100 * mean(found) for found in values.values()]
+        spread = [100 * stdev(found) if len(found) > 1 else 0.0 for found in values.values()]
+        colour = COLOURS[number % len(COLOURS)]
+        axis.errorbar(places, means, yerr=spread, label=method, color=colour, marker="o", markersize=4, capsize=2)
+    axis.set_xticks(range(len(positions)), ["all" if math.isinf(one) else f"{one:.0f}" for one in positions])
+    axis.set_xlabel("known positives of each label")
+    axis.set_ylabel("mAP in percent, mean ± sd over the seeds")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    figure.tight_layout()
+    with matplotlib.rc_context({"svg.hashsalt": "pvlr"}):  # The same bytes every time.
+        figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def _draw(path: Path, cells: Cells) -> None:

@@ -19,7 +19,7 @@ from pvlr.train.cli import command
 from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig, TowerConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.study import RESAMPLES, StudyConfig, study
-from pvlr.train.study_report import study_table, write_report
+from pvlr.train.study_report import learning_curve, study_table, write_report
 
 ROWS: dict[str, dict[str, dict[str, Any]]] = {
     # What one epoch over nine pictures has learned is to be seen in the result.
@@ -93,6 +93,32 @@ def test_each_cell_is_trained_once_and_reported(
     assert table.count("\n| probe |") == 1
     with Image.open(folder / "report.png") as figure:
         assert figure.width > 1000
+    assert not (folder / "curve.svg").exists()
+
+
+def test_groups_of_few_positives_are_a_learning_curve(tmp_path: Path) -> None:
+    told = {"CF1": 0.5, "OF1": 0.5, "parameters": 10, "seconds": 1.0, "inference": 1e-3, "drawn": [0.4, 0.6]}
+    groups = ("all labels", "16 positives", "1 positive", "10 %")
+    found: list[dict[str, Any]] = []
+    for number, group in enumerate(groups):
+        before = "" if group == "all labels" else f"{group}, "
+        found += [
+            {**told, "group": group, "row": f"{before}PVLR", "seed": seed, "mAP": 0.6 - 0.1 * number + 0.01 * seed}
+            for seed in (0, 1)
+        ]
+        found.append({**told, "group": group, "row": f"{before}zero-shot", "seed": 0, "mAP": 0.3})
+    found.append({**told, "group": "all labels", "row": "CoOp", "seed": 0, "mAP": 0.4})
+    curve = learning_curve(found)
+    assert list(curve) == ["PVLR", "zero-shot"]  # One number of positives is no curve.
+    assert list(curve["PVLR"]) == [1, 16, math.inf]
+    assert curve["PVLR"][16] == pytest.approx([0.5, 0.51])
+    write_report(tmp_path, found)
+    drawn = (tmp_path / "curve.svg").read_text()
+    assert all(f"<!-- {text} -->" in drawn for text in ("PVLR", "zero-shot", "16", "all"))
+    assert "CoOp" not in drawn
+    (tmp_path / "again").mkdir()
+    write_report(tmp_path / "again", found)
+    assert (tmp_path / "again" / "curve.svg").read_text() == drawn
 
 
 @pytest.mark.usefixtures("unchecked")
