@@ -83,9 +83,10 @@ def page(tmp_path_factory: pytest.TempPathFactory, address: str) -> Iterator[Any
         yield browser
 
 
+GROUPS = ("fusion", "gates", "gradient", "lr", "memory", "model", "speed", "test", "train")
 TABS = {
     # Two groups of numbers are open at first, of the others the names are seen.
-    "scalars": tuple("ap/red base/competition fusion gates gradient lr memory model speed test train".split()),
+    "scalars": ("ap/red", "base/competition", *GROUPS),
     "custom_scalars": ("gradient by block", "learning rates", "share of the knowledge relation", "average precision"),
     "images": ("pictures/predictions", "pictures/attention", "relations/M_ka", "relations/M_ca", "mix_of_both"),
     "pr_curves": tuple(f"precision_recall/{label}" for label in LABELS),
