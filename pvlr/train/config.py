@@ -28,10 +28,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-AUTO_EPOCHS = 6, 12
-"""Least and most epochs where their number follows from the pictures."""
-
-AUTO_PASSES = 14_000
+AUTO_EPOCHS = (500, 40), (1_500, 12), (math.inf, 6)
+"""With fewer than so many pictures, so many epochs, where their number follows from the pictures."""
 
 # A run may go on with these changed: they decide where and how often, not what is computed at a step (but for the
 # rounding of another device or of compiled code). The exception is loop.epochs: the schedule is stretched over all
@@ -255,25 +253,24 @@ class LoopConfig:
             require_choice("precision", self.precision, ("float32", "bf16"))
 
     def for_pictures(self, count: int) -> "LoopConfig":
-        """The same with a number of epochs: 14,000 passes of a picture, but no fewer than 6 and no more than 12 epochs.
+        """The same with a number of epochs: 40 for fewer than 500 pictures, 12 for fewer than 1,500, else 6.
 
-        That is what was best on validation pictures with 1,000 to 3,000 for training; more passes over the few pictures
-        of which something is known gained nothing, since what is learned of a label counts by its positives
-        (docs/results.md). Learning rate and weight decay stay as they are for the same reason.
+        Chosen on validation pictures, with 30 to 3,000 for training (docs/results.md). Learning rate and weight decay
+        stay as they are: how far few pictures count is for the mixture, where what is learned of a label counts by its
+        positives.
 
         Args:
             count: Training pictures of which a label is known.
 
         Example:
-            >>> [LoopConfig().for_pictures(count).epochs for count in (60, 1_012, 2_000, 5_011)]
-            [12, 12, 7, 6]
+            >>> [LoopConfig().for_pictures(count).epochs for count in (60, 1_012, 5_011)]
+            [40, 12, 6]
             >>> LoopConfig(epochs=40).for_pictures(60).epochs
             40
         """
         if self.epochs != "auto":
             return self
-        least, most = AUTO_EPOCHS
-        return replace(self, epochs=min(most, max(least, round(AUTO_PASSES / max(count, 1)))))
+        return replace(self, epochs=next(epochs for fewer, epochs in AUTO_EPOCHS if count < fewer))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,6 +91,24 @@ def test_a_finished_run_goes_on_with_more_epochs_and_only_with_those(
     assert rows_of(tmp_path / "run") == before
 
 
+def test_the_number_of_epochs_follows_from_the_pictures_if_it_may(
+    tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = tiny_options(voc, tower, tmp_path / "run", loop__epochs="auto", loop__batch_size=24)
+    assert command(train, [*options, "--loop.evaluate_every=0", "--loop.checkpoint_every=20"], data=VOCData) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["steps"], record["config"]["loop"]["epochs"]) == (40, "auto")
+    capsys.readouterr()
+    # The same number, said otherwise, is the same run; another one is told.
+    again = [option for option in options if "epochs" not in option]
+    assert command(train, [*again, "--loop.epochs=40", "--loop.evaluate_every=0"], data=VOCData) == 0
+    assert "loop.epochs" not in capsys.readouterr().out
+    assert command(train, [*again, "--loop.epochs=41", "--loop.evaluate_every=0"], data=VOCData) == 0
+    assert "loop.epochs: 40, now 41: from here on" in capsys.readouterr().out
+    assert command(train, [*again, "--loop.epochs=often"], data=VOCData) == 2
+    assert "loop.epochs" in capsys.readouterr().err
+
+
 def test_other_data_and_other_towers_are_refused_on_resume(
     tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
