@@ -1,13 +1,14 @@
 """After training: temperature and thresholds from validation pictures, and how far probabilities can be believed."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple, cast
 
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
+from torch import Tensor, nn
 
+from pvlr.core.baselines import BaselineOutput
 from pvlr.core.calibration import Reliability, calibration_error_of, fit_temperature, fit_thresholds, reliability
 from pvlr.core.decision import Decision
 from pvlr.core.metrics import average_precision, mean_average_precision
@@ -75,7 +76,7 @@ def calibrate(
     Raises:
         ValueError: where there is no batch or a logit is not finite.
     """
-    found, shrinkage = _best_mixture(model, list(batches), device=device, precision=precision)
+    found, shrinkage = _best_mixture(model, batches, device=device, precision=precision)
     positive, negative = ((found.target > 0) & found.known), ((found.target == 0) & found.known)
     shown = positive.any(dim=0) & negative.any(dim=0)
     both = found.known & shown
@@ -96,24 +97,37 @@ def calibrate(
     return Calibrated(decision, before, after, shrinkage)
 
 
+class _Apart(nn.Module):
+    """A model whose ``logits`` are the base's, and beside them what was learned, ``b 2c``."""
+
+    def __init__(self, model: PVLR) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> BaselineOutput:
+        return self.forward_features(self.model.regions(images))
+
+    def forward_features(self, regions: Tensor) -> BaselineOutput:
+        base, learned = self.model.comparison.scores(regions, self.model.label_rows())
+        known = self.model.mixture.mixed(base, None, None)
+        return BaselineOutput(torch.cat([known, cast(Tensor, learned)], dim=1))
+
+
 @torch.no_grad()
 def _best_mixture(
-    model: PVLR, batches: Sequence[Batch], *, device: torch.device | None, precision: str
+    model: PVLR, batches: Iterable[Batch], *, device: torch.device | None, precision: str
 ) -> tuple[Predictions, float]:
     """Set the model's shrinkage to the one with the best mAP, and predict with it.
 
     The mixing weights are all that it changes: what the base gives, and what is learned on top, is computed once.
     """
     held = model.mixture.shrinkage
-    own, found = held.item(), predict_logits(model, batches, device=device, precision=precision)
+    own = held.item()
     if not (model.config.learn and model.config.parts):
-        return found, own
-    held.fill_(math.inf)
-    base = predict_logits(model, batches, device=device, precision=precision).logits
+        return predict_logits(model, batches, device=device, precision=precision), own
+    found = predict_logits(_Apart(model), batches, device=device, precision=precision)
+    base, learned = found.logits.chunk(2, dim=1)
     counts = model.label_rows().positives.cpu()
-    # What counts fully: the difference over the weight it was taken with; a label without a positive has none.
-    weights = mixing_weights(counts, own)
-    learned = (found.logits - base) / weights.clamp_min(1e-12)
 
     def mixed(shrinkage: float) -> Tensor:
         return base + mixing_weights(counts, shrinkage) * learned
