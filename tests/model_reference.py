@@ -55,9 +55,13 @@ def slow_learned(model: PVLR, members: list, patches: list, pooled: list, source
     visual = reference.semantic_pooling(as_lists(model.semantic), seen, known, gathered or None)
     whole = None if source is None else reference.adapted_whole(as_lists(model.adapter), pooled, source.tolist())
     scores = reference.similarity_head(as_lists(model.head), looked, fused, labels, visual, whole)
-    if source is not None and model.residual is not None:
-        wide = reference.standardise(source.tolist())
-        scores = [(score + reference.dot(wide, row)) / 2 for score, row in zip(scores, own, strict=True)]
+    if model.residual is not None:
+        wide = reference.standardise(pooled if source is None else source.tolist())
+        counts = [model.known_positives[member].item() if member >= 0 else 0.0 for member in members]
+        scores = [
+            (count * score + 10 * reference.dot(wide, row)) / (count + 10)
+            for score, row, count in zip(scores, own, counts, strict=True)
+        ]
     return [score + bias for score, bias in zip(scores, biases, strict=True)], labels, looked
 
 

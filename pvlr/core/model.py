@@ -135,7 +135,7 @@ class PVLR(nn.Module):
             if config.context_words is not None:
                 start, length = self._prompt_start, config.context_tokens
                 self.context.start_from(self.text.embed(self.prompt_ids[0, start : start + length]).float())
-            self.residual = LabelResidual(labels=len(self.trained), dim=dim, source_dim=source_dim)
+            self.residual = LabelResidual(labels=len(self.trained), dim=dim, source_dim=source_dim or dim)
         self.fusion = FusionBlock(mode=config.fusion, maps=config.relation == "attention", **cast(Any, shared))
         self.adapter = VisualAdapter(dim=dim, hidden=config.adapter, source_dim=source_dim)
         # Attention needs more room than a narrow joint space has (docs/results.md).

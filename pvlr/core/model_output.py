@@ -14,11 +14,14 @@ from pvlr.core.attention import DualModalAttention, DualModalOutput, RelationMap
 from pvlr.core.base import BasePart, base_scores
 from pvlr.core.functional import full_width, standardise, widened
 from pvlr.core.head import SimilarityHead
-from pvlr.core.mixture import Mixture
+from pvlr.core.mixture import Mixture, mixing_weights
 from pvlr.core.protocols import Regions, split_regions
 from pvlr.core.semantic import SemanticPooling
 
-__all__ = ["Comparison", "LabelParts", "LabelRows", "Learned", "PVLROutput"]
+__all__ = ["Comparison", "LabelParts", "LabelRows", "Learned", "PVLROutput", "weigh_answers"]
+
+HALF_FROM = 10.0
+"""Positives of a label from which on its patches count more than the whole image (docs/results.md)."""
 
 
 class PVLROutput(NamedTuple):
@@ -30,7 +33,7 @@ class PVLROutput(NamedTuple):
         patches: semantic-related patch vectors, `b n d`.
         label_maps: per layer where the labels looked, `b h c n`; empty unless asked for.
         patch_maps: per layer where the patches looked, `b h n c`; empty unless asked for.
-        answers: in training, where ``logits`` are the mean of several: each of them, `b c`. A loss on each makes it
+        answers: in training, where ``logits`` are a mean of several: each of them, `b c`. A loss on each makes it
             complete by itself; one on their mean would let one lean on another.
     """
 
@@ -64,7 +67,7 @@ class LabelRows(NamedTuple):
     Attributes:
         fused: Label vectors ``T`` of both kinds of prompts, `c d`.
         name: Vectors of the fixed prompts as the text tower gave them, `c d`.
-        own: What was learned of the label among the tower's own features, `c k`.
+        own: What was learned of the label among the features of the whole image, `c k`.
         bias: What was learned of how frequent it is, `c`.
         positives: How many positives of it were known in training, `c`.
         member: 1 where it is one of the labels that were trained on, else 0, `c`.
@@ -150,18 +153,18 @@ class Comparison:
             base = None if base is None else self.mixture.dropped(base)
             all_there_is = torch.full_like(self.mixture.bias, math.inf)
             each = tuple(self.mixture.mixed(base, answer, all_there_is) for answer in answers)
-            logits = _mean(each)
+            logits = weigh_answers(each, rows.positives)
         else:
-            logits = self.mixture(base, _mean(answers), rows.positives)
+            logits = self.mixture(base, weigh_answers(answers, rows.positives), rows.positives)
         return PVLROutput(logits, attended.labels, attended.patches, attended.label_maps, attended.patch_maps, each)
 
     def scores(self, regions: Float[Tensor, "b m d"], rows: LabelRows) -> tuple[Tensor | None, Tensor | None]:
         """The base ``b c p`` and what was learned ``b c``, before they are mixed; None for what there is not."""
         base, answers, _ = self._compare(regions, rows, False)
-        return base, _mean(answers) if answers else None
+        return base, weigh_answers(answers, rows.positives) if answers else None
 
     def answers(self, regions: Float[Tensor, "b m d"], rows: LabelRows) -> tuple[Float[Tensor, "b c"], ...]:
-        """What each way that was learned says, ``b c``: patches and labels first, then the tower's own features."""
+        """What each way that was learned says, ``b c``: patches and labels first, then the whole image's features."""
         return self._compare(regions, rows, False)[1]
 
     def _compare(
@@ -190,13 +193,30 @@ class Comparison:
         scores = learned.head(attended.patches, fused, looked=attended.labels, visual=visual, whole=whole)
         with full_width(scores):
             answers = [scores]
-            if seen.source is not None and rows.own.shape[-1]:
-                answers.append(standardise(widened(seen.source)) @ widened(rows.own).transpose(0, 1))
+            if rows.own.shape[-1]:
+                features = widened(pooled if seen.source is None else seen.source)
+                answers.append(standardise(features) @ widened(rows.own).transpose(0, 1))
             return base, tuple(answer + widened(rows.bias) for answer in answers), attended
 
 
-def _mean(answers: Sequence[Tensor]) -> Tensor:
-    return answers[0] if len(answers) == 1 else torch.stack(tuple(answers)).mean(dim=0)
+def weigh_answers(answers: Sequence[Float[Tensor, "b c"]], positives: Float[Tensor, " c"]) -> Float[Tensor, "b c"]:
+    """What the answers say together: ``β S₁ + (1 − β) S₂`` with ``β = n / (n + 10)``, ``n`` a label's known positives.
+
+    The whole image's features need few pictures to say something, attention to patches needs many.
+
+    Args:
+        answers: One or two, ``b c``.
+        positives: ``n``, ``c``.
+
+    Example:
+        >>> weigh_answers((torch.tensor([[1.0, 1.0]]), torch.tensor([[0.0, 0.0]])), torch.tensor([0.0, 10.0]))
+        tensor([[0.0000, 0.5000]])
+    """
+    if len(answers) == 1:
+        return answers[0]
+    of_patches, of_whole = answers
+    share = mixing_weights(positives, HALF_FROM).to(of_patches.dtype)
+    return share * of_patches + (1 - share) * of_whole
 
 
 def _width_of(learned: Learned, regions: Tensor) -> torch.dtype:

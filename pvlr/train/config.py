@@ -156,8 +156,8 @@ class OptimizerConfig:
         prompt_lr_factor: Learning rate of the learnable context, as a multiple of ``lr``, above 0.
         betas: Decays of AdamW's two moments, each in [0, 1).
         momentum: Of SGD, in [0, 1).
-        clip_norm: Longest gradient; a longer one is shortened to it. 0 is off. Where few labels are known, gradients are
-            long: a bound of 1 cost PVLR six points there (docs/results.md).
+        clip_norm: Longest gradient; a longer one is shortened to it. 0 is off. Where few labels are known, gradients
+            are long: a bound of 1 cost PVLR six points there (docs/results.md).
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
