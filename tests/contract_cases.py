@@ -307,7 +307,7 @@ BLOCKS = [
     block("mixture", lambda: Mixture(parts=PARTS).eval(), axes=MIX, kinds=POSITIVES, scores=True, widths=False),
     block(
         "mixture-training",
-        lambda: Mixture(parts=PARTS, drop=0.0, shrinkage=5.0, bias=-1.0).train(),
+        lambda: Mixture(parts=PARTS, drop=0.0, shrinkage=7.0, bias=-1.0).train(),
         axes=MIX,
         kinds=POSITIVES,
         scores=True,

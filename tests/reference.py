@@ -260,7 +260,7 @@ def label_residual(state: State, members: list[int]) -> tuple[Matrix, Matrix, Ve
     for member in members:
         known = member >= 0
         added.append(state["vectors"][member] if known else [0.0] * width)
-        own.append([1280 / len(source[0]) * x if known else 0.0 for x in source[member]])
+        own.append(source[member] if known else [0.0] * len(source[0]))
         biases.append(state["bias"][member] if known else 0.0)
     return added, own, biases
 

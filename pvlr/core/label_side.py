@@ -11,7 +11,7 @@ from pvlr.core.base import are_anchors
 from pvlr.core.functional import prior_bias
 from pvlr.core.labels import LabelSet
 from pvlr.core.model_config import PVLRConfig, read_descriptions
-from pvlr.core.model_output import LabelParts, LabelRows, weigh_answers
+from pvlr.core.model_output import LabelParts, LabelRows
 from pvlr.core.prompts import PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import PromptTokens, TextTower
 from pvlr.core.residual import rows_of_members
@@ -124,7 +124,7 @@ def fit_prior(model: "PVLR", regions: Tensor) -> None:
             mixture.fit_spread(base)
         first, *others = compare.answers(regions, rows)
         shift = first.mean()
-        learned = weigh_answers((first - shift, *others), rows.positives)
+        learned = torch.stack([first - shift, *others]).mean(dim=0)
     logits = mixture.mixed(base, learned, torch.full_like(mixture.bias, math.inf))
     mixture.bias.fill_(prior_bias(logits - mixture.bias, model.config.prior))
     # Nothing is changed before everything could be fitted.

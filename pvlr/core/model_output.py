@@ -153,7 +153,7 @@ class Comparison:
             base = None if base is None else self.mixture.dropped(base)
             all_there_is = torch.full_like(self.mixture.bias, math.inf)
             each = tuple(self.mixture.mixed(base, answer, all_there_is) for answer in answers)
-            logits = weigh_answers(each, rows.positives)
+            logits = torch.stack(each).mean(dim=0)  # A loss on it, too, teaches all of them.
         else:
             logits = self.mixture(base, weigh_answers(answers, rows.positives), rows.positives)
         return PVLROutput(logits, attended.labels, attended.patches, attended.label_maps, attended.patch_maps, each)

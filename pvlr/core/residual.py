@@ -11,17 +11,12 @@ from pvlr.core.shapes import expect
 __all__ = ["LabelResidual", "rows_of_members"]
 
 
-GAIN = 1280.0
-"""Width of the features on which the rates were chosen, those of ``pvlr:photos``."""
-
-
 class LabelResidual(Block):
-    """``t_c + r_c`` and ``(1,280 / k) q_c · LN f + b_c``: vectors of labels that were trained on, zero at the start.
+    """``t_c + r_c`` and ``q_c · LN f + b_c``: vectors of the labels that were trained on, zero at the start.
 
     A residual after the text encoder (TaskRes, arXiv 2211.10277; PositiveCoOp, arXiv 2409.08381), and a vector among
-    the features ``f`` of the whole image: the pooled vector, or what the tower made it of. Divided by their number,
-    so that a step of the optimiser moves a score as far whatever the tower's width. Other labels have neither: their
-    name is all there is of them.
+    the features ``f`` of the whole image: the pooled vector, or what the tower made it of. Other labels have neither:
+    their name is all there is of them.
 
     Args:
         labels: Number ``a`` of labels that are trained on.
@@ -59,13 +54,13 @@ class LabelResidual(Block):
         return vectors + rows_of_members(self.vectors, members)
 
     def rows(self, members: Int[Tensor, " c"]) -> tuple[Float[Tensor, "c k"], Float[Tensor, " c"]]:
-        """``(1,280 / k) q_c`` and ``b_c`` of labels; zeros for those that were not trained on.
+        """``q_c`` and ``b_c`` of labels; zeros for those that were not trained on.
 
         Raises:
             ShapeError: where the axes do not fit.
         """
         expect("members", members, "c", dtype="int", device=self.vectors.device)
-        own = self.vectors[:, :0] if self.source is None else self.source * (GAIN / self.source_dim)
+        own = self.vectors[:, :0] if self.source is None else self.source
         return rows_of_members(own, members), rows_of_members(self.bias, members)
 
 

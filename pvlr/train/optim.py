@@ -11,6 +11,10 @@ from pvlr.train.config import OptimizerConfig, ScheduleConfig
 __all__ = ["build_optimizer", "learning_rate_factor", "parameter_groups", "set_learning_rates", "trained_parameters"]
 
 PROMPTS = "context"
+FEATURES = "residual.source"
+FEATURES_WIDTH = 1280
+"""Width at which the labels' vectors among the features of the whole image have the rate of other layers."""
+
 IMAGE_TOWER = "image."
 
 # Positions, classes and registers of open_clip's and timm's image towers: tables of inputs, which nothing multiplies.
@@ -36,6 +40,9 @@ def parameter_groups(
     tower) has its own learning rate, which may fall from layer to layer towards the pixels (discriminative fine-tuning,
     arXiv 1801.06146; the layers are counted as in BEiT, arXiv 2106.08254): with ``n`` blocks ``decay^(n + 1 - i)`` of
     the tower's at depth ``i``, which is 0 before the blocks, the block's number from 1 on, and ``n + 1`` after them.
+
+    The labels' vectors among the features of the whole image (``residual.source``) have 1,280 / width of the rate with
+    AdamW, whose steps are as long for every weight: so a step moves a score as far whatever the tower's width.
 
     Args:
         model: The model; every parameter that requires a gradient comes into exactly one group.
@@ -65,6 +72,9 @@ def parameter_groups(
         tower = name.startswith(IMAGE_TOWER)
         part = "prompts" if name.rsplit(".", 1)[-1] == PROMPTS else "tower" if tower else "layers"
         part = _at(depths[name]) if name in depths else part
+        if name == FEATURES:
+            part = "features"
+            rates[part] = config.lr * (FEATURES_WIDTH / parameter.shape[1] if config.kind == "adamw" else 1.0)
         embedding = tower and name.rsplit(".", 1)[-1] in EMBEDDINGS
         decayed = part != "prompts" and not embedding and parameter.ndim > 1
         key = part if decayed or part == "prompts" else f"{part}_undecayed"

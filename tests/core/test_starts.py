@@ -39,7 +39,7 @@ DEFAULTS: list[tuple[type[Block], dict, dict]] = [
     (VisualAdapter, {"dim": 8}, {"hidden": 256, "source_dim": 0}),
     (SemanticPooling, {"dim": 8}, {"hidden": 512, "sharpness": 20.0}),
     (LabelResidual, {"labels": 3, "dim": 8}, {"source_dim": 0}),
-    (Mixture, {"parts": 3}, {"drop": 0.5, "shrinkage": 20.0, "bias": 0.0}),
+    (Mixture, {"parts": 3}, {"drop": 0.5, "shrinkage": 5.0, "bias": 0.0}),
 ]
 
 
