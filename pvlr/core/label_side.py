@@ -115,14 +115,14 @@ def fit_prior(model: "PVLR", regions: Tensor) -> None:
     """
     if model.keeps_bias:
         return
-    compare, rows = model.comparison, model.label_rows()
-    base, learned = compare.scores(regions, rows)
+    base, answers = model.comparison.answers(regions, model.label_rows())
     mixture = copy.deepcopy(model.mixture)
     shift: Tensor | None = None
-    if learned is not None:
+    learned: Tensor | None = None
+    if answers:
         if base is not None:
             mixture.fit_spread(base)
-        first, *others = compare.answers(regions, rows)
+        first, *others = answers
         shift = first.mean()
         learned = torch.stack([first - shift, *others]).mean(dim=0)
     logits = mixture.mixed(base, learned, torch.full_like(mixture.bias, math.inf))

@@ -160,12 +160,14 @@ class Comparison:
 
     def scores(self, regions: Float[Tensor, "b m d"], rows: LabelRows) -> tuple[Tensor | None, Tensor | None]:
         """The base ``b c p`` and what was learned ``b c``, before they are mixed; None for what there is not."""
-        base, answers, _ = self._compare(regions, rows, False)
+        base, answers = self.answers(regions, rows)
         return base, weigh_answers(answers, rows.positives) if answers else None
 
-    def answers(self, regions: Float[Tensor, "b m d"], rows: LabelRows) -> tuple[Float[Tensor, "b c"], ...]:
-        """What each way that was learned says, ``b c``: patches and labels first, then the whole image's features."""
-        return self._compare(regions, rows, False)[1]
+    def answers(
+        self, regions: Float[Tensor, "b m d"], rows: LabelRows
+    ) -> tuple[Tensor | None, tuple[Float[Tensor, "b c"], ...]]:
+        """The base, and what each way that was learned says: patches and labels, then the whole image's features."""
+        return self._compare(regions, rows, False)[:2]
 
     def _compare(
         self, regions: Tensor, rows: LabelRows, maps: bool

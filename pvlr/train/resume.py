@@ -66,6 +66,5 @@ def tell_of_other_length(was: LoopConfig, now: LoopConfig) -> None:
     if was.epochs != now.epochs:
         say(
             f"loop.epochs: {was.epochs}, now {now.epochs}: from here on the learning rates are those of a run of "
-            f"{now.epochs} epochs, so "
-            "the result is not that of an uninterrupted run"
+            f"{now.epochs} epochs, so the result is not that of an uninterrupted run"
         )

@@ -119,12 +119,18 @@ def learning_curve(cells: Cells) -> dict[str, dict[float, list[float]]]:
     return {method: dict(sorted(values.items())) for method, values in found.items() if len(values) > 2}
 
 
-def _draw_curve(path: Path, curve: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+def _pyplot() -> Any:
+    """Matplotlib without a screen, loaded where a figure is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def _draw_curve(path: Path, curve: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+    pyplot = _pyplot()
     positions = sorted({positives for values in curve.values() for positives in values})
     figure, axis = pyplot.subplots(figsize=(6.4, 4.0))
     for number, (method, values) in enumerate(curve.items()):
@@ -139,17 +145,13 @@ def _draw_curve(path: Path, curve: Mapping[str, Mapping[float, Sequence[float]]]
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     figure.tight_layout()
-    with matplotlib.rc_context({"svg.hashsalt": "pvlr"}):  # The same bytes every time.
+    with pyplot.rc_context({"svg.hashsalt": "pvlr"}):  # The same bytes every time.
         figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 
 def _draw(path: Path, cells: Cells) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     groups = _grouped(cells)
     rows = [(group, row, found) for group, named in groups.items() for row, found in named.items()]
     figure, axes = pyplot.subplots(1, 4, figsize=(15, 1.2 + 0.3 * len(rows)), sharey=True, width_ratios=(3, 1, 1, 1))

@@ -136,7 +136,7 @@ def test_in_training_each_answer_is_told(file: Path, chosen: Switches, draw: Dra
         return
     base = model.comparison.scores(regions, rows)[0]
     kept = None if base is None else base * (torch.tensor([0.1, 0.6, 0.4]) >= drop).double().reshape(3, 1, 1)
-    for found, learned in zip(out.answers, model.comparison.answers(regions, rows), strict=True):
+    for found, learned in zip(out.answers, model.comparison.answers(regions, rows)[1], strict=True):
         assert_close(found, model.mixture.mixed(kept, learned, torch.tensor(torch.inf).double()), **EXACT)
     assert_close(out.logits, (out.answers[0] + out.answers[1]) / 2, **EXACT)
     backward(out.answers[1])
@@ -187,7 +187,7 @@ def test_the_prior_is_the_mean_probability(file: Path, chosen: Switches, draw: D
     model = build(chosen | {"prior": prior}, file=file)
     regions = regions_for(model, draw, 3)
     model.fit_prior(regions)
-    assert abs(model.comparison.answers(regions, model.label_rows())[0].mean().item()) < 1e-9
+    assert abs(model.comparison.answers(regions, model.label_rows())[1][0].mean().item()) < 1e-9
     model.train().mixture.drop = 0.0
     assert abs(model.forward_features(regions).logits.sigmoid().mean().item() - prior) < 1e-4
 

@@ -175,7 +175,7 @@ def test_the_base_is_left_out_for_some_pictures_in_training_alone(
     share = model.known_positives / (model.known_positives + model.mixture.shrinkage)
     assert_close(model.forward_features(patches).logits, both + share * learned + bias, **EXACT)
     torch.manual_seed(seed)
-    answers = model.comparison.answers(patches, model.label_rows())
+    _, answers = model.comparison.answers(patches, model.label_rows())
     learned = torch.stack(answers).mean(dim=0)  # In training, where every answer counts alike.
     found = model.train().forward_features(patches).logits - learned - bias
     # A picture has all of it or nothing, whatever the label.

@@ -1,11 +1,14 @@
 """Parameter groups and the learning rate's way."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from tower_models import small_model
 from training_toys import ToyModel
 
+from pvlr.core.residual import LabelResidual
 from pvlr.core.towers.image import OpenClipImageTower
 from pvlr.train.config import OptimizerConfig, ScheduleConfig
 from pvlr.train.optim import (
@@ -150,3 +153,19 @@ def test_rates_rise_then_fall_and_stay_in_range(kind: str, total: int, warmup: f
 def test_steps_outside_of_the_run_are_refused() -> None:
     with pytest.raises(ValueError, match=r"step: expected a number in \[0, 5\), got 5"):
         learning_rate_factor(5, 5, ScheduleConfig())
+
+
+@pytest.mark.parametrize(("kind", "factor"), [("adamw", 1280 / 5), ("sgd", 1.0)])
+def test_vectors_among_the_whole_images_features_have_a_rate_for_their_width(kind: Any, factor: float) -> None:
+    model = nn.Module()
+    model.residual = LabelResidual(labels=3, dim=4, source_dim=5)
+    groups = {
+        group["name"]: group for group in parameter_groups(model, OptimizerConfig(kind=kind, lr=0.1, weight_decay=0.5))
+    }
+    assert {name: group["base_lr"] for name, group in groups.items()} == {
+        "features": pytest.approx(0.1 * factor),
+        "layers": 0.1,
+        "layers_undecayed": 0.1,
+    }
+    assert [value.shape for value in groups["features"]["params"]] == [(3, 5)]
+    assert groups["features"]["weight_decay"] == 0.5
