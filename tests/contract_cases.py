@@ -197,14 +197,14 @@ def assembled(
 SHARED = {"dim": DIM, "heads": HEADS}
 
 
-def all_blocks(norm: str, parts: int) -> Callable[[], Iterable[nn.Module]]:
+def all_blocks(parts: int) -> Callable[[], Iterable[nn.Module]]:
     return lambda: (
-        KnowledgePrompter(source_dim=SOURCE, norm=norm, **SHARED),
-        ContextPrompter(width=WIDTH, norm=norm, **SHARED),
+        KnowledgePrompter(source_dim=SOURCE, **SHARED),
+        ContextPrompter(width=WIDTH, **SHARED),
         LabelResidual(labels=ANCHORS, dim=DIM, source_dim=SOURCE),
-        FusionBlock(norm=norm, **SHARED),
+        FusionBlock(**SHARED),
         VisualAdapter(dim=DIM, hidden=3, source_dim=SOURCE),
-        DualModalAttention(feedforward=3, width=6, norm=norm, **SHARED),
+        DualModalAttention(feedforward=3, width=6, **SHARED),
         SemanticPooling(dim=DIM, hidden=3, sharpness=2.0),
         SimilarityHead(scale=3.0, bias=-1.0),
         Mixture(parts=parts).eval(),
@@ -240,15 +240,15 @@ BLOCKS = [
         axes={"queries": "c d", "source": "b n d"},
     ),
     block("relation", lambda: LabelRelation(**SHARED), axes={"labels": "c d"}),
-    block("relation-post-batch", lambda: LabelRelation(norm="post", **SHARED), axes={"labels": "b c d"}),
+    block("relation-batch", lambda: LabelRelation(**SHARED), axes={"labels": "b c d"}),
     block("knowledge", lambda: KNOW(**SHARED), axes={"vectors": "c d"}),
-    block("knowledge-projected-post", lambda: KNOW(source_dim=SOURCE, norm="post", **SHARED), axes={"vectors": "c k"}),
+    block("knowledge-projected", lambda: KNOW(source_dim=SOURCE, **SHARED), axes={"vectors": "c k"}),
     block("knowledge-unrelated", lambda: KNOW(source_dim=SOURCE, relation="none", **SHARED), axes={"vectors": "c k"}),
     block("knowledge-as-it-is", lambda: KNOW(relation="none", **SHARED), axes={"vectors": "c d"}),
     block("context", lambda: CONTEXT(width=WIDTH, std=0.5, **SHARED), relate, axes={"vectors": "c d"}),
     block(
-        "context-unrelated-post",
-        lambda: CONTEXT(width=WIDTH + 1, relation="none", norm="post", **SHARED),
+        "context-unrelated",
+        lambda: CONTEXT(width=WIDTH + 1, relation="none", **SHARED),
         relate,
         axes={"vectors": "c d"},
     ),
@@ -262,7 +262,7 @@ BLOCKS = [
         widths=False,
     ),
     block("fusion", lambda: FUSE(**SHARED), fuse, axes=BOTH | MAPS),
-    block("fusion-post-of-image", lambda: FUSE(norm="post", **SHARED), fuse, axes=OF_IMAGE | MAPS_OF_IMAGE),
+    block("fusion-of-image", lambda: FUSE(**SHARED), fuse, axes=OF_IMAGE | MAPS_OF_IMAGE),
     block("fusion-not-given-maps", lambda: FUSE(**SHARED), fuse, axes=OF_IMAGE),
     block("fusion-without-maps", lambda: FUSE(maps=False, **SHARED), fuse, axes=OF_IMAGE),
     *(
@@ -272,9 +272,9 @@ BLOCKS = [
     block("dual", lambda: DUAL(**SHARED), axes=LOOK),
     block("dual-maps", lambda: DUAL(**SHARED), lambda block, *inputs: block(*inputs, maps=True), axes=LOOK_OWN),
     block("dual-deep", lambda: DUAL(layers=2, feedforward=3, **SHARED), axes=LOOK),
-    block("dual-post", lambda: DUAL(feedforward=3, norm="post", **SHARED), axes=LOOK_OWN),
+    block("dual-own", lambda: DUAL(feedforward=3, **SHARED), axes=LOOK_OWN),
     block("dual-labels", lambda: DUAL(direction="labels", **SHARED), axes=LOOK),
-    block("dual-patches-post", lambda: DUAL(direction="patches", norm="post", **SHARED), axes=LOOK),
+    block("dual-patches", lambda: DUAL(direction="patches", **SHARED), axes=LOOK),
     block("dual-none", lambda: DUAL(direction="none", **SHARED), axes=LOOK),
     block("dual-wide", lambda: DUAL(width=6, layers=2, **SHARED), axes=LOOK),
     block("adapter", lambda: VisualAdapter(dim=DIM, hidden=3), axes={"patches": "b n d"}),
@@ -333,15 +333,15 @@ BLOCKS = [
 
 TOGETHER = [
     Case(
-        f"assembled-{norm}",
+        f"assembled-{name}",
         assembled,
         {"hard": "c k", "soft": "c d", "members": "c", "positives": "c"}
         | {"patches": "b n d", "pooled": "b d", "source": "b k"},
-        all_blocks(norm, parts),
+        all_blocks(parts),
         kinds=MEMBERS | POSITIVES,
         scores=True,
     )
-    for norm, parts in (("pre", 2), ("post", 0))
+    for name, parts in (("on-base", 2), ("alone", 0))
 ]
 
 QK = {"query": "h c e", "key": "b h n e"}

@@ -49,7 +49,6 @@ def slow_learned(model: PVLR, members: list, patches: list, pooled: list, source
         direction=config.dma,
         layers=1,
         feedforward=config.feedforward,
-        norm="pre",
     )
     known = model.base_vectors.tolist() if config.parts else fused
     visual = reference.semantic_pooling(as_lists(model.semantic), seen, known, gathered or None)
@@ -73,7 +72,7 @@ def slow_labels(model: PVLR, added: list) -> list:
             state = as_lists(model.knowledge)
             known = [reference.linear(state, "projection", row) for row in known]
         if config.relation == "attention":
-            known, maps[0] = reference.label_relation(as_lists(model.knowledge.relation), known, HEADS, "pre")
+            known, maps[0] = reference.label_relation(as_lists(model.knowledge.relation), known, HEADS)
     if model.context is not None:
         words = model.context.context.expand(len(model.labels), -1, -1).tolist()
         prompts = model.text.tokenize_prompts(
@@ -83,8 +82,8 @@ def slow_labels(model: PVLR, added: list) -> list:
         encoded = model.text.run(torch.tensor(spliced, dtype=torch.float64), prompts.end)
         soft = [reference.normalise(row) for row in encoded.tolist()]
         if config.relation == "attention":
-            soft, maps[1] = reference.label_relation(as_lists(model.context.relation), soft, HEADS, "pre")
-    shared = {"mode": config.fusion, "heads": HEADS, "norm": "pre"}
+            soft, maps[1] = reference.label_relation(as_lists(model.context.relation), soft, HEADS)
+    shared = {"mode": config.fusion, "heads": HEADS}
     related = None if config.relation == "none" else tuple(maps)
     fused = reference.fusion(as_lists(model.fusion), known, soft, related, **shared)
     return [reference.add(row, more) for row, more in zip(fused, added, strict=True)] if added else fused

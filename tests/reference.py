@@ -49,11 +49,6 @@ def standardise(x: Vector) -> Vector:
     return [(v - mean) / math.sqrt(variance + 1e-5) for v in x]
 
 
-def layer_norm(state: State, name: str, x: Vector) -> Vector:
-    scale, shift = state[f"{name}.weight"], state[f"{name}.bias"]
-    return [v * s + b for v, s, b in zip(standardise(x), scale, shift, strict=True)]
-
-
 def gelu(x: float) -> float:
     return x * 0.5 * (1 + math.erf(x / math.sqrt(2)))
 
@@ -112,38 +107,29 @@ def splice_context(embeddings: list[Matrix], context: list[Matrix], start: int) 
 # --- blocks: ``state`` is the block's state dictionary as lists
 
 
-def multi_head(state: State, name: str, queries: Matrix, source: Matrix, heads: int) -> tuple[Matrix, list[Matrix]]:
-    """``Out(concat_h attend_h)`` and the map of every head."""
-    q, k, v = (
-        [linear(state, f"{name}.{which}_proj", row) for row in rows]
-        for which, rows in (("q", queries), ("k", source), ("v", source))
-    )
-    gathered: Matrix = [[] for _ in queries]
-    maps = []
-    for head in range(heads):
-        q_h, k_h, v_h = ([head_slice(row, head, heads) for row in rows] for rows in (q, k, v))
-        maps.append(attention_map(q_h, k_h))
-        for row, part in zip(gathered, attend(q_h, k_h, v_h), strict=True):
-            row.extend(part)
-    return [linear(state, f"{name}.out_proj", row) for row in gathered], maps
+def _brought(state: State, name: str, maps: list[Matrix], source: Matrix) -> Matrix:
+    """What each head's map (a row of weights for each that looks) brings from the source, projected."""
+    values = [linear(state, f"{name}.v_proj", row) for row in source]
+    brought: Matrix = [[] for _ in maps[0]]
+    for head, shares in enumerate(maps):
+        columns = list(zip(*(head_slice(value, head, len(maps)) for value in values), strict=True))
+        for row, weights in zip(brought, shares, strict=True):
+            row.extend(dot(weights, list(column)) for column in columns)
+    return [linear(state, f"{name}.out_proj", row) for row in brought]
 
 
-def label_relation(state: State, labels: Matrix, heads: int, norm: str) -> tuple[Matrix, list[Matrix]]:
-    if norm == "pre":
-        normed = [standardise(row) for row in labels]
-        branch, maps = multi_head(state, "attention", normed, normed, heads)
-        return [add(row, more) for row, more in zip(labels, branch, strict=True)], maps
-    branch, maps = multi_head(state, "attention", labels, labels, heads)
-    return [layer_norm(state, "norm", add(row, more)) for row, more in zip(labels, branch, strict=True)], maps
+def label_relation(state: State, labels: Matrix, heads: int) -> tuple[Matrix, list[Matrix]]:
+    normed = [standardise(row) for row in labels]
+    q, k = ([linear(state, f"attention.{which}_proj", row) for row in normed] for which in "qk")
+    maps = [
+        attention_map(*([head_slice(row, head, heads) for row in rows] for rows in (q, k))) for head in range(heads)
+    ]
+    return [add(x, more) for x, more in zip(labels, _brought(state, "attention", maps, normed), strict=True)], maps
 
 
-def _feed_forward(state: State, name: str, x: Vector, norm: str) -> Vector:
-    def inner(v: Vector) -> Vector:
-        return linear(state, f"{name}.down", [gelu(u) for u in linear(state, f"{name}.up", v)])
-
-    if norm == "pre":
-        return add(x, inner(standardise(x)))
-    return layer_norm(state, f"{name}.norm", add(x, inner(x)))
+def _feed_forward(state: State, name: str, x: Vector) -> Vector:
+    hidden = [gelu(u) for u in linear(state, f"{name}.up", standardise(x))]
+    return add(x, linear(state, f"{name}.down", hidden))
 
 
 def dual_modal(
@@ -155,33 +141,35 @@ def dual_modal(
     direction: str,
     layers: int,
     feedforward: int,
-    norm: str,
 ) -> tuple[Matrix, Matrix, list[list[Matrix]], list[list[Matrix]], Matrix]:
     """One image. Returns labels, patches, per layer the maps per head of both directions, and what labels gathered in
     the last layer (nothing where they do not look)."""
     label_maps, patch_maps = [], []
     gathered: Matrix = []
     for layer in range(layers if direction != "none" else 0):
-        start = {"labels": labels, "patches": patches}
-        normed = start
-        if norm == "pre":
-            normed = {side: [standardise(x) for x in start[side]] for side in start}
-        result = dict(start)
-        for side, other, maps in (("labels", "patches", label_maps), ("patches", "labels", patch_maps)):
-            if direction not in ("both", side):
-                continue
-            name = f"layers.{layer}.{side}"
-            branch, seen = multi_head(state, f"{name}.attention", normed[side], normed[other], heads)
-            maps.append(seen)
-            if side == "labels":
-                gathered = branch
-            out = [add(x, more) for x, more in zip(start[side], branch, strict=True)]
-            if norm == "post":
-                out = [layer_norm(state, f"{name}.norm", x) for x in out]
-            if feedforward and side == "labels":
-                out = [_feed_forward(state, f"{name}.feedforward", x, norm) for x in out]
-            result[side] = out
-        labels, patches = result["labels"], result["patches"]
+        name = f"layers.{layer}"
+        t, x = ([standardise(row) for row in rows] for rows in (labels, patches))
+        of_labels = [linear(state, f"{name}.label_proj", row) for row in t]
+        of_patches = [linear(state, f"{name}.patch_proj", row) for row in x]
+        # S of each head, and how it is shared out: along its rows for the labels, along its columns for the patches.
+        by_label: list[Matrix] = []
+        by_patch: list[Matrix] = []
+        for head in range(heads):
+            q, k = ([head_slice(row, head, heads) for row in rows] for rows in (of_labels, of_patches))
+            scores = [[dot(a, b) / math.sqrt(len(a)) for b in k] for a in q]
+            by_label.append([softmax(row) for row in scores])
+            by_patch.append([softmax([row[n] for row in scores]) for n in range(len(k))])
+        # Both look at what there was before either of them had.
+        if direction in ("both", "labels"):
+            label_maps.append(by_label)
+            gathered = _brought(state, f"{name}.labels", by_label, x)
+            labels = [add(row, more) for row, more in zip(labels, gathered, strict=True)]
+            if feedforward:
+                labels = [_feed_forward(state, f"{name}.labels.feedforward", row) for row in labels]
+        if direction in ("both", "patches"):
+            patch_maps.append(by_patch)
+            shown = _brought(state, f"{name}.patches", by_patch, t)
+            patches = [add(row, more) for row, more in zip(patches, shown, strict=True)]
     return labels, patches, label_maps, patch_maps, gathered
 
 
@@ -193,7 +181,6 @@ def fusion(
     *,
     mode: str,
     heads: int,
-    norm: str,
 ) -> Matrix:
     """``maps``: the dense ``h c c`` maps of knowledge and context."""
     if mode == "knowledge":
@@ -208,8 +195,7 @@ def fusion(
         labels.append([g * a + (1 - g) * b for g, a, b in zip(opening, k, x, strict=True)])
     if maps is None:
         return labels
-    inside = [standardise(row) for row in labels] if norm == "pre" else labels
-    values = [linear(state, "v_proj", row) for row in inside]
+    values = [linear(state, "v_proj", standardise(row)) for row in labels]
     mixed: Matrix = [[] for _ in labels]
     for head in range(heads):
         share = sigmoid(state["mix_logit"][head])
@@ -221,8 +207,7 @@ def fusion(
             row.extend(
                 math.fsum(w * col[e] for w, col in zip(weights, columns, strict=True)) for e in range(len(columns[0]))
             )
-    fused = [add(row, linear(state, "out_proj", more)) for row, more in zip(labels, mixed, strict=True)]
-    return fused if norm == "pre" else [layer_norm(state, "norm", row) for row in fused]
+    return [add(row, linear(state, "out_proj", more)) for row, more in zip(labels, mixed, strict=True)]
 
 
 def adapted(state: State, patches: Matrix) -> Matrix:
@@ -248,7 +233,7 @@ def semantic_pooling(state: State, patches: Matrix, knowledge: Matrix, gathered:
         weights = softmax([sharpness * dot(x, normalise(label)) for x in unit])
         v = [math.fsum(w * x[i] for w, x in zip(weights, unit, strict=True)) for i in range(len(label))]
         v = v if gathered is None else add(v, gathered[c])
-        found.append(_feed_forward(state, "feedforward", v, "pre") if "feedforward.up.weight" in state else v)
+        found.append(_feed_forward(state, "feedforward", v) if "feedforward.up.weight" in state else v)
     return found
 
 

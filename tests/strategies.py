@@ -77,10 +77,6 @@ def sizes() -> st.SearchStrategy[Sizes]:
     )  # fmt: skip
 
 
-def norms() -> st.SearchStrategy[str]:
-    return st.sampled_from(["pre", "post"])
-
-
 def perturb(module: nn.Module, draw: Draw, size: float = 0.5) -> nn.Module:
     """Move every parameter away from its start: zeros and ones hide mistakes."""
     with torch.no_grad():

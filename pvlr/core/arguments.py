@@ -29,11 +29,11 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
         ValueError: naming the argument, the choices and the value.
 
     Example:
-        >>> require_choice("norm", "pre", ("pre", "post"))
-        >>> require_choice("norm", "prae", ("pre", "post"))
+        >>> require_choice("mode", "gate", ("gate", "sum"))
+        >>> require_choice("mode", "gates", ("gate", "sum"))
         Traceback (most recent call last):
             ...
-        ValueError: norm: expected one of 'pre', 'post', got 'prae'
+        ValueError: mode: expected one of 'gate', 'sum', got 'gates'
     """
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -13,7 +13,6 @@ from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["DualModalAttention", "DualModalOutput", "LabelRelation", "MultiHeadAttention", "RelationMap"]
 
-NORMS = ("pre", "post")
 DIRECTIONS = ("both", "labels", "patches", "none")
 _Factors = tuple[Tensor, Tensor]
 
@@ -126,15 +125,14 @@ class MultiHeadAttention(Block):
 
 
 class LabelRelation(Block):
-    """Self-attention over the label axis, which also returns its map.
+    """Self-attention over the label axis, which also returns its map: ``x + MHA(LN x)``.
 
-    ``pre``: ``x + MHA(LN x)``, with the output projection at zero at the start; ``post``: ``LN(x + MHA(x))``.
-    Labels carry no position: permuting them permutes the output. Every label may change every other's output.
+    The output projection is zero at the start. Labels carry no position: permuting them permutes the output. Every
+    label may change every other's output.
 
     Args:
         dim: Joint width ``d``, a multiple of ``heads``.
         heads: Number of heads ``h``.
-        norm: Where the layer norm sits.
 
     Example:
         >>> import torch
@@ -143,15 +141,13 @@ class LabelRelation(Block):
         >>> labels.shape, relation.dense().shape
         (torch.Size([5, 8]), torch.Size([2, 5, 5]))
         >>> block
-        LabelRelation(dim=8, heads=2, norm='pre')
+        LabelRelation(dim=8, heads=2)
     """
 
-    def __init__(self, *, dim: int, heads: int = 8, norm: Literal["pre", "post"] = "pre") -> None:
-        super().__init__(dim=dim, heads=heads, norm=norm)
-        require_choice("norm", norm, NORMS)
-        self.dim, self.norm_first = dim, norm == "pre"
-        self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=self.norm_first)
-        self.norm = None if self.norm_first else nn.LayerNorm(dim)
+    def __init__(self, *, dim: int, heads: int = 8) -> None:
+        super().__init__(dim=dim, heads=heads)
+        self.dim = dim
+        self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=True)
 
     def forward(self, labels: Float[Tensor, "*b c d"]) -> tuple[Float[Tensor, "*b c d"], RelationMap]:
         """Relate labels ``... c d`` to each other.
@@ -160,10 +156,9 @@ class LabelRelation(Block):
             ShapeError: where ``labels`` is not ``... c d`` of the width of the block.
         """
         expect("labels", labels, "... c d", dtype="float", like=self.attention.q_proj.weight, d=self.dim)
-        inside = standardise(labels) if self.norm is None else labels
+        inside = standardise(labels)
         gathered, factors = self.attention(inside, inside)
-        related = labels + gathered
-        return related if self.norm is None else self.norm(related), RelationMap(*factors)
+        return labels + gathered, RelationMap(*factors)
 
 
 class DualModalOutput(NamedTuple):
@@ -185,91 +180,95 @@ class DualModalOutput(NamedTuple):
     gathered: Float[Tensor, "b c d"] | None = None
 
 
-class _Side(nn.Module):
-    """One direction of one layer: ``x`` looks at ``source``, then its feed-forward; and what it gathered there."""
+class FeedForward(nn.Module):
+    """``x + W2 gelu(W1 LN x)``, ``W2`` zero at the start."""
 
-    def __init__(self, *, dim: int, heads: int, width: int | None, feedforward: int, norm_first: bool) -> None:
+    def __init__(self, *, dim: int, hidden: int) -> None:
         super().__init__()
-        self.norm_first = norm_first
-        self.attention = MultiHeadAttention(dim=dim, heads=heads, zero_out=norm_first, width=width)
-        self.norm = None if norm_first else nn.LayerNorm(dim)
-        self.feedforward = FeedForward(dim=dim, hidden=feedforward, norm_first=norm_first) if feedforward else None
+        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        nn.init.zeros_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
 
-    def forward(self, x: Tensor, queries: Tensor, source: Tensor) -> tuple[Tensor, _Factors, Tensor]:
-        query, (key, value) = self.attention.ask(queries), self.attention.offer(source)
-        gathered = by_rows(lambda rows: self.attention.gather(rows, key, value), query)
-        return by_rows(self._changed, x.expand_as(gathered), gathered), (query, key), gathered
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.down(F.gelu(self.up(standardise(x))))
+        return out
+
+
+class _Side(nn.Module):
+    """One direction of one layer: what ``x`` brings from ``source`` by the common map, then its feed-forward."""
+
+    def __init__(self, *, dim: int, heads: int, width: int, feedforward: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.v_proj, self.out_proj = nn.Linear(dim, width), nn.Linear(width, dim)
+        nn.init.xavier_uniform_(self.v_proj.weight)
+        for zeros in (self.v_proj.bias, self.out_proj.weight, self.out_proj.bias):
+            nn.init.zeros_(zeros)
+        self.feedforward = FeedForward(dim=dim, hidden=feedforward) if feedforward else None
+
+    def forward(self, x: Tensor, source: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """``x`` after it has looked, and what it gathered."""
+        value = split_heads(self.v_proj(source), self.heads)
+        gathered = by_rows(lambda rows: self.out_proj(merge_heads(attend(rows, key, value))), query)
+        return by_rows(self._changed, x.expand_as(gathered), gathered), gathered
 
     def _changed(self, x: Tensor, gathered: Tensor) -> Tensor:
         x = x + gathered
-        if self.norm is not None:
-            x = self.norm(x)
         return x if self.feedforward is None else self.feedforward(x)
-
-
-class FeedForward(nn.Module):
-    """``pre``: ``x + W2 gelu(W1 LN x)``, ``W2`` zero at the start; ``post``: ``LN(x + W2 gelu(W1 x))``."""
-
-    def __init__(self, *, dim: int, hidden: int, norm_first: bool) -> None:
-        super().__init__()
-        self.norm = None if norm_first else nn.LayerNorm(dim)
-        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        if norm_first:
-            nn.init.zeros_(self.down.weight)
-            nn.init.zeros_(self.down.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.down(F.gelu(self.up(standardise(x) if self.norm is None else x)))
-        return out if self.norm is None else self.norm(out)
 
 
 class _DualModalLayer(nn.Module):
     """Both directions in parallel, from the same inputs; a direction that is switched off has no parameters."""
 
-    def __init__(
-        self, *, dim: int, heads: int, width: int | None, direction: str, feedforward: int, norm_first: bool
-    ) -> None:
+    def __init__(self, *, dim: int, heads: int, width: int, direction: str, feedforward: int) -> None:
         super().__init__()
-        self.norm_first = norm_first
-        both = {name: direction in ("both", name) for name in ("labels", "patches")}
-
-        def side(hidden: int) -> _Side:
-            return _Side(dim=dim, heads=heads, width=width, feedforward=hidden, norm_first=norm_first)
-
-        self.labels = side(feedforward) if both["labels"] else None
+        self.heads = heads
+        looks = {name: direction in ("both", name) for name in ("labels", "patches")}
+        # Who only is looked at needs no bias: a constant added to all keys is not seen by a softmax.
+        self.label_proj = nn.Linear(dim, width, bias=looks["labels"])
+        self.patch_proj = nn.Linear(dim, width, bias=looks["patches"])
+        for layer in (self.label_proj, self.patch_proj):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        shared = {"dim": dim, "heads": heads, "width": width}
+        self.labels = _Side(feedforward=feedforward, **shared) if looks["labels"] else None
         # Patches are many: one of theirs would cost most of the block, and gained nothing (docs/results.md).
-        self.patches = side(0) if both["patches"] else None
+        self.patches = _Side(feedforward=0, **shared) if looks["patches"] else None
 
-    def forward(
-        self, labels: Tensor, patches: Tensor
-    ) -> tuple[Tensor, Tensor, _Factors | None, _Factors | None, Tensor | None]:
-        # Each is read twice: as queries and as source.
-        normed_labels, normed_patches = (standardise(x) if self.norm_first else x for x in (labels, patches))
-        looked_labels, looked_patches = labels, patches
-        label_factors = patch_factors = gathered = None
+    def forward(self, labels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, _Factors, Tensor | None]:
+        """Both after they have looked, the factors of the map, and what the labels gathered."""
+        inside = standardise(labels), standardise(patches)
+        of_labels, of_patches = (
+            split_heads(project(x), self.heads)
+            for project, x in zip((self.label_proj, self.patch_proj), inside, strict=True)
+        )
+        looked, seen, gathered = labels, patches, None
         if self.labels is not None:
-            looked_labels, label_factors, gathered = self.labels(labels, normed_labels, normed_patches)
+            looked, gathered = self.labels(labels, inside[1], of_labels, of_patches)
         if self.patches is not None:
-            looked_patches, patch_factors, _ = self.patches(patches, normed_patches, normed_labels)
-        return looked_labels, looked_patches, label_factors, patch_factors, gathered
+            seen, _ = self.patches(patches, inside[0], of_patches, of_labels)
+        return looked, seen, (of_labels, of_patches), gathered
 
 
 class DualModalAttention(Block):
-    """Labels look at patches and patches look at labels, in parallel and from the same inputs.
+    """Labels look at patches and patches look at labels, in parallel, from the same inputs, by one matrix.
 
-    ``pre``, the default: ``T' = T + MHA(q=LN T, kv=LN X)``, ``X' = X + MHA(q=LN X, kv=LN T)``, then for the
-    labels ``T' + W2 gelu(W1 LN T')`` if asked for; the last projection of every branch starts at zero. ``post``: ``LN(x
-    + branch(x))`` without the inner norms. Patches that look at labels mix them: adding a label then changes the
-    others' scores. Labels that look at patches do not.
+    With ``S = (Q LN T)(K LN X)ᵀ / √e`` for each head, ``T' = T + Out_t(softmax(S) V_x LN X)`` and ``X' = X +
+    Out_x(softmax(Sᵀ) V_t LN T)``, then for the labels ``T' + W2 gelu(W1 LN T')`` if asked for; the last projection of
+    every branch starts at zero. How much a label and a patch have to do with each other is one question, whoever asks
+    it (as in GLIP, arXiv 2112.03857); a matrix for each direction gained nothing (docs/results.md).
+
+    Patches that look at labels mix them: adding a label then changes the others' scores. Labels that look at patches
+    do not.
 
     Args:
         dim: Joint width ``d``, a multiple of ``heads``.
         heads: Number of heads ``h``.
         direction: Who looks: ``"both"``, ``"labels"`` or ``"patches"`` alone, or ``"none"``.
         layers: How many times.
-        width: Of each attention inside, a multiple of ``heads``; None: ``d``.
+        width: Of the attention inside, a multiple of ``heads``; None: ``d``.
         feedforward: Hidden width of the feed-forward of labels that have looked; 0 for none.
-        norm: Where the layer norms sit.
 
     Example:
         >>> import torch
@@ -288,27 +287,17 @@ class DualModalAttention(Block):
         layers: int = 1,
         width: int | None = None,
         feedforward: int = 0,
-        norm: Literal["pre", "post"] = "pre",
     ) -> None:
-        super().__init__(
-            dim=dim, heads=heads, direction=direction, layers=layers, width=width, feedforward=feedforward, norm=norm
-        )
+        super().__init__(dim=dim, heads=heads, direction=direction, layers=layers, width=width, feedforward=feedforward)
+        inner = dim if width is None else width
         require_int("dim", dim, least=1)
-        require_heads(dim if width is None else width, heads, name="dim" if width is None else "width")
+        require_heads(inner, heads, name="dim" if width is None else "width")
         require_choice("direction", direction, DIRECTIONS)
         require_int("layers", layers, least=1)
         require_int("feedforward", feedforward, least=0)
-        require_choice("norm", norm, NORMS)
         self.dim, self.direction = dim, direction
         self.layers = nn.ModuleList(
-            _DualModalLayer(
-                dim=dim,
-                heads=heads,
-                width=width,
-                direction=direction,
-                feedforward=feedforward,
-                norm_first=norm == "pre",
-            )
+            _DualModalLayer(dim=dim, heads=heads, width=inner, direction=direction, feedforward=feedforward)
             for _ in range(layers if direction != "none" else 0)
         )
 
@@ -338,11 +327,11 @@ class DualModalAttention(Block):
         patch_maps: list[Tensor] = []
         gathered: Tensor | None = None
         for layer in self.layers:
-            labels, patches, label_factors, patch_factors, gathered = layer(labels, patches)
-            if maps and label_factors is not None:
-                label_maps.append(attention_map(*label_factors))
-            if maps and patch_factors is not None:
-                patch_maps.append(attention_map(*patch_factors))
+            labels, patches, factors, gathered = layer(labels, patches)
+            if maps and layer.labels is not None:
+                label_maps.append(attention_map(*factors))
+            if maps and layer.patches is not None:
+                patch_maps.append(attention_map(*factors[::-1]))
         if labels.dim() == 2:
             labels = labels.expand(axes["b"], -1, -1)
         return DualModalOutput(labels, patches, tuple(label_maps), tuple(patch_maps), gathered)

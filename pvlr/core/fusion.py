@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pvlr.core.arguments import require_bool, require_choice, require_heads
-from pvlr.core.attention import NORMS, RelationMap
+from pvlr.core.attention import RelationMap
 from pvlr.core.block import Block
 from pvlr.core.functional import gate, merge_heads, split_heads, standardise
 from pvlr.core.shapes import ShapeError, expect
@@ -23,14 +23,13 @@ class FusionBlock(Block):
 
     ``gate``: ``g = σ(W [T_ka ; T_ca] + b)``, ``T = g ⊙ T_ka + (1 − g) ⊙ T_ca`` with ``W``, ``b`` at zero at the start,
     so that the gate opens at one half; then the relations: ``M = λ M_ka + (1 − λ) M_ca`` with one ``λ ∈ (0, 1)`` per
-    head, ½ at the start, and ``T + Out(M V(LN T))`` (``post``: ``LN(T + Out(M V(T)))``). ``M`` is never written out:
+    head, ½ at the start, and ``T + Out(M V(LN T))``. ``M`` is never written out:
     the product is linear in it. ``sum``: ``T_ka + T_ca``. ``knowledge`` and ``context``: that input, unchanged.
 
     Args:
         dim: Joint width ``d``, a multiple of ``heads``.
         heads: Number of heads ``h``, that of the maps.
         mode: As above; all but ``"gate"`` have no parameters and read no map.
-        norm: Where the layer norm of the relations sits.
         maps: Whether ``gate`` has the part that mixes relations; False where the label vectors come without maps.
 
     Example:
@@ -38,7 +37,7 @@ class FusionBlock(Block):
         >>> block(torch.full((3, 4), 1.0), torch.full((3, 4), 3.0))[0]
         tensor([2., 2., 2., 2.], grad_fn=...)
         >>> block
-        FusionBlock(dim=4, heads=2, mode='gate', norm='pre', maps=False)
+        FusionBlock(dim=4, heads=2, mode='gate', maps=False)
     """
 
     def __init__(
@@ -47,16 +46,13 @@ class FusionBlock(Block):
         dim: int,
         heads: int = 8,
         mode: Literal["gate", "sum", "knowledge", "context"] = "gate",
-        norm: Literal["pre", "post"] = "pre",
         maps: bool = True,
     ) -> None:
-        super().__init__(dim=dim, heads=heads, mode=mode, norm=norm, maps=maps)
+        super().__init__(dim=dim, heads=heads, mode=mode, maps=maps)
         require_heads(dim, heads)
         require_choice("mode", mode, MODES)
-        require_choice("norm", norm, NORMS)
         require_bool("maps", maps)
         self.dim, self.heads, self.mode, self.maps = dim, heads, mode, maps
-        norm_first = norm == "pre"
         if mode != "gate":
             return
         self.gate = nn.Linear(2 * dim, dim)
@@ -65,15 +61,10 @@ class FusionBlock(Block):
         if not maps:
             return
         self.mix_logit = nn.Parameter(torch.zeros(heads))
-        self.norm = None if norm_first else nn.LayerNorm(dim)
         self.v_proj, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.v_proj.weight)
-        nn.init.zeros_(self.v_proj.bias)
-        nn.init.zeros_(self.out_proj.bias)
-        if norm_first:
-            nn.init.zeros_(self.out_proj.weight)
-        else:
-            nn.init.xavier_uniform_(self.out_proj.weight)
+        for zeros in (self.v_proj.bias, self.out_proj.weight, self.out_proj.bias):
+            nn.init.zeros_(zeros)
 
     @property
     def mix(self) -> Float[Tensor, " h"]:
@@ -152,11 +143,11 @@ class FusionBlock(Block):
                 full, count = f"{name}.{factor}", labels.shape[-2]
                 expect(full, tensor, "... h c e", dtype="float", device=labels.device, h=self.heads, c=count)
                 _require_broadcast(full, tensor, 3, "the labels'", labels)
-        values = split_heads(self.v_proj(standardise(labels) if self.norm is None else labels), self.heads)
+        values = split_heads(self.v_proj(standardise(labels)), self.heads)
         share = self.mix[:, None, None]
         mixed = share * knowledge_map.attend(values) + (1 - share) * context_map.attend(values)
         fused: Tensor = labels + self.out_proj(merge_heads(mixed))
-        return fused if self.norm is None else self.norm(fused)
+        return fused
 
     def _given(self, name: str, vectors: Tensor | None, **sizes: int) -> Tensor:
         if vectors is None:

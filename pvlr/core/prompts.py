@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pvlr.core.arguments import require_choice, require_int, require_number
-from pvlr.core.attention import NORMS, LabelRelation, RelationMap
+from pvlr.core.attention import LabelRelation, RelationMap
 from pvlr.core.block import Block
 from pvlr.core.functional import full_width, widened
 from pvlr.core.labels import LabelError, LabelSet
@@ -191,7 +191,6 @@ class KnowledgePrompter(Block):
         source_dim: Width ``k`` of the vectors if they come from elsewhere: a learned projection ``k → d`` is put
             before the relation. None: they are ``d`` wide, and are not projected.
         relation: ``"attention"``, or ``"none"`` to leave the vectors as they are.
-        norm: Where the layer norm of the relation sits.
 
     Example:
         >>> labels, relation = KnowledgePrompter(dim=8, heads=2, source_dim=5)(torch.ones(3, 5))
@@ -206,17 +205,15 @@ class KnowledgePrompter(Block):
         heads: int = 8,
         source_dim: int | None = None,
         relation: Literal["attention", "none"] = "attention",
-        norm: Literal["pre", "post"] = "pre",
     ) -> None:
-        super().__init__(dim=dim, heads=heads, source_dim=source_dim, relation=relation, norm=norm)
+        super().__init__(dim=dim, heads=heads, source_dim=source_dim, relation=relation)
         require_int("dim", dim, least=1)
         if source_dim is not None:
             require_int("source_dim", source_dim, least=1)
         require_choice("relation", relation, RELATIONS)
-        require_choice("norm", norm, NORMS)
         self.source_dim = dim if source_dim is None else source_dim
         self.projection = None if source_dim is None else nn.Linear(source_dim, dim, bias=False)
-        self.relation = LabelRelation(dim=dim, heads=heads, norm=norm) if relation == "attention" else None
+        self.relation = LabelRelation(dim=dim, heads=heads) if relation == "attention" else None
 
     def forward(self, vectors: Float[Tensor, "c k"]) -> tuple[Float[Tensor, "c d"], RelationMap | None]:
         """Project (if asked for) and relate.
@@ -248,7 +245,6 @@ class ContextPrompter(Block):
         tokens: Number of context tokens ``m``.
         heads: Number of heads of the relation.
         relation: ``"attention"``, or ``"none"`` to leave the vectors as they are.
-        norm: Where the layer norm of the relation sits.
         std: Standard deviation of the context at the start, until :meth:`start_from` sets it.
 
     Example:
@@ -266,18 +262,16 @@ class ContextPrompter(Block):
         tokens: int = 4,
         heads: int = 8,
         relation: Literal["attention", "none"] = "attention",
-        norm: Literal["pre", "post"] = "pre",
         std: float = 0.02,
     ) -> None:
-        super().__init__(width=width, dim=dim, tokens=tokens, heads=heads, relation=relation, norm=norm, std=std)
+        super().__init__(width=width, dim=dim, tokens=tokens, heads=heads, relation=relation, std=std)
         for name, number in (("width", width), ("dim", dim), ("tokens", tokens)):
             require_int(name, number, least=1)
         require_choice("relation", relation, RELATIONS)
-        require_choice("norm", norm, NORMS)
         require_number("std", std, least=0.0)
         self.width, self.dim, self.tokens = width, dim, tokens
         self.context = nn.Parameter(torch.randn(tokens, width) * std)
-        self.relation = LabelRelation(dim=dim, heads=heads, norm=norm) if relation == "attention" else None
+        self.relation = LabelRelation(dim=dim, heads=heads) if relation == "attention" else None
 
     @torch.no_grad()
     def start_from(self, embeddings: Float[Tensor, "m w"]) -> None:

@@ -40,7 +40,7 @@ class SemanticPooling(Block):
         require_number("sharpness", sharpness, above=0.0)
         self.dim = dim
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
-        self.feedforward = FeedForward(dim=dim, hidden=hidden, norm_first=True) if hidden else None
+        self.feedforward = FeedForward(dim=dim, hidden=hidden) if hidden else None
 
     def forward(
         self,

@@ -161,8 +161,8 @@ class OptimizerConfig:
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
-    lr: float = 1e-4
-    weight_decay: float = 1e-2
+    lr: float = 1e-3
+    weight_decay: float = 0.3
     prompt_lr_factor: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
@@ -229,7 +229,7 @@ class LoopConfig:
     batch_size: int = 32
     eval_batch_size: int = 64
     accumulate: int = 1
-    ema: float = 0.9997
+    ema: float = 0.98
     precision: Literal["float32", "bf16"] = "float32"
     device: str = "auto"
     seed: int = 0

@@ -5,7 +5,7 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, norms, perturb, sizes, survives
+from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -20,7 +20,6 @@ forms = st.fixed_dictionaries(
         "direction": directions,
         "layers": st.integers(1, 2),
         "feedforward": st.sampled_from([0, 3]),
-        "norm": norms(),
     }
 )
 
@@ -36,13 +35,13 @@ def tensor(nested: list) -> Tensor:
 # --- definition
 
 
-@given(sizes(), draws(), norms())
-def test_label_relation_is_its_formula(s: Sizes, draw: Draw, norm: str) -> None:
-    block = moved(LabelRelation(dim=s.d, heads=s.h, norm=norm), draw)
+@given(sizes(), draws())
+def test_label_relation_is_its_formula(s: Sizes, draw: Draw) -> None:
+    block = moved(LabelRelation(dim=s.d, heads=s.h), draw)
     labels = draw.normal(s.b, s.c, s.d)
     out, relation = block(labels)
     for b in range(s.b):
-        wanted, maps = reference.label_relation(as_lists(block), labels[b].tolist(), s.h, norm)
+        wanted, maps = reference.label_relation(as_lists(block), labels[b].tolist(), s.h)
         assert_close(out[b], tensor(wanted), **EXACT)
         assert_close(relation.dense()[b], tensor(maps), **EXACT)
     alone, _ = block(labels[0])
@@ -98,10 +97,10 @@ def test_a_relation_map_is_its_factors(s: Sizes, draw: Draw) -> None:
 # --- law
 
 
-@given(sizes(), draws(), norms(), forms)
-def test_law_1_permuting_labels_permutes_everything_about_labels(s: Sizes, draw: Draw, norm: str, form: dict) -> None:
+@given(sizes(), draws(), forms)
+def test_law_1_permuting_labels_permutes_everything_about_labels(s: Sizes, draw: Draw, form: dict) -> None:
     order, labels, patches = draw.order(s.c), draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
-    relation = moved(LabelRelation(dim=s.d, heads=s.h, norm=norm), draw)
+    relation = moved(LabelRelation(dim=s.d, heads=s.h), draw)
     (out, weights), (again, weights_again) = relation(labels), relation(labels[order])
     assert_close(again, out[order], **EXACT)
     assert_close(weights_again.dense(), weights.dense()[:, order][:, :, order], **EXACT)
@@ -144,27 +143,54 @@ def test_labels_shared_by_all_images_are_labels_repeated_for_each(s: Sizes, draw
     assert_close(shared.patches, repeated.patches, **EXACT)
 
 
-@given(sizes(), draws(), norms(), st.integers(1, 5))
-def test_labels_that_only_look_at_patches_do_not_see_each_other(s: Sizes, draw: Draw, norm: str, kept: int) -> None:
-    block = moved(DualModalAttention(dim=s.d, heads=s.h, direction="labels", layers=2, norm=norm), draw)
+@given(sizes(), draws(), st.integers(1, 5))
+def test_labels_that_only_look_at_patches_do_not_see_each_other(s: Sizes, draw: Draw, kept: int) -> None:
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, direction="labels", layers=2), draw)
     labels, patches = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
     chunks = [block(chunk, patches).labels for chunk in labels.split(kept)]
     assert_close(torch.cat(chunks, dim=1), block(labels, patches).labels, **EXACT)
 
 
-@given(sizes(), draws(), norms())
-def test_both_directions_read_the_same_inputs(s: Sizes, draw: Draw, norm: str) -> None:
+@given(sizes(), draws())
+def test_both_directions_read_the_same_inputs(s: Sizes, draw: Draw) -> None:
     """One direction alone, with the same weights, does what it does beside the other: they run in parallel."""
-    both = moved(DualModalAttention(dim=s.d, heads=s.h, feedforward=3, norm=norm), draw)
+    both = moved(DualModalAttention(dim=s.d, heads=s.h, feedforward=3), draw)
     labels, patches = draw.normal(s.b, s.c, s.d), draw.normal(s.b, s.n, s.d)
     out = both(labels, patches)
     for direction in ("labels", "patches"):
-        one = DualModalAttention(dim=s.d, heads=s.h, feedforward=3, norm=norm, direction=direction).double()
+        one = DualModalAttention(dim=s.d, heads=s.h, feedforward=3, direction=direction).double()
         one.load_state_dict({name: both.state_dict()[name] for name in one.state_dict()})
         alone = one(labels, patches)
-        assert torch.equal(getattr(alone, direction), getattr(out, direction))
+        # The bias of the side that is looked at is there in "both" alone, and a softmax does not see it.
+        assert_close(getattr(alone, direction), getattr(out, direction), **EXACT)
         untouched = {"labels": patches, "patches": labels}[direction]
         assert torch.equal(alone.patches if direction == "labels" else alone.labels, untouched)
+
+
+@given(sizes(), draws(), st.integers(1, 2), st.booleans(), st.sampled_from([None, 1, 3]))
+def test_both_directions_read_one_matrix_of_scores(
+    s: Sizes, draw: Draw, layers: int, own: bool, width_of_head: int | None
+) -> None:
+    """One map along rows, the other along columns: their logarithms differ by a number of each label and each patch."""
+    width = None if width_of_head is None else s.h * width_of_head
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, layers=layers, width=width), draw)
+    labels, patches = draw.normal(s.b, s.c, s.d), draw.normal(s.b, s.n, s.d)
+    out = block(labels if own else labels[0], patches, maps=True)
+    assert len(out.label_maps) == len(out.patch_maps) == layers
+    for label_map, patch_map in zip(out.label_maps, out.patch_maps, strict=True):
+        apart = label_map.log() - patch_map.mT.log()
+        assert apart.shape == (s.b, s.h, s.c, s.n)
+        twice = apart - apart[..., :1, :] - apart[..., :1] + apart[..., :1, :1]
+        assert_close(twice, torch.zeros_like(twice), **EXACT)
+
+
+def test_who_only_is_looked_at_needs_no_bias_because_a_softmax_does_not_see_one() -> None:
+    biases = {
+        direction: (layer.label_proj.bias is not None, layer.patch_proj.bias is not None)
+        for direction in ("both", "labels", "patches")
+        for layer in DualModalAttention(dim=8, heads=2, direction=direction, layers=2).layers
+    }
+    assert biases == {"both": (True, True), "labels": (True, False), "patches": (False, True)}
 
 
 @given(sizes(), draws(), st.sampled_from([0, 3]), directions)
@@ -178,32 +204,22 @@ def test_law_6_before_the_first_step_nothing_is_changed(s: Sizes, draw: Draw, fe
     assert torch.equal(out.patches, patches)
 
 
-@given(sizes(), draws(), norms(), st.integers(1, 2))
-def test_what_labels_gathered_is_what_they_brought_in_the_last_layer(
-    s: Sizes, draw: Draw, norm: str, layers: int
-) -> None:
+@given(sizes(), draws(), st.integers(1, 2))
+def test_what_labels_gathered_is_what_they_brought_in_the_last_layer(s: Sizes, draw: Draw, layers: int) -> None:
     labels, patches = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
-    block = moved(DualModalAttention(dim=s.d, heads=s.h, layers=layers, norm=norm), draw)
+    block = moved(DualModalAttention(dim=s.d, heads=s.h, layers=layers), draw)
     out = block(labels, patches)
-    last = block.layers[-1].labels
+    last = block.layers[-1]
     block.layers = block.layers[:-1]
     before = block(labels, patches)
-    seen = (before.labels, before.patches) if norm == "post" else map(standardise, (before.labels, before.patches))
-    assert_close(out.gathered, last.attention(*seen)[0], **EXACT)
-    changed = before.labels + out.gathered
-    assert_close(out.labels, changed if last.norm is None else last.norm(changed), **EXACT)
-    # Before the first step a pre-norm branch brings nothing.
+    x = standardise(before.patches)
+    looking, seen = last.label_proj(standardise(before.labels)), last.patch_proj(x)
+    parts = (split_heads(part, s.h) for part in (looking, seen, last.labels.v_proj(x)))
+    assert_close(out.gathered, last.labels.out_proj(merge_heads(attend(*parts))), **EXACT)
+    assert_close(out.labels, before.labels + out.gathered, **EXACT)
+    # Before the first step a branch brings nothing.
     fresh = DualModalAttention(dim=s.d, heads=s.h, layers=layers).double()(labels, patches).gathered
     assert torch.equal(fresh, torch.zeros(s.b, s.c, s.d, dtype=torch.float64))
-
-
-def test_post_norm_does_change_its_input_before_the_first_step() -> None:
-    draw = Draw(0, torch.float32)
-    labels, patches = draw.normal(5, 8), draw.normal(2, 3, 8)
-    assert not torch.allclose(LabelRelation(dim=8, heads=2, norm="post")(labels)[0], labels, atol=0.1)
-    assert not torch.allclose(
-        DualModalAttention(dim=8, heads=2, norm="post")(labels, patches).patches, patches, atol=0.1
-    )
 
 
 def test_a_block_takes_any_number_of_labels_and_patches() -> None:
@@ -229,16 +245,15 @@ def test_ten_thousand_labels_need_no_map_in_memory() -> None:
 # --- life
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("own", [True, False])
-def test_every_parameter_learns(norm: str, own: bool) -> None:
+def test_every_parameter_learns(own: bool) -> None:
     draw = Draw(1)
     labels, patches = draw.normal(2, 5, 8), draw.normal(2, 7, 8)
-    relation = moved(LabelRelation(dim=8, heads=2, norm=norm), draw)
+    relation = moved(LabelRelation(dim=8, heads=2), draw)
     backward(relation(labels if own else labels[0])[0])
     assert missing_gradients(relation) == []
     for direction in ("both", "labels", "patches"):
-        form = {"direction": direction, "layers": 2, "feedforward": 3, "norm": norm}
+        form = {"direction": direction, "layers": 2, "feedforward": 3}
         block = moved(DualModalAttention(dim=8, heads=2, **form), draw)
         out = block(labels if own else labels[0], patches)
         backward((out.labels, out.patches))
@@ -252,17 +267,16 @@ def test_the_first_step_starts_at_the_output_projections() -> None:
     out = block(draw.normal(5, 8), draw.normal(2, 7, 8))
     backward((out.labels, out.patches))
     learns = {name for name, _ in block.named_parameters()} - set(missing_gradients(block))
-    parts = ("labels.attention.out_proj", "labels.feedforward.down", "patches.attention.out_proj")
+    parts = ("labels.out_proj", "labels.feedforward.down", "patches.out_proj")
     assert learns == {f"layers.0.{part}.{what}" for part in parts for what in ("weight", "bias")}
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_save_load_pickle_and_copy(norm: str) -> None:
+def test_save_load_pickle_and_copy() -> None:
     draw = Draw(2)
     labels, patches = draw.normal(5, 8), draw.normal(2, 7, 8)
-    made = [LabelRelation(dim=8, heads=2, norm=norm).double() for _ in range(2)]
+    made = [LabelRelation(dim=8, heads=2).double() for _ in range(2)]
     survives(perturb(made[0], draw), made[1], labels)
-    form = {"layers": 2, "feedforward": 3, "norm": norm}
+    form = {"layers": 2, "feedforward": 3}
     made = [DualModalAttention(dim=8, heads=2, **form).double() for _ in range(2)]
     survives(perturb(made[0], draw), made[1], labels, patches, True)
 
@@ -320,7 +334,6 @@ X = torch.zeros
 REFUSED = [
     (lambda: LabelRelation(dim=10, heads=4), ValueError, "dim: expected a multiple of heads=4, got 10"),
     (lambda: LabelRelation(dim=8, heads=0), ValueError, "heads: expected a whole number of at least 1, got 0"),
-    (lambda: LabelRelation(dim=8, norm="mid"), ValueError, "norm: expected one of 'pre', 'post', got 'mid'"),
     (
         lambda: DualModalAttention(dim=8, direction="all"),
         ValueError,

@@ -32,7 +32,7 @@ BLOCKS: dict[type[Block], dict] = {
 }
 WHOLE = "expected a whole number of at least {least}, got {value!r}"
 ONE_OF = "expected one of {choices}, got {value!r}"
-NORMS, RELATIONS = "'pre', 'post'", "'attention', 'none'"
+RELATIONS = "'attention', 'none'"
 
 
 def numbers(name: str, least: int, *blocks: type[Block]) -> list[tuple[type[Block], dict, str]]:
@@ -84,7 +84,6 @@ REFUSED = [
     *numbers("parts", 0, Mixture),
     *numbers("width", 1, ContextPrompter),
     *numbers("tokens", 1, ContextPrompter),
-    *choices("norm", NORMS, LabelRelation, DualModalAttention, FusionBlock, KnowledgePrompter, ContextPrompter),
     *choices("relation", RELATIONS, KnowledgePrompter, ContextPrompter),
     *choices("direction", "'both', 'labels', 'patches', 'none'", DualModalAttention),
     *choices("mode", "'gate', 'sum', 'knowledge', 'context'", FusionBlock),

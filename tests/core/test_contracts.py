@@ -62,8 +62,8 @@ def test_the_table_has_every_block_of_the_package_and_varies_every_option() -> N
 
 # The assembled cases are one graph through every line of these; tracing each on its own would take the time twice.
 INSIDE = {
-    "relation", "relation-post-batch", "knowledge", "knowledge-projected-post", "context", "fusion",
-    "fusion-post-of-image", "dual", "dual-deep", "dual-post", "dual-labels", "dual-patches-post", "dual-wide",
+    "relation", "relation-batch", "knowledge", "knowledge-projected", "context", "fusion",
+    "fusion-of-image", "dual", "dual-deep", "dual-own", "dual-labels", "dual-patches", "dual-wide",
     "multi-head", "multi-head-zero", "multi-head-wide", "adapter", "adapter-whole", "semantic-gathered", "residual",
     "residual-rows", "head", "head-own", "head-all", "mixture", "mixture-no-base",
 }  # fmt: skip

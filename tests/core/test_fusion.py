@@ -5,7 +5,7 @@ import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, norms, perturb, sizes, survives
+from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -29,15 +29,13 @@ def tensor(nested: list) -> Tensor:
 # --- definition
 
 
-@given(sizes(), draws(), modes, norms(), st.booleans())
-def test_it_is_its_formula(s: Sizes, draw: Draw, mode: str, norm: str, with_maps: bool) -> None:
-    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode, norm=norm).double(), draw)
+@given(sizes(), draws(), modes, st.booleans())
+def test_it_is_its_formula(s: Sizes, draw: Draw, mode: str, with_maps: bool) -> None:
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode).double(), draw)
     knowledge, context = draw.normal(s.c, s.d), draw.normal(s.c, s.d)
     maps = (relation(draw, s), relation(draw, s)) if with_maps else (None, None)
     dense = tuple(one.dense().tolist() for one in maps) if with_maps else None
-    wanted = reference.fusion(
-        as_lists(block), knowledge.tolist(), context.tolist(), dense, mode=mode, heads=s.h, norm=norm
-    )
+    wanted = reference.fusion(as_lists(block), knowledge.tolist(), context.tolist(), dense, mode=mode, heads=s.h)
     assert_close(block(knowledge, context, *maps), tensor(wanted), **EXACT)
 
 
@@ -66,9 +64,9 @@ def test_the_opening_is_the_share_of_the_knowledge(s: Sizes, draw: Draw) -> None
 # --- law
 
 
-@given(sizes(), draws(), modes, norms())
-def test_law_1_permuting_labels_permutes_the_output(s: Sizes, draw: Draw, mode: str, norm: str) -> None:
-    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode, norm=norm).double(), draw)
+@given(sizes(), draws(), modes)
+def test_law_1_permuting_labels_permutes_the_output(s: Sizes, draw: Draw, mode: str) -> None:
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode).double(), draw)
     order, knowledge, context = draw.order(s.c), draw.normal(s.c, s.d), draw.normal(s.c, s.d)
     maps = relation(draw, s), relation(draw, s)
     turned = (RelationMap(one.query[:, order], one.key[:, order]) for one in maps)
@@ -76,11 +74,11 @@ def test_law_1_permuting_labels_permutes_the_output(s: Sizes, draw: Draw, mode: 
     assert_close(block(knowledge[order], context[order], *turned), whole[order], **EXACT)
 
 
-@given(sizes(), draws(), modes, norms())
+@given(sizes(), draws(), modes)
 def test_law_2_fixed_knowledge_fuses_with_the_context_of_every_image_as_if_alone(
-    s: Sizes, draw: Draw, mode: str, norm: str
+    s: Sizes, draw: Draw, mode: str
 ) -> None:
-    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode, norm=norm).double(), draw)
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode).double(), draw)
     knowledge, context = draw.normal(s.c, s.d), draw.normal(s.b, s.c, s.d)
     known, seen = relation(draw, s), relation(draw, s, s.b)
     together = block(knowledge, context, known, seen)
@@ -114,18 +112,17 @@ def test_law_6_before_the_first_step_it_is_the_mean_of_both_inputs(s: Sizes, dra
     assert torch.equal(block.mix, torch.full((s.h,), 0.5).double())
 
 
-@given(sizes(), draws(), norms())
-def test_one_input_alone_comes_out_unchanged_and_the_other_is_not_needed(s: Sizes, draw: Draw, norm: str) -> None:
+@given(sizes(), draws())
+def test_one_input_alone_comes_out_unchanged_and_the_other_is_not_needed(s: Sizes, draw: Draw) -> None:
     x = draw.normal(s.c, s.d)
-    assert FusionBlock(dim=s.d, heads=s.h, mode="knowledge", norm=norm)(x, None) is x
-    assert FusionBlock(dim=s.d, heads=s.h, mode="context", norm=norm)(None, x) is x
+    assert FusionBlock(dim=s.d, heads=s.h, mode="knowledge")(x, None) is x
+    assert FusionBlock(dim=s.d, heads=s.h, mode="context")(None, x) is x
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_without_maps_there_is_no_branch_of_maps(norm: str) -> None:
+def test_without_maps_there_is_no_branch_of_maps() -> None:
     draw = Draw(0)
     knowledge, context = draw.normal(5, 8), draw.normal(5, 8)
-    block = perturb(FusionBlock(dim=8, heads=2, norm=norm, maps=False).double(), draw)
+    block = perturb(FusionBlock(dim=8, heads=2, maps=False).double(), draw)
     assert {name.split(".")[0] for name, _ in block.named_parameters()} == {"gate"}
     wanted = gate(block.gate(torch.cat([knowledge, context], dim=-1)), knowledge, context)
     assert_close(block(knowledge, context), wanted, **EXACT)
@@ -139,12 +136,11 @@ def test_parameters_exist_only_where_the_mode_uses_them_and_every_one_learns() -
     s = Sizes(b=2, c=5, n=1, h=2, e=4, t=1, m=1, w=1, k=1)
     for mode in ("sum", "knowledge", "context"):
         assert list(FusionBlock(dim=8, heads=2, mode=mode).parameters()) == []
-    for norm in ("pre", "post"):
-        block = perturb(FusionBlock(dim=8, heads=2, norm=norm).double(), draw)
-        maps = relation(draw, s), relation(draw, s, 2)
-        backward(block(draw.normal(5, 8), draw.normal(2, 5, 8), *maps))
-        assert missing_gradients(block) == []
-        assert "mix_logit" in dict(block.named_parameters())
+    block = perturb(FusionBlock(dim=8, heads=2).double(), draw)
+    maps = relation(draw, s), relation(draw, s, 2)
+    backward(block(draw.normal(5, 8), draw.normal(2, 5, 8), *maps))
+    assert missing_gradients(block) == []
+    assert "mix_logit" in dict(block.named_parameters())
 
 
 def test_gradient_flows_to_both_inputs_and_both_maps() -> None:
@@ -158,11 +154,10 @@ def test_gradient_flows_to_both_inputs_and_both_maps() -> None:
     assert torch.autograd.gradcheck(fuse, leaves)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_save_load_pickle_and_copy(norm: str) -> None:
+def test_save_load_pickle_and_copy() -> None:
     draw = Draw(2)
     s = Sizes(b=2, c=5, n=1, h=2, e=4, t=1, m=1, w=1, k=1)
-    made = [FusionBlock(dim=8, heads=2, norm=norm).double() for _ in range(2)]
+    made = [FusionBlock(dim=8, heads=2).double() for _ in range(2)]
     inputs = draw.normal(5, 8), draw.normal(5, 8), relation(draw, s), relation(draw, s)
     survives(perturb(made[0], draw), made[1], *inputs)
 
@@ -184,7 +179,7 @@ X = torch.zeros
 MAP = RelationMap(X(2, 3, 4), X(2, 3, 4))
 SMALL = RelationMap(X(2, 2, 4), X(2, 2, 4))
 ONE_HEAD = RelationMap(X(1, 3, 8), X(1, 3, 8))
-BLOCK = "FusionBlock(dim=8, heads=2, mode='gate', norm='pre', maps=False)"
+BLOCK = "FusionBlock(dim=8, heads=2, mode='gate', maps=False)"
 REFUSED = [
     ({"dim": 10, "heads": 4}, (), ValueError, "dim: expected a multiple of heads=4, got 10"),
     (
@@ -193,7 +188,6 @@ REFUSED = [
         ValueError,
         "mode: expected one of 'gate', 'sum', 'knowledge', 'context', got 'mean'",
     ),
-    ({"norm": "mid"}, (), ValueError, "norm: expected one of 'pre', 'post', got 'mid'"),
     ({}, (None, X(3, 8)), ValueError, "knowledge: expected vectors '... c d' in mode 'gate', got None"),
     ({}, (X(3, 8), None), ValueError, "context: expected vectors '... c d' in mode 'gate', got None"),
     (

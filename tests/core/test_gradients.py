@@ -10,7 +10,7 @@ import torch
 from contract_cases import MATRIX, Case
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, draws, norms, perturb, tensors
+from strategies import Draw, Sizes, draws, perturb, tensors
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -112,9 +112,9 @@ def lists(state: Flat, inputs: Flat) -> tuple[State, State]:
 
 
 @FEW
-@given(small, draws(), norms())
-def test_label_relation_learns_as_its_formula(s: Sizes, draw: Draw, norm: str) -> None:
-    block = perturb(LabelRelation(dim=s.d, heads=s.h, norm=norm).double(), draw)
+@given(small, draws())
+def test_label_relation_learns_as_its_formula(s: Sizes, draw: Draw) -> None:
+    block = perturb(LabelRelation(dim=s.d, heads=s.h).double(), draw)
 
     def run(labels: Tensor) -> tuple[Tensor, ...]:
         out, relation = block(labels)
@@ -124,17 +124,17 @@ def test_label_relation_learns_as_its_formula(s: Sizes, draw: Draw, norm: str) -
         block,
         {"labels": draw.normal(s.c, s.d)},
         run,
-        lambda state, x: reference.label_relation(state, x["labels"], s.h, norm),
+        lambda state, x: reference.label_relation(state, x["labels"], s.h),
     )
 
 
 @FEW
-@given(small, draws(), norms(), st.sampled_from(["both", "labels", "patches"]), st.sampled_from([0, 3]), st.booleans())
+@given(small, draws(), st.sampled_from(["both", "labels", "patches"]), st.sampled_from([0, 3]), st.booleans())
 def test_dual_modal_attention_learns_as_its_formula(
-    s: Sizes, draw: Draw, norm: str, direction: str, feedforward: int, wide: bool
+    s: Sizes, draw: Draw, direction: str, feedforward: int, wide: bool
 ) -> None:
     width = 4 * s.h if wide else None
-    form = {"direction": direction, "layers": 1, "feedforward": feedforward, "norm": norm}
+    form = {"direction": direction, "layers": 1, "feedforward": feedforward}
     block = perturb(DualModalAttention(dim=s.d, heads=s.h, width=width, **form).double(), draw)
 
     def run(labels: Tensor, patches: Tensor) -> tuple[Tensor, ...]:
@@ -150,9 +150,9 @@ def test_dual_modal_attention_learns_as_its_formula(
 
 
 @FEW
-@given(small, draws(), norms(), st.sampled_from(["gate", "gate", "sum"]))
-def test_fusion_learns_as_its_formula_through_both_maps(s: Sizes, draw: Draw, norm: str, mode: str) -> None:
-    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode, norm=norm).double(), draw)
+@given(small, draws(), st.sampled_from(["gate", "gate", "sum"]))
+def test_fusion_learns_as_its_formula_through_both_maps(s: Sizes, draw: Draw, mode: str) -> None:
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode).double(), draw)
     inputs = {"knowledge": draw.normal(s.c, s.d), "context": draw.normal(s.c, s.d)}
     inputs |= {name: draw.normal(s.h, s.c, s.e) for name in ("qa", "ka", "qb", "kb")}
 
@@ -164,7 +164,7 @@ def test_fusion_learns_as_its_formula_through_both_maps(s: Sizes, draw: Draw, no
         maps = tuple(
             [reference.attention_map(q, k) for q, k in zip(x[f"q{side}"], x[f"k{side}"], strict=True)] for side in "ab"
         )
-        return reference.fusion(state, x["knowledge"], x["context"], maps, mode=mode, heads=s.h, norm=norm)
+        return reference.fusion(state, x["knowledge"], x["context"], maps, mode=mode, heads=s.h)
 
     slopes_agree(block, inputs, run, slow)
 

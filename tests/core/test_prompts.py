@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, norms, perturb, seeds, sizes, survives
+from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, seeds, sizes, survives
 from torch import Tensor
 from torch.testing import assert_close
 from toy_text import LABELS, ToyTower, prompts_for
@@ -32,28 +32,28 @@ def test_the_toy_is_a_text_tower() -> None:
 # --- KnowledgePrompter
 
 
-def is_related(labels: Tensor, found: Any, state: Any, vectors: list, heads: int, norm: str | None) -> None:
-    """The relation's formula over the vectors, and its map; without a norm there is no relation."""
-    if norm is not None:
+def is_related(labels: Tensor, found: Any, state: Any, vectors: list, heads: int | None) -> None:
+    """The relation's formula over the vectors, and its map; without heads there is no relation."""
+    if heads is not None:
         inner = {name.removeprefix("relation."): value for name, value in state.items() if name.startswith("relation.")}
-        vectors, maps = reference.label_relation(inner, vectors, heads, norm)
+        vectors, maps = reference.label_relation(inner, vectors, heads)
         assert_close(found.dense(), torch.tensor(maps, dtype=torch.float64), **EXACT)
     else:
         assert found is None
     assert_close(labels, torch.tensor(vectors, dtype=torch.float64), **EXACT)
 
 
-@given(sizes(), draws(), norms(), st.booleans(), st.booleans())
-def test_knowledge_prompter_is_its_formula(s: Sizes, draw: Draw, norm: str, projected: bool, related: bool) -> None:
+@given(sizes(), draws(), st.booleans(), st.booleans())
+def test_knowledge_prompter_is_its_formula(s: Sizes, draw: Draw, projected: bool, related: bool) -> None:
     relation = "attention" if related else "none"
     source = {"source_dim": s.k} if projected else {}
-    block = perturb(KnowledgePrompter(dim=s.d, heads=s.h, relation=relation, norm=norm, **source).double(), draw)
+    block = perturb(KnowledgePrompter(dim=s.d, heads=s.h, relation=relation, **source).double(), draw)
     vectors = draw.normal(s.c, s.k if projected else s.d)
     state, wanted = as_lists(block), vectors.tolist()
     if projected:
         wanted = [reference.linear(state, "projection", row) for row in wanted]
     labels, found = block(vectors)
-    is_related(labels, found, state, wanted, s.h, norm if related else None)
+    is_related(labels, found, state, wanted, s.h if related else None)
     order = draw.order(s.c)
     assert_close(block(vectors[order])[0], labels[order], **EXACT)
 
@@ -90,14 +90,14 @@ def test_law_4_context_that_holds_the_words_encodes_as_the_words(seed: int) -> N
     assert_close(prompter(tower, prompts)[0], wanted, **EXACT)
 
 
-@given(sizes(), draws(), norms(), st.booleans())
-def test_relating_is_the_relation_of_labels(s: Sizes, draw: Draw, norm: str, related: bool) -> None:
-    form = {"relation": "attention" if related else "none", "norm": norm}
-    block = perturb(ContextPrompter(width=s.w, dim=s.d, heads=s.h, **form).double(), draw)
+@given(sizes(), draws(), st.booleans())
+def test_relating_is_the_relation_of_labels(s: Sizes, draw: Draw, related: bool) -> None:
+    relation = "attention" if related else "none"
+    block = perturb(ContextPrompter(width=s.w, dim=s.d, heads=s.h, relation=relation).double(), draw)
     vectors, order, state = draw.normal(s.c, s.d), draw.order(s.c), as_lists(block)
     labels, found = block.relate(vectors)
     wanted = vectors.tolist()
-    is_related(labels, found, state, wanted, s.h, norm if related else None)
+    is_related(labels, found, state, wanted, s.h if related else None)
     assert_close(block.relate(vectors[order])[0], labels[order], **EXACT)
 
 
@@ -132,9 +132,8 @@ def test_the_context_starts_small_and_as_random_as_asked() -> None:
 def test_save_load_pickle_and_copy() -> None:
     draw, tower = Draw(2), ToyTower()
     prompts = prompts_for(tower, PromptBank(LABELS))
-    for options in ({}, {"norm": "post"}):
-        made = [ContextPrompter(width=6, dim=8, heads=2, **options).double() for _ in range(2)]
-        survives(perturb(made[0], draw), made[1], tower, prompts)
+    made = [ContextPrompter(width=6, dim=8, heads=2).double() for _ in range(2)]
+    survives(perturb(made[0], draw), made[1], tower, prompts)
     made = [KnowledgePrompter(dim=8, heads=2, source_dim=5).double() for _ in range(2)]
     survives(perturb(made[0], draw), made[1], draw.normal(3, 5))
 
@@ -154,10 +153,10 @@ def test_bf16_autocast_keeps_encoded_vectors_float32() -> None:
 
 
 @pytest.mark.parametrize("width", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", [{"norm": "post"}, {"relation": "none"}])
-def test_in_half_precision_what_was_encoded_in_float32_is_related(width: torch.dtype, form: dict) -> None:
+@pytest.mark.parametrize("relation", ["attention", "none"])
+def test_in_half_precision_what_was_encoded_in_float32_is_related(width: torch.dtype, relation: str) -> None:
     tower, draw = ToyTower(), Draw(0, torch.float32)
-    wide = perturb(ContextPrompter(width=6, dim=8, heads=2, **form), draw, 0.1)
+    wide = perturb(ContextPrompter(width=6, dim=8, heads=2, relation=relation), draw, 0.1)
     prompts = prompts_for(tower, PromptBank(LABELS))
     results = []
     for kind in (torch.float32, width):
@@ -221,7 +220,6 @@ REFUSED = [
     ),
     (lambda: prompter(tokens=0), ValueError, "tokens: expected a whole number of at least 1, got 0"),
     (lambda: prompter(width=1.5), ValueError, "width: expected a whole number of at least 1, got 1.5"),
-    (lambda: prompter(norm="mid"), ValueError, "norm: expected one of 'pre', 'post', got 'mid'"),
     (lambda: prompter(std=-1.0), ValueError, "std: expected a finite number >= 0, got -1.0"),
     (
         lambda: prompter().start_from(X(3, 6)),

@@ -23,18 +23,18 @@ DEFAULTS: list[tuple[type[Block], dict, dict]] = [
         {},
         {"scale": 10.0, "bias": 0.0, "patches": 0.3, "whole": 0.3},
     ),
-    (LabelRelation, {"dim": 8}, {"heads": 8, "norm": "pre"}),
-    (FusionBlock, {"dim": 8}, {"heads": 8, "mode": "gate", "norm": "pre", "maps": True}),
+    (LabelRelation, {"dim": 8}, {"heads": 8}),
+    (FusionBlock, {"dim": 8}, {"heads": 8, "mode": "gate", "maps": True}),
     (
         DualModalAttention,
         {"dim": 8},
-        {"heads": 8, "direction": "both", "layers": 1, "width": None, "feedforward": 0, "norm": "pre"},
+        {"heads": 8, "direction": "both", "layers": 1, "width": None, "feedforward": 0},
     ),
-    (KnowledgePrompter, {"dim": 8}, {"heads": 8, "source_dim": None, "relation": "attention", "norm": "pre"}),
+    (KnowledgePrompter, {"dim": 8}, {"heads": 8, "source_dim": None, "relation": "attention"}),
     (
         ContextPrompter,
         {"width": 6, "dim": 8},
-        {"tokens": 4, "heads": 8, "relation": "attention", "norm": "pre", "std": 0.02},
+        {"tokens": 4, "heads": 8, "relation": "attention", "std": 0.02},
     ),
     (VisualAdapter, {"dim": 8}, {"hidden": 256, "source_dim": 0}),
     (SemanticPooling, {"dim": 8}, {"hidden": 512, "sharpness": 20.0}),
@@ -53,36 +53,36 @@ def spread(weight: Tensor) -> Tensor:
     return weight.abs().max() / math.sqrt(6 / sum(weight.shape))
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize(
-    "make",
+    ("make", "adds_nothing"),
     [
-        lambda norm: MultiHeadAttention(dim=64, heads=4, zero_out=norm == "pre"),
-        lambda norm: LabelRelation(dim=64, heads=4, norm=norm),
-        lambda norm: DualModalAttention(dim=64, heads=4, layers=2, norm=norm),
-        lambda norm: FusionBlock(dim=64, heads=4, norm=norm),
-        lambda norm: DualModalAttention(dim=64, heads=4, width=256, norm=norm),
+        (lambda: MultiHeadAttention(dim=64, heads=4, zero_out=True), True),
+        (lambda: MultiHeadAttention(dim=64, heads=4, zero_out=False), False),
+        (lambda: LabelRelation(dim=64, heads=4), True),
+        (lambda: DualModalAttention(dim=64, heads=4, layers=2), True),
+        (lambda: FusionBlock(dim=64, heads=4), True),
+        (lambda: DualModalAttention(dim=64, heads=4, width=256), True),
     ],
-    ids=["attention", "relation", "dual", "fusion", "dual-wide"],
+    ids=["attention", "attention-adding", "relation", "dual", "fusion", "dual-wide"],
 )
-def test_projections_start_uniform_but_the_last_of_a_pre_norm_branch_at_zero(make: object, norm: str) -> None:
-    block: nn.Module = make(norm)  # type: ignore[operator]
+def test_projections_start_uniform_but_the_last_of_a_branch_at_zero(make: object, adds_nothing: bool) -> None:
+    block: nn.Module = make()  # type: ignore[operator]
     projections = {name: layer for name, layer in block.named_modules() if name.endswith("_proj")}
     assert projections
     for name, layer in projections.items():
-        if name.endswith("out_proj") and norm == "pre":
+        if name.endswith("out_proj") and adds_nothing:
             assert not layer.weight.any(), name
         else:
             assert 0.95 < spread(layer.weight) <= 1, name
         assert layer.bias is None or not layer.bias.any(), name
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_a_feed_forward_starts_at_nothing_in_a_pre_norm_branch_and_as_torch_does_in_the_other(norm: str) -> None:
-    block = DualModalAttention(dim=64, heads=4, feedforward=128, norm=norm)
+def test_a_feed_forward_starts_at_nothing() -> None:
+    block = DualModalAttention(dim=64, heads=4, feedforward=128)
     for layer in block.layers:
         down = layer.labels.feedforward.down
-        assert bool(down.weight.any()) == bool(down.bias.any()) == (norm == "post")
+        assert not down.weight.any()
+        assert not down.bias.any()
         assert layer.labels.feedforward.up.weight.any()
         assert layer.patches.feedforward is None
 

@@ -69,9 +69,12 @@ def test_printed_configuration_is_a_fixed_point(
 def test_options_override_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     quickstart = str(EXAMPLES / "configs" / "quickstart.yaml")
     options = ["--config", quickstart, "--optimizer.lr", "1e-4", "--loop.epochs", "2", "--tower.train", "1"]
+    options += ["--loop.eval_batch_size", "50"]
     resolved = yaml.safe_load(printed([*options, "--print_config"], capsys))
     assert (resolved["optimizer"]["lr"], resolved["loop"]["epochs"], resolved["tower"]["train"]) == (1e-4, 2, 1)
-    assert resolved["loop"]["batch_size"] == 32
+    assert resolved["loop"]["eval_batch_size"] == 50
+    # What is not overridden is the file's, and what neither names the default.
+    assert (resolved["loop"]["evaluate_every"], resolved["loop"]["batch_size"]) == (2, 32)
 
 
 @pytest.mark.parametrize("kind", DATA)

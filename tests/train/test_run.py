@@ -71,8 +71,8 @@ def test_the_written_configuration_starts_the_same_run(
 def test_a_finished_run_goes_on_with_more_epochs_and_only_with_those(
     tower: Path, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(**more: object) -> int:
-        return command(train, tiny_options(voc, tower, tmp_path / "run", **more), data=VOCData)
+    def run(lr: float = 0.1, **more: object) -> int:
+        return command(train, tiny_options(voc, tower, tmp_path / "run", optimizer__lr=lr, **more), data=VOCData)
 
     assert run(loop__epochs=1) == 0
     assert run(loop__epochs=2, run__resume="require") == 0
@@ -80,10 +80,10 @@ def test_a_finished_run_goes_on_with_more_epochs_and_only_with_those(
     assert "going on from step 6" in said
     assert "loop.epochs: 1, now 2: from here on the learning rates are those of a run of 2 epochs" in said
     before = rows_of(tmp_path / "run")
-    assert run(optimizer__lr=0.5, loop__seed=3) == 2
+    assert run(lr=0.5, loop__seed=3) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "loop.seed: 0, now 3; optimizer.lr: 0.0001, now 0.5" in error
+    assert "loop.seed: 0, now 3; optimizer.lr: 0.1, now 0.5" in error
     assert run(run__resume="never") == 2
     assert "holds a run already and run.resume is 'never'" in capsys.readouterr().err
     assert run(loop__epochs=1) == 2
