@@ -1,4 +1,4 @@
-"""What the pages take from the code, so that they cannot go stale: options, modules, docstrings."""
+"""Parts of the pages that are made from the code: options, modules, docstrings."""
 
 import dataclasses
 import inspect
@@ -36,7 +36,7 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 
 
 def modules(package: str) -> list[str]:
-    """All modules of a package that offer something."""
+    """Return all modules of a package with public names."""
     folder = PACKAGE / package.split(".")[1]
     found = [path for path in folder.rglob("[a-z]*.py") if "__all__" in path.read_text()]
     names = (path.relative_to(folder).with_suffix("").parts for path in found)
@@ -58,7 +58,7 @@ def options() -> str:
 
 
 def is_data_config(kind: object) -> bool:
-    """Whether it is a kind of data set."""
+    """Return whether a value is a kind of data set."""
     return isinstance(kind, type) and issubclass(kind, data_config.DataConfig)
 
 

@@ -1,10 +1,10 @@
-"""Compare methods and switches on the same features, over several seeds: a table and a figure.
+"""Comparison of methods and switches on the same features, over several seeds: a table and a figure.
 
     python examples/ablate.py --config examples/configs/ablation_scenes.yaml
     python examples/ablate.py --config examples/configs/ablation_voc.yaml --data.root FOLDER
     python examples/ablate.py --format coco --config examples/configs/ablation_coco.yaml --data.root FOLDER
 
-Formats: voc, coco, nuswide, table. Stop it at any time; the same command goes on with what is not finished.
+Formats: voc, coco, nuswide, table. Stop it at any time; the same command continues with the unfinished cells.
 ``--study.only '[methods]'`` trains a part.
 """
 
@@ -13,7 +13,7 @@ import sys
 
 from pvlr.train.cli import command
 from pvlr.train.data_config import COCOData, DataConfig, NUSWideData, TableData, VOCData
-from pvlr.train.study import study
+from pvlr.train.evaluation.study import study
 
 FORMATS: dict[str, type[DataConfig]] = {
     "voc": VOCData,

@@ -1,12 +1,12 @@
-"""Evaluate a run, towers without training, or scores of any model: a table on the screen, JSON and CSV.
+"""Evaluation of a run, towers without training, or scores of any model: a table on the screen, JSON and CSV.
 
     python examples/evaluate.py --run runs/quickstart
     python examples/evaluate.py --run runs/quickstart --data examples/configs/voc07_vit_b16.yaml --split test
     python examples/evaluate.py --tower pvlr:photos --data examples/configs/voc07_photos.yaml
     python examples/evaluate.py --scores scores.npz --json report.json --csv report.csv
 
-A file of scores is described in pvlr/train/score_files.py. The interval of the mAP says how far it might be off because
-of the images that happen to be in the set: images are drawn again, with replacement, as often as --resamples says.
+The format of score files is described in pvlr/train/evaluation/score_files.py. The interval of the mAP is its
+uncertainty due to the choice of images: they are drawn again, with replacement, --resamples times.
 """
 
 import argparse
@@ -14,16 +14,16 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pvlr.core.bootstrap import bootstrap_map, percentile_interval
-from pvlr.core.report import multilabel_report
+from pvlr.core.metrics.bootstrap import bootstrap_map, percentile_interval
+from pvlr.core.metrics.report import multilabel_report
 from pvlr.data.batch import Batch
-from pvlr.train.evaluate_run import KINDS, evaluate_run
-from pvlr.train.report_files import report_table, write_report_csv, write_report_json
-from pvlr.train.score_files import Scored, read_scores
+from pvlr.train.evaluation.evaluate_run import KINDS, evaluate_run
+from pvlr.train.evaluation.report_files import report_table, write_report_csv, write_report_json
+from pvlr.train.evaluation.score_files import Scored, read_scores
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Print the table and write the files; 2 for a mistake in the arguments or the data, told in one line."""
+    """Print the table and write the files; return 2 after a one-line error in the arguments or the data."""
     given = arguments(args)
     try:
         found = scored(given)
@@ -37,27 +37,27 @@ def main(args: Sequence[str] | None = None) -> int:
         print(report_table(report, interval))
         if given.json is not None:
             bootstrap = {"resamples": given.resamples, "seed": given.seed, "level": 0.95}
-            told = None if interval is None else {**interval._asdict(), **bootstrap}
-            write_report_json(given.json, report, mAP_interval=told)
+            limits = None if interval is None else {**interval._asdict(), **bootstrap}
+            write_report_json(given.json, report, mAP_interval=limits)
         if given.csv is not None:
             write_report_csv(given.csv, report)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as err:  # ValueError: what this package refuses, each by one sentence.
+    except (OSError, ValueError) as err:  # ValueError: errors of this package, one sentence each.
         print(f"error: {err}", file=sys.stderr)
         return 2
     return 0
 
 
 def arguments(args: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, each value in its range."""
+    """Parse the command line, each value in its range."""
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0] if __doc__ else None, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--run", type=Path, metavar="FOLDER", help="folder of a finished run")
-    what.add_argument("--scores", type=Path, metavar="FILE", help=".npz or .csv file of scores and targets")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--run", type=Path, metavar="FOLDER", help="folder of a finished run")
+    source.add_argument("--scores", type=Path, metavar="FILE", help=".npz or .csv file of scores and targets")
     parser.add_argument(
         "--tower", metavar="NAME", help="towers without training, with --data; with --run: where its tower lies now"
     )
@@ -90,7 +90,7 @@ def arguments(args: Sequence[str] | None) -> argparse.Namespace:
 
 
 def scored(given: argparse.Namespace) -> Scored:
-    """The predictions asked for."""
+    """Return the requested predictions."""
     if given.scores is not None:
         return read_scores(given.scores, given.kind)
 

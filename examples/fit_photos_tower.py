@@ -1,9 +1,9 @@
-"""Make what `pvlr:photos` needs beside the two published networks: text vectors of the classes, scale, bias, threshold.
+"""Fitting of `pvlr:photos` on its two published networks: text vectors of the classes, scale, bias, threshold.
 
     python examples/fit_photos_tower.py --voc FOLDER --coco_images FOLDER --coco_annotations instances_train.json
 
 writes `concepts.safetensors` and the entry `zero_shot` of `open_clip_config.json` into `pvlr/assets/photos`, and
-`made.json` with the command, what was tried and what was chosen. Everything is chosen and fitted on VOC's `trainval`
+`made.json` with the command, the values tried and the one chosen. Everything is chosen and fitted on VOC's `trainval`
 and on COCO's training pictures; no test picture is read. It takes minutes, and needs the extra `photos`.
 """
 
@@ -22,21 +22,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pvlr
-from pvlr.core import LabelSet, average_precision, load_towers, mean_average_precision
-from pvlr.core.files import write_atomically
+from pvlr.core import PVLR, LabelSet, average_precision, load_towers, mean_average_precision
 from pvlr.core.losses import binary_cross_entropy
+from pvlr.core.models.zero_shot import zero_shot_config
 from pvlr.core.towers import Towers
 from pvlr.core.towers.photos import CONCEPTS_NAME
-from pvlr.core.zero_shot import zero_shot_model
 from pvlr.data.batch import Batch
-from pvlr.data.coco import read_coco
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.pictures import still_transform
+from pvlr.data.readers.coco import read_coco
+from pvlr.data.readers.voc import read_voc
 from pvlr.data.sampling import EpochSampler
-from pvlr.data.voc import read_voc
+from pvlr.files import write_atomically
 from pvlr.train.cli import command
-from pvlr.train.evaluate import Predictions, predict_logits
-from pvlr.train.feed import load_batches
+from pvlr.train.dataloaders import load_batches
+from pvlr.train.evaluation.predictions import Predictions, predict_logits
 
 ASSETS = Path(pvlr.__file__).parent / "assets" / "photos"
 CONFIG = ASSETS / "open_clip_config.json"
@@ -52,14 +52,14 @@ def fit(
     temperatures: Sequence[float] = (1.0, 1.25, 1.5, 1.75, 2.0),
     workers: int = 2,
 ) -> None:
-    """Write the files and say what was found.
+    """Write the files and print the result.
 
     Args:
         voc: Folder that holds VOCdevkit/VOC2007.
         coco_images: Folder of COCO's training pictures.
         coco_annotations: Their annotations.
         sizes: Image sizes that are tried.
-        temperatures: What is tried to divide the logits of single positions by.
+        temperatures: Divisors of the logits of single positions that are tried.
         workers: Processes that read pictures.
     """
     started = time.time()
@@ -87,13 +87,13 @@ def fit(
     on = " and ".join(part.summary() for part in data)
     config["zero_shot"] = {"regions": "both", "threshold": 0.5, "fitted_on": on}
     _write_config(config)
-    # By the model itself, as it will be asked.
+    # By the model itself, as in use.
     found = [_cosines(load_towers("pvlr:photos"), part, workers) for part in data]
     scale, bias = _fit_two(found)
     config["zero_shot"]["threshold"] = threshold = _fit_threshold(found, scale, bias)
     _write_config(config)
     _write_concepts(concepts, scale=scale, bias=bias)
-    told = {
+    record = {
         "command": "python examples/fit_photos_tower.py --voc FOLDER --coco_images FOLDER --coco_annotations FILE",
         "fitted_on": on,
         "tried": tried,
@@ -105,12 +105,12 @@ def fit(
         "classes": "ImageNet-1k, lemmas and gloss of WordNet as timm.data.ImageNetInfo has them",
         "seconds": round(time.time() - started),
     }
-    write_atomically(ASSETS / "made.json", f"{json.dumps(told, indent=1)}\n".encode())
+    write_atomically(ASSETS / "made.json", f"{json.dumps(record, indent=1)}\n".encode())
     print(f"chosen: {best}; scale {scale:.2f}, bias {bias:.2f}, threshold {threshold:.2f}")
 
 
 def _concepts(towers: Towers) -> Tensor:
-    """Unit text vectors of the 1,000 classes, by their names and what WordNet says of them."""
+    """Return unit text vectors of the 1,000 classes, from their names and glosses in WordNet."""
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo()
@@ -121,7 +121,7 @@ def _concepts(towers: Towers) -> Tensor:
 
 def _write_concepts(vectors: Tensor, *, scale: float, bias: float) -> None:
     weights = {
-        # One column a class: the weight of a layer from their probabilities to the joint space.
+        # One column per class: the weight of a layer from their probabilities to the joint space.
         "visual.head.concepts.weight": vectors.T.half().contiguous(),
         "logit_scale": torch.tensor(math.log(scale)),
         "logit_bias": torch.tensor(bias),
@@ -135,7 +135,7 @@ def _write_config(config: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def _mean_aps(towers: Towers, data: LabelledImages, temperatures: Sequence[float], workers: int) -> list[float]:
-    """mAP of the mean of the pooled vector's and the best patch's cosine, for each temperature of patches."""
+    """Return the mAP of the mean of the pooled vector's and the best patch's cosine, per temperature of patches."""
     visual: Any = towers.image.visual
     text = F.normalize(towers.text.encode([f"a photo of a {name}." for name in data.labels.texts]), dim=-1)
     scores: list[list[Tensor]] = [[] for _ in temperatures]
@@ -158,8 +158,9 @@ def _batches(towers: Towers, data: LabelledImages, workers: int) -> Iterator[Bat
 
 
 def _cosines(towers: Towers, data: LabelledImages, workers: int) -> Predictions:
-    """Mean of the pooled vector's and the best patch's cosine, of every picture and label."""
-    model = zero_shot_model(towers, LabelSet(data.labels.names, data.labels.readable))
+    """The mean of the pooled vector's and the best patch's cosine, for every picture and label."""
+    labels = LabelSet(data.labels.names, data.labels.readable)
+    model = PVLR.from_towers(zero_shot_config(towers), labels, towers).eval()
     model.base_scale = 1.0
     model.mixture.bias.data.zero_()
     return predict_logits(model, _batches(towers, data, workers))
@@ -170,7 +171,7 @@ def _mean_ap(found: Predictions) -> float:
 
 
 def _fit_two(found: Sequence[Predictions]) -> tuple[float, float]:
-    """Scale and bias by maximum likelihood, each data set with the same weight."""
+    """Fit scale and bias by maximum likelihood, each data set with the same weight."""
     centre = sum(part.logits.mean().item() for part in found) / len(found)
     log_scale = torch.tensor(math.log(10.0), dtype=torch.float64, requires_grad=True)
     shift = torch.zeros((), dtype=torch.float64, requires_grad=True)
@@ -193,14 +194,14 @@ def _fit_two(found: Sequence[Predictions]) -> tuple[float, float]:
 
 
 def _fit_threshold(found: Sequence[Predictions], scale: float, bias: float) -> float:
-    """The hundredth with the highest F1 of all decisions, in the mean of the data sets."""
+    """The threshold, in hundredths, with the highest F1 of all decisions, averaged over the data sets."""
 
     def quality(threshold: float) -> float:
         values = []
         for part in found:
-            said = ((scale * part.logits + bias).sigmoid() >= threshold) & part.known
+            predicted = ((scale * part.logits + bias).sigmoid() >= threshold) & part.known
             present = (part.target > 0) & part.known
-            values.append(2 * (said & present).sum().item() / max(1, (said.sum() + present.sum()).item()))
+            values.append(2 * (predicted & present).sum().item() / max(1, (predicted.sum() + present.sum()).item()))
         return sum(values)
 
     return max((step / 100 for step in range(1, 100)), key=quality)

@@ -1,4 +1,4 @@
-"""Tag pictures: files, folders, patterns, or paths from standard input; by a trained model, or by towers alone.
+"""Tagging of files, folders, patterns, or paths from standard input; by a trained model, or by towers alone.
 
 python examples/predict.py --tower pvlr:photos --labels "cat, sofa, laptop" PICTURE.jpg
 python examples/predict.py --run runs/quickstart pictures/ --out tags.jsonl --html gallery.html
@@ -12,20 +12,20 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-from pvlr.core.tags import Tag
 from pvlr.data.sources import STDIN, picture_paths
-from pvlr.train.gallery import THUMBNAIL, Gallery
-from pvlr.train.latency import latency_table
-from pvlr.train.predict import Tagger
-from pvlr.train.tag_file import TagFile, identity_of
-from pvlr.train.tagging import Unreadable, tag_files
+from pvlr.inference.gallery import THUMBNAIL, Gallery
+from pvlr.inference.recognizer import Recognizer
+from pvlr.inference.tag_file import TagFile, identity_of
+from pvlr.inference.tagging import Unreadable, tag_files
+from pvlr.inference.tags import Tag
+from pvlr.train.monitoring.latency import latency_table
 
 RANKED = 5
-"""Labels that are told of a picture where their numbers only rank them."""
+"""Number of labels per picture that are printed if their numbers only rank them."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Tag, and return 0; 1 if a picture could not be read, 2 for a mistake, 130 where Ctrl-C stopped it."""
+    """Tag pictures and return 0; 1 if one could not be read, 2 for an error, 130 after Ctrl-C."""
     given = _parser().parse_args(args)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # A file's name need not be text; what cannot be printed is escaped.
@@ -35,7 +35,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted" + ("; the same command goes on" if given.out else ""), file=sys.stderr)
         return 130
-    except (OSError, ValueError) as err:  # ValueError: what this package refuses, each by one sentence.
+    except (OSError, ValueError) as err:  # ValueError: errors of this package, one sentence each.
         print(f"error: {err}", file=sys.stderr)
         return 2
 
@@ -89,11 +89,13 @@ def _run(given: argparse.Namespace) -> int:
             raise ValueError(f"--{name}: expected a file in a folder that is there, got {path}")
     if given.out is not None and given.html is not None and given.out.resolve() == given.html.resolve():
         raise ValueError(f"--html: expected another file than --out, got {given.html}")
-    tagger = Tagger.opened(given.run, given.tower, weights=given.weights, labels=given.labels, device=given.device)
+    recognizer = Recognizer.open(
+        given.run, given.tower, weights=given.weights, labels=given.labels, device=given.device
+    )
     if given.batch_size is None:
-        # A CPU is fastest with what fits near it: larger batches are taken from the system page by page.
-        given.batch_size = 4 if tagger.model.knowledge_vectors.device.type == "cpu" else 32
-    decision = tagger.model.decision
+        # Small batches are fastest on a CPU: memory of larger ones is allocated from the system page by page.
+        given.batch_size = 4 if recognizer.model.knowledge_vectors.device.type == "cpu" else 32
+    decision = recognizer.decision
     if given.threshold is not None and given.threshold < 0 and decision.scores == "probability":
         raise ValueError(f"--threshold: expected a probability in [0, 1], got {given.threshold:g}")
     if decision.scores == "similarity":
@@ -106,30 +108,32 @@ def _run(given: argparse.Namespace) -> int:
             given.top = RANKED
     paths = picture_paths(given.pictures, sys.stdin.buffer)
     if given.benchmark:
-        print(latency_table(tagger, list(islice(paths, 256)), batch_size=given.batch_size, workers=given.workers))
+        print(latency_table(recognizer, list(islice(paths, 256)), batch_size=given.batch_size, workers=given.workers))
         return 0
-    return _tag(tagger, paths, given)
+    return _tag(recognizer, paths, given)
 
 
-def _tag(tagger: Tagger, paths: Iterator[str], given: argparse.Namespace) -> int:
-    decision = tagger.model.decision
+def _tag(recognizer: Recognizer, paths: Iterator[str], given: argparse.Namespace) -> int:
+    decision = recognizer.decision
     threshold = decision.least if given.top else given.threshold
-    own = decision.for_labels(tagger.labels)
+    own = decision.for_labels(recognizer.labels)
     refused = 0
     with ExitStack() as stack:
         file, page = None, None
         if given.out is not None:
-            about = {**identity_of(tagger.model), "threshold": given.threshold, "top": given.top}
+            about = {**identity_of(recognizer), "threshold": given.threshold, "top": given.top}
             file = stack.enter_context(TagFile(given.out, about, kind=given.format))
         if given.html is not None:
             shown = own if threshold is None else (threshold,) * len(own)
             title = f"Tags by {given.run or given.tower}"
             page = stack.enter_context(
-                Gallery(given.html, tagger.labels, shown, title=title, limit=given.html_limit, scores=decision.scores)
+                Gallery(
+                    given.html, recognizer.labels, shown, title=title, limit=given.html_limit, scores=decision.scores
+                )
             )
         todo = _todo(paths, file, page)
         found = tag_files(
-            tagger,
+            recognizer,
             _progress(todo, given),
             batch_size=given.batch_size,
             workers=given.workers,
@@ -150,14 +154,14 @@ def _tag(tagger: Tagger, paths: Iterator[str], given: argparse.Namespace) -> int
             if file is not None and one.path not in file.done:
                 file.write(one.path, one.tags)
             if file is None and page is None:
-                print(f"{one.path}: {_said(tagger, one.tags)}", flush=True)
+                print(f"{one.path}: {_listing(recognizer, one.tags)}", flush=True)
     if file is not None and refused:
         print(f"{refused} unreadable, listed in {file.refused_path}", file=sys.stderr)
     return 1 if refused else 0
 
 
 def _todo(paths: Iterator[str], file: TagFile | None, page: Gallery | None) -> Iterator[str]:
-    """What has to be looked at: what is in the file already, only as far as the page shows it."""
+    """Yield the paths to tag: those in the file already only as far as the page shows them."""
     for path in paths:
         if file is None or path not in file.done or (page is not None and not page.is_full):
             yield path
@@ -166,7 +170,7 @@ def _todo(paths: Iterator[str], file: TagFile | None, page: Gallery | None) -> I
 
 
 def _progress(paths: Iterator[str], given: argparse.Namespace) -> Iterator[str]:
-    """A bar on a terminal, nothing elsewhere."""
+    """Wrap the paths in a progress bar on a terminal, nowhere else."""
     if not sys.stderr.isatty():
         return paths
     from tqdm import tqdm
@@ -175,9 +179,9 @@ def _progress(paths: Iterator[str], given: argparse.Namespace) -> Iterator[str]:
     return iter(tqdm(paths, total=total, unit="picture"))
 
 
-def _said(tagger: Tagger, tags: Sequence[Tag]) -> str:
-    said = ", ".join(f"{tagger.labels.readable[tag.name]} {tag.probability:.3f}" for tag in tags)
-    return said or "no label reaches its threshold (--top K tells the nearest)"
+def _listing(recognizer: Recognizer, tags: Sequence[Tag]) -> str:
+    listing = ", ".join(f"{recognizer.labels.readable[tag.name]} {tag.probability:.3f}" for tag in tags)
+    return listing or "no label reaches its threshold (--top K tells the nearest)"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Pre-train the tiny CLIP that the quickstart uses, on generated scenes with captions.
+"""Pre-training of the tiny CLIP that the quickstart uses, on generated scenes with captions.
 
     python examples/pretrain_scenes_clip.py --out pvlr/assets/scenes-clip
 
 writes `open_clip_model.safetensors` (float16) and `pretraining.json` (command, seed, data, steps, loss curve) beside
-the `open_clip_config.json` already in that folder. Minutes on a GPU; on CPU lower `--scenes` and `--steps`.
+the `open_clip_config.json` already in that folder. It takes minutes on a GPU; on CPU lower `--scenes` and `--steps`.
 """
 
 import json
@@ -26,8 +26,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import pvlr
-from pvlr.core.metrics import average_precision
-from pvlr.data.scenes import SCENE_LABELS, SPLITS, caption, draw_scene, make_scene
+from pvlr.core.metrics.ranking import average_precision
+from pvlr.data.scenes.dataset import SCENE_LABELS, SPLITS, caption, draw_scene, make_scene
 
 CAPTIONS_PER_SCENE = 4
 CHUNK = 256
@@ -36,7 +36,7 @@ CHUNK = 256
 def render_chunk(
     first: int, *, count: int, seed: int, split: str, size: int
 ) -> tuple[NDArray[np.uint8], list[str], list[list[int]]]:
-    """Render some scenes: pixels `s size size 3`, their captions (several each), the indices of their labels."""
+    """Render a chunk of scenes: pixels `s size size 3`, their captions (several each), the indices of their labels."""
     pixels, captions, present = [], [], []
     for index in range(first, min(first + CHUNK, count)):
         scene = make_scene(seed, split, index)
@@ -65,7 +65,7 @@ def render(
 def zero_shot_map(
     model: Any, images: torch.Tensor, target: torch.Tensor, normalise: Callable[[torch.Tensor], torch.Tensor]
 ) -> float:
-    """Mean average precision of `a photo of a {label}.` on held-out scenes of the pre-training seed."""
+    """The mean average precision of `a photo of a {label}.` on held-out scenes of the pre-training seed."""
     model.eval()
     device = next(model.parameters()).device
     prompts = open_clip.get_tokenizer("ViT-B-32")([f"a photo of a {text}." for text in SCENE_LABELS.texts]).to(device)
@@ -159,8 +159,8 @@ def main(
             curve.append([step, round(loss.item(), 4)])
         if (step + 1) % max(1, steps // 12) == 0:
             scores.append([step + 1, round(zero_shot_map(model, held_out, held_out_target, normalise), 4)])
-            told = f"step {step + 1}: loss {curve[-1][1]}, held-out zero-shot mAP {scores[-1][1]}"
-            print(f"{told}, {time.time() - started:.0f} s", flush=True)
+            line = f"step {step + 1}: loss {curve[-1][1]}, held-out zero-shot mAP {scores[-1][1]}"
+            print(f"{line}, {time.time() - started:.0f} s", flush=True)
 
     state = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, out / "open_clip_model.safetensors")

@@ -1,11 +1,11 @@
-"""One block at a time in a model that is not PVLR: three uses to copy from, each measured beside what it replaces.
+"""Single blocks of PVLR in other models: three uses to copy from, each compared with the part that it replaces.
 
     python examples/reuse_blocks.py
 
 `DualModalAttention` in a classifier of patches and label words; `ContextPrompter` as CoOp, for single-label
 classification with an open_clip model; `SimilarityHead` on the feature map of a torchvision model. All pictures are
 generated, nothing is downloaded, and it takes under a minute on 2 CPU cores. The problems are small and chosen to need
-the block: the plain classifier of the first, for one, gets close to the other with a deeper stem and more steps.
+the block: the plain classifier of the first, for example, gets close to the other with a deeper stem and more steps.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,11 +28,11 @@ from pvlr.core import (
     encode_knowledge,
     load_towers,
 )
-from pvlr.data.rendering import COLOURS, SHAPES, TEXTURES, SceneObject, render_scene
+from pvlr.data.scenes.rendering import COLOURS, SHAPES, TEXTURES, SceneObject, render_scene
 
 
 class Measured(NamedTuple):
-    """What a block changed, on pictures that were not trained on: `measure` without it and with it."""
+    """Effect of a block on pictures that were not trained on: `measure` without it and with it."""
 
     block: str
     measure: str
@@ -44,7 +44,7 @@ class Measured(NamedTuple):
 
 
 class WordClassifier(nn.Module):
-    """Scores label words in a picture: the word's vector times the mean of the patch vectors."""
+    """Classifier of label words: the word's vector times the mean of the patch vectors."""
 
     def __init__(self, words: int, dim: int, attention: DualModalAttention | None = None) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class WordClassifier(nn.Module):
         self.attention = attention
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Logits `b c` of pictures `b 3 s s`."""
+        """Compute logits `b c` of pictures `b 3 s s`."""
         patches, words = self.patches(pictures).flatten(2).transpose(1, 2), self.words.weight  # b n d, c d
         if self.attention is not None:
             attended = self.attention(words, patches)
@@ -64,7 +64,7 @@ class WordClassifier(nn.Module):
 
 
 def attention_in_a_classifier(steps: int = 300) -> Measured:
-    """Which colours have a tile with a dot? A mean of patches loses which dot was on which tile."""
+    """Classify which colours have a tile with a dot; a mean of patches loses which dot was on which tile."""
 
     def score(attention: DualModalAttention | None) -> float:
         model, draw = WordClassifier(words=8, dim=32, attention=attention), torch.Generator().manual_seed(0)
@@ -79,13 +79,15 @@ def attention_in_a_classifier(steps: int = 300) -> Measured:
 
 
 def context_for_classification(steps: int = 100) -> Measured:
-    """Which colour has the thing in the picture? The towers stay frozen; 4 context vectors are learned."""
+    """Classify the colour of the thing in the picture; the towers stay frozen, 4 context vectors are learned."""
     torch.manual_seed(0)
     towers = load_towers("pvlr:scenes-clip")
-    # The sentences: "a photo of a" is where the context starts, and what it replaces.
+    # The context is initialised from "a photo of a" in the sentences, which it replaces.
     bank = PromptBank(LabelSet(COLOURS), templates=("a photo of a {} thing.",), suffix=" thing.")
     prompts = towers.text.tokenize_prompts(bank.context_sentences(), bank.context_words, bank.context_tokens)
-    prompter = ContextPrompter(width=towers.text.width, dim=towers.text.dim, tokens=prompts.length, relation="none")
+    prompter = ContextPrompter(
+        width=towers.text.width, dim=towers.text.dim, context_tokens=prompts.length, relation="none"
+    )
     prompter.start_from(towers.text.embed(prompts.ids[0, prompts.start : prompts.start + prompts.length]))
 
     seen, colour = close_ups(towers, 300, seed=1)
@@ -109,7 +111,7 @@ def context_for_classification(steps: int = 100) -> Measured:
 
 
 class LabelVectorHead(nn.Module):
-    """Scores label vectors against every patch and keeps the best: the labels are the classifier."""
+    """Head that scores label vectors against every patch and takes the best: the labels are the classifier."""
 
     def __init__(self, width: int, labels: int, dim: int = 64) -> None:
         super().__init__()
@@ -118,13 +120,13 @@ class LabelVectorHead(nn.Module):
         self.head = SimilarityHead(scale=30.0, bias=-5.0)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits `b c` of features `b n k`."""
+        """Compute logits `b c` of features `b n k`."""
         logits: Tensor = self.head(self.projection(features), self.labels)
         return logits
 
 
 def head_on_foreign_features(steps: int = 300) -> Measured:
-    """The first stage of a ResNet-18 with random weights, kept as it is; only what stands on it is trained."""
+    """Train heads on the frozen first stage of a ResNet-18 with random weights."""
     torch.manual_seed(0)
     encoder = nn.Sequential(*list(torchvision.models.resnet18(weights=None).children())[:5]).eval()
     pictures, target = tile_pictures(2500, torch.Generator().manual_seed(0))
@@ -144,11 +146,11 @@ def head_on_foreign_features(steps: int = 300) -> Measured:
     return Measured("SimilarityHead", "mAP", plain, score(LabelVectorHead(64, 8), features))
 
 
-# --- what the three uses share: pictures, steps, scores
+# --- shared by the three uses: pictures, steps, scores
 
 
 def tile_pictures(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures `b 3 32 32` of 4 × 4 tiles in 8 colours, a tenth with a white dot; which colours have a dot, `b 8`."""
+    """Draw pictures `b 3 32 32` of 4 × 4 tiles in 8 colours, a tenth with a white dot, and which have a dot, `b 8`."""
     palette = 0.2 + 0.6 * torch.cartesian_prod(*[torch.arange(2.0)] * 3)  # 8 colours
     colour = torch.randint(8, (count, 4, 4), generator=draw)
     dotted = torch.rand(count, 4, 4, generator=draw) < 0.1
@@ -163,7 +165,7 @@ def tile_pictures(count: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def close_ups(towers: Towers, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Image vectors `b d`, of length 1, of pictures of one large thing each, and the number of its colour, `b`."""
+    """Draw pictures of one large thing each: image vectors `b d`, of length 1, and the index of its colour, `b`."""
     rng, size = np.random.default_rng(seed), towers.image.image_size
     pictures, colours = [], rng.integers(len(COLOURS), size=count)
     for colour in colours:
@@ -179,7 +181,7 @@ def close_ups(towers: Towers, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def minimise(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], *, steps: int, lr: float) -> None:
-    """AdamW with one cycle of the learning rate."""
+    """Minimise a loss by AdamW with one cycle of the learning rate."""
     optimizer = torch.optim.AdamW(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for _ in range(steps):
@@ -190,13 +192,13 @@ def minimise(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], *, 
 
 
 def tile_loss(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy over all labels."""
+    """The binary cross-entropy over all labels."""
     return F.binary_cross_entropy_with_logits(model(inputs), target)
 
 
 @torch.no_grad()
 def mean_ap(model: nn.Module, inputs: Tensor, target: Tensor) -> float:
-    """Mean average precision over the labels."""
+    """The mean average precision over the labels."""
     return average_precision(model(inputs), target).mean().item()
 
 
@@ -204,7 +206,7 @@ USES = (attention_in_a_classifier, context_for_classification, head_on_foreign_f
 
 
 def main(steps: Sequence[int] = (300, 100, 300)) -> list[Measured]:
-    """Measure and print the three uses, with so many steps of training each."""
+    """Measure and print the three uses, with the given number of training steps each."""
     found = []
     for use, length in zip(USES, steps, strict=True):
         found.append(use(length))
@@ -214,5 +216,5 @@ def main(steps: Sequence[int] = (300, 100, 300)) -> list[Measured]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # What is this small is only slowed down by threads that wait for each other.
+    torch.set_num_threads(1)  # Several threads only slow down models of this size.
     main()

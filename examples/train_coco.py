@@ -1,9 +1,9 @@
-"""Train PVLR on MS-COCO, or any data set in its format, from a configuration file or the command line.
+"""Training of PVLR on MS-COCO, or any data set in its format, from a configuration file or the command line.
 
     python examples/train_coco.py --config examples/configs/coco14_vit_b16.yaml
     python examples/train_coco.py --help
 
-See ``examples/train_voc.py`` for how options, configuration files and stopping work; they work the same here.
+Options, configuration files and stopping work as described in ``examples/train_voc.py``.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What a part of the library needs that its extra installs, asked for before anything of it is imported."""
+"""Checks that the optional dependencies of a subpackage are installed, before it is imported."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -7,12 +7,12 @@ __all__ = ["require_packages"]
 
 
 def require_packages(part: str, extra: str, names: Sequence[str]) -> None:
-    """Refuse to go on where a package that ``part`` imports is not installed.
+    """Raise an error if a package that ``part`` imports is not installed.
 
     Args:
-        part: Who asks.
-        extra: Extra of the distribution that brings the packages.
-        names: Of the packages, as they are imported.
+        part: Name of the subpackage that needs them.
+        extra: Extra of the distribution that installs the packages.
+        names: Import names of the packages.
 
     Raises:
         ModuleNotFoundError: naming the part, the first package missing and the extra.

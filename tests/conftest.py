@@ -9,7 +9,9 @@ import pytest
 import torch
 
 # Asserts of helpers are kept under `python -O` too, as those of tests are.
-pytest.register_assert_rewrite("documents", "processes", "strategies", "weight_files")
+pytest.register_assert_rewrite(
+    *(f"helpers.{name}" for name in ("documents", "processes", "strategies", "weight_files"))
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -44,8 +46,8 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small tower of random weights, as a folder that open_clip reads; who changes a file puts it back."""
-    from tower_models import write_folder
+    """A small tower of random weights, as a folder that open_clip reads; a test that changes a file puts it back."""
+    from helpers.tower_models import write_folder
 
     folder = tmp_path_factory.mktemp("tower")
     write_folder(folder, "vit")

@@ -1,4 +1,4 @@
-"""What the README and the pages of `docs` show is what runs."""
+"""Code and commands of the README and the pages of `docs`, which run as shown."""
 
 import dataclasses
 import inspect
@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
-from documents import PAGES, ROOT, blocks, commands, prove
+from helpers.documents import PAGES, ROOT, blocks, commands, prove
+from helpers.tagging_toys import make_recognizer
 from PIL import Image
-from tagging_toys import make_tagger
 
 from pvlr.train import data_config, train
-from pvlr.train.study import StudyConfig
+from pvlr.train.evaluation.study import StudyConfig
 
 README = ROOT / "README.md"
 COMMANDS = sorted({(page.name, command) for page in PAGES for command in commands(page)})
@@ -22,7 +22,7 @@ COMMANDS = sorted({(page.name, command) for page in PAGES for command in command
 def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     if "runs/quickstart" in code:  # What the commands around it leave.
-        make_tagger(tmp_path / "tower").model.save_pretrained("runs/quickstart")
+        make_recognizer(tmp_path / "tower").save_pretrained("runs/quickstart")
         Image.new("RGB", (40, 30)).save("picture.jpg")
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})  # noqa: S102 - the text is this repository's own
 

@@ -1,22 +1,12 @@
-"""Tensors in, tensors out: the blocks of PVLR and the functions they are made of.
+"""The blocks of PVLR and the functions they are made of, on tensors.
 
-Importing this loads torch, einops and jaxtyping, and nothing else of weight: one block costs one block. What a tower
-is made of is loaded with the tower.
+Importing this loads torch, einops and jaxtyping, and no other large library. Libraries of towers are loaded with the
+tower.
 """
 
 from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention, DualModalOutput, LabelRelation, RelationMap
 from pvlr.core.base import base_scores
-from pvlr.core.baselines import BaselineConfig, BaselineModel
-from pvlr.core.bootstrap import Interval, bootstrap_map, percentile_interval
-from pvlr.core.calibration import (
-    Reliability,
-    expected_calibration_error,
-    fit_temperature,
-    fit_thresholds,
-    reliability,
-)
-from pvlr.core.decision import Decision
 from pvlr.core.functional import (
     attend,
     attention_map,
@@ -31,10 +21,17 @@ from pvlr.core.functional import (
 )
 from pvlr.core.fusion import FusionBlock
 from pvlr.core.head import SimilarityHead
-from pvlr.core.hub import PretrainedError
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.losses import asymmetric_loss, binary_cross_entropy
-from pvlr.core.metrics import (
+from pvlr.core.metrics.bootstrap import Interval, bootstrap_map, percentile_interval
+from pvlr.core.metrics.calibration import (
+    Reliability,
+    expected_calibration_error,
+    fit_temperature,
+    fit_thresholds,
+    reliability,
+)
+from pvlr.core.metrics.ranking import (
     PrecisionRecall,
     average_precision,
     hamming_loss,
@@ -43,16 +40,16 @@ from pvlr.core.metrics import (
     precision_recall,
     top_k,
 )
+from pvlr.core.metrics.report import MultiLabelReport, ReportAccumulator, multilabel_report
 from pvlr.core.mixture import Mixture, mixing_weights
-from pvlr.core.model import PVLR, PVLRConfig, PVLROutput
-from pvlr.core.model_card import ModelCard
+from pvlr.core.models.baselines import BaselineConfig, BaselineModel
+from pvlr.core.models.network import PVLR, PVLRConfig, PVLROutput
+from pvlr.core.models.state import PretrainedError
 from pvlr.core.prompts import ContextPrompter, KnowledgePrompter, PromptBank, encode_knowledge, load_label_vectors
 from pvlr.core.protocols import ImageFeatures, ImageTower, PromptTokens, TextTower
-from pvlr.core.report import MultiLabelReport, ReportAccumulator, multilabel_report
 from pvlr.core.residual import LabelResidual
 from pvlr.core.semantic import SemanticPooling
 from pvlr.core.shapes import ShapeError, expect
-from pvlr.core.tags import Tag
 from pvlr.core.towers import TowerError, Towers, TowerSpec, build_towers, load_towers
 
 __all__ = [
@@ -60,7 +57,6 @@ __all__ = [
     "BaselineConfig",
     "BaselineModel",
     "ContextPrompter",
-    "Decision",
     "DualModalAttention",
     "DualModalOutput",
     "FusionBlock",
@@ -73,7 +69,6 @@ __all__ = [
     "LabelResidual",
     "LabelSet",
     "Mixture",
-    "ModelCard",
     "MultiLabelReport",
     "PVLRConfig",
     "PVLROutput",
@@ -87,7 +82,6 @@ __all__ = [
     "SemanticPooling",
     "ShapeError",
     "SimilarityHead",
-    "Tag",
     "TextTower",
     "TowerError",
     "TowerSpec",

@@ -1,4 +1,4 @@
-"""What an image tower saw, brought nearer to the labels at hand."""
+"""Residual adapter of image vectors to the labels of a task."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,34 +13,34 @@ __all__ = ["VisualAdapter"]
 
 
 class VisualAdapter(Block):
-    """``X ← norm(X̂ + W2 gelu(W1 LN X))`` for patches, ``g ← norm(ĝ + W3 LN f)`` for the whole image.
+    """Adapter ``X ← norm(X̂ + W2 gelu(W1 LN X))`` of patches and ``g ← norm(ĝ + W3 LN f)`` of the whole image.
 
-    ``X̂``, ``ĝ`` are the vectors at unit length, ``f`` is what the tower made the pooled vector of, where it is wider
-    than the joint space and part of it was lost on the way. ``W2`` and ``W3`` start at zero: nothing is changed before
-    the first step.
+    ``X̂``, ``ĝ`` are the vectors at unit length, ``f`` is the vector that the tower computes the pooled one from, where
+    it is wider than the joint space and its projection loses information. ``W2`` and ``W3`` are zero at the start:
+    nothing is changed before the first step.
 
     Args:
         dim: Joint width ``d``.
-        hidden: Hidden width of the patches' part; 0: they are left as they are, at unit length.
+        adapter_width: Hidden width of the patch branch; 0: patches are only scaled to unit length.
         source_dim: Width ``k`` of ``f``; 0: there is none.
 
     Example:
         >>> import torch
-        >>> adapter = VisualAdapter(dim=4, hidden=8, source_dim=6)
+        >>> adapter = VisualAdapter(dim=4, adapter_width=8, source_dim=6)
         >>> adapter(torch.ones(2, 3, 4))[0, 0]
         tensor([0.5000, 0.5000, 0.5000, 0.5000], grad_fn=...)
         >>> adapter.whole(torch.ones(2, 4), torch.ones(2, 6)).shape
         torch.Size([2, 4])
     """
 
-    def __init__(self, *, dim: int, hidden: int = 256, source_dim: int = 0) -> None:
-        super().__init__(dim=dim, hidden=hidden, source_dim=source_dim)
+    def __init__(self, *, dim: int, adapter_width: int = 256, source_dim: int = 0) -> None:
+        super().__init__(dim=dim, adapter_width=adapter_width, source_dim=source_dim)
         require_int("dim", dim, least=1)
-        require_int("hidden", hidden, least=0)
+        require_int("adapter_width", adapter_width, least=0)
         require_int("source_dim", source_dim, least=0)
         self.dim, self.source_dim = dim, source_dim
-        self.up = nn.Linear(dim, hidden) if hidden else None
-        self.down = nn.Linear(hidden, dim) if hidden else None
+        self.up = nn.Linear(dim, adapter_width) if adapter_width else None
+        self.down = nn.Linear(adapter_width, dim) if adapter_width else None
         self.source = nn.Linear(source_dim, dim, bias=False) if source_dim else None
         for layer in (self.down, self.source):
             if layer is not None:
@@ -49,7 +49,7 @@ class VisualAdapter(Block):
             nn.init.zeros_(self.down.bias)
 
     def forward(self, patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Patch vectors, at unit length.
+        """Return the adapted patch vectors, at unit length.
 
         Raises:
             ShapeError: where they are not of the block's width.
@@ -61,7 +61,7 @@ class VisualAdapter(Block):
         return _unit(unit + self.down(F.gelu(self.up(standardise(patches)))))
 
     def whole(self, pooled: Float[Tensor, "b d"], source: Float[Tensor, "b k"]) -> Float[Tensor, "b d"]:
-        """The vector of the whole image, at unit length.
+        """Return the adapted vector of the whole image, at unit length.
 
         Raises:
             ShapeError: where the axes do not fit.

@@ -1,13 +1,27 @@
-"""Checks of plain arguments (booleans, numbers and choices) that several blocks share: one sentence per refusal."""
+"""Checks of plain arguments (booleans, numbers and choices) that several blocks share: one error message per check."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, Literal, get_args, get_origin
 
-__all__ = ["require_bool", "require_choice", "require_heads", "require_int", "require_number"]
+__all__ = [
+    "ConfigError",
+    "require_bool",
+    "require_choice",
+    "require_choices",
+    "require_heads",
+    "require_int",
+    "require_number",
+]
+
+
+class ConfigError(ValueError):
+    """Error for a configuration field that is out of range or does not fit the others."""
 
 
 def require_bool(name: str, value: object) -> None:
-    """Refuse what is neither True nor False: a text such as ``"false"`` would count as True.
+    """Require True or False: a text such as ``"false"`` would count as True.
 
     Raises:
         ValueError: naming the argument and the value.
@@ -23,7 +37,7 @@ def require_bool(name: str, value: object) -> None:
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse a ``value`` that is none of ``choices``.
+    """Require a ``value`` that is one of ``choices``.
 
     Raises:
         ValueError: naming the argument, the choices and the value.
@@ -40,7 +54,7 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def require_int(name: str, value: object, *, least: int) -> None:
-    """Refuse what is not a whole number of at least ``least``.
+    """Require a whole number of at least ``least``.
 
     Raises:
         ValueError: naming the argument, the bound and the value.
@@ -55,10 +69,21 @@ def require_int(name: str, value: object, *, least: int) -> None:
         raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
 
 
+def require_choices(config: Any) -> None:
+    """Require of each field of a dataclass that is annotated as ``Literal`` one of its choices.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for field in fields(config):
+        if get_origin(field.type) is Literal:
+            require_choice(field.name, getattr(config, field.name), get_args(field.type))
+
+
 def require_number(
     name: str, value: object, *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf
 ) -> None:
-    """Refuse what is not a finite number with ``above < value``, ``least <= value`` and ``value < below``.
+    """Require a finite number with ``above < value``, ``least <= value`` and ``value < below``.
 
     Raises:
         ValueError: naming the argument, the range and the value.
@@ -69,16 +94,16 @@ def require_number(
             ...
         ValueError: temperature: expected a finite number > 0, got 0.0
     """
-    # Comparisons alone (NaN fails them all), because torch.compile traces them with numbers it does not know.
+    # Only comparisons (NaN fails them all), because torch.compile can trace them with symbolic numbers.
     number = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
     if not number or not (above < value and least <= value < below):  # type: ignore[operator]
         bounds = [(">", above), (">=", least), ("<", below)]
-        said = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
-        raise ValueError(f"{name}: expected a finite number {said}".rstrip() + f", got {value!r}")
+        required = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
+        raise ValueError(f"{name}: expected a finite number {required}".rstrip() + f", got {value!r}")
 
 
 def require_heads(dim: int, heads: int, *, name: str = "dim") -> None:
-    """Refuse a width that does not split evenly over the heads.
+    """Require a width that splits evenly over the heads.
 
     Raises:
         ValueError: naming the width, ``heads`` and both values.

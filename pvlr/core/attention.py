@@ -1,6 +1,6 @@
 """Attention of labels to labels, and of labels and patches to each other."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,14 +13,14 @@ from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["DualModalAttention", "DualModalOutput", "LabelRelation", "MultiHeadAttention", "RelationMap"]
 
-DIRECTIONS = ("both", "labels", "patches", "none")
+Direction = Literal["both", "labels", "patches", "none"]
 _Factors = tuple[Tensor, Tensor]
 
 
 class RelationMap(NamedTuple):
-    """An attention map over labels, kept as its two factors: ``softmax(query keyᵀ / √e)``.
+    """Attention map over labels, stored as its two factors: ``softmax(query keyᵀ / √e)``.
 
-    The factors grow with ``c``, the map with ``c²``: ten thousand labels never need the map itself.
+    The factors grow with ``c``, the map with ``c²``; applying it to vectors does not compute the map itself.
 
     Attributes:
         query: ``... h c e``.
@@ -39,31 +39,31 @@ class RelationMap(NamedTuple):
     key: Float[Tensor, "... h c e"]
 
     def attend(self, values: Float[Tensor, "... h c f"]) -> Float[Tensor, "... h c f"]:
-        """The map times ``values``, by fused attention; leading axes broadcast.
+        """Return the map times ``values``, by fused attention; leading axes broadcast.
 
         Raises:
-            ShapeError: where ``values`` are no floats, or their axes do not fit.
+            ShapeError: where ``values`` are not floats, or their axes do not fit.
         """
         expect("values", values, "... h c f", dtype="float")
-        # The map may have been made in another width than it is used in (once in float32, then under autocast).
+        # The factors may have another dtype than the values (computed once in float32, then used under autocast).
         return attend(self.query.to(values.dtype), self.key.to(values.dtype), values)
 
     def dense(self) -> Float[Tensor, "... h c c"]:
-        """The map itself, float32."""
+        """Return the map itself, float32."""
         return attention_map(self.query, self.key)
 
 
 class MultiHeadAttention(Block):
-    """Projections around :func:`~pvlr.core.functional.attend`: ``Out(attend(Q x, K s, V s))``.
+    """Multi-head attention by :func:`~pvlr.core.functional.attend`: ``Out(attend(Q x, K s, V s))``.
 
-    The key projection has no bias: a constant added to all keys shifts every row of scores, and a softmax does not
-    see it.
+    The key projection has no bias: a constant added to all keys shifts every row of scores, which leaves the softmax
+    unchanged.
 
     Args:
         dim: Joint width ``d``, a multiple of ``heads``.
         heads: Number of heads ``h``.
         zero_out: Start the output projection at zero, so that the branch adds nothing before the first step.
-        width: Of queries, keys and values together, a multiple of ``heads``; None: ``d``.
+        width: Width of queries, keys and values over all heads, a multiple of ``heads``; None: ``d``.
 
     Example:
         >>> import torch
@@ -94,32 +94,32 @@ class MultiHeadAttention(Block):
     def forward(
         self, queries: Float[Tensor, "... q d"], source: Float[Tensor, "... k d"]
     ) -> tuple[Float[Tensor, "... q d"], tuple[Float[Tensor, "... h q e"], Float[Tensor, "... h k e"]]]:
-        """What ``queries`` gather from ``source``, and the two factors (query, key) of the map by which they do.
+        """Return the attention output for ``queries``, and the two factors (query, key) of the map.
 
         Raises:
             ShapeError: where an input is not ``... d`` of the width of the block.
         """
         expect("queries", queries, "... q d", dtype="float", like=self.q_proj.weight, d=self.dim)
-        key, value = self.offer(source)
-        query = self.ask(queries)
-        return self.gather(query, key, value), (query, key)
+        key, value = self.project_key_value(source)
+        query = self.project_query(queries)
+        return self.combine(query, key, value), (query, key)
 
-    def ask(self, queries: Float[Tensor, "... q d"]) -> Float[Tensor, "... h q e"]:
-        """The query factor."""
+    def project_query(self, queries: Float[Tensor, "... q d"]) -> Float[Tensor, "... h q e"]:
+        """Return the query factor."""
         return split_heads(self.q_proj(queries), self.heads)
 
-    def offer(
+    def project_key_value(
         self, source: Float[Tensor, "... k d"], places: Float[Tensor, "... k d"] | None = None
     ) -> tuple[Float[Tensor, "... h k e"], Float[Tensor, "... h k e"]]:
-        """The key factor, and the values; ``places`` (where each of the source is) are added for the keys alone."""
+        """Return the key factor and the values; ``places`` (position vectors of the source) are added to keys only."""
         expect("source", source, "... k d", dtype="float", like=self.q_proj.weight, d=self.dim)
         keys = source if places is None else source + places
         return split_heads(self.k_proj(keys), self.heads), split_heads(self.v_proj(source), self.heads)
 
-    def gather(
+    def combine(
         self, query: Float[Tensor, "... h q e"], key: Float[Tensor, "... h k e"], value: Float[Tensor, "... h k e"]
     ) -> Float[Tensor, "... q d"]:
-        """Attend and project."""
+        """Attend, and project the output."""
         out: Tensor = self.out_proj(merge_heads(attend(query, key, value)))
         return out
 
@@ -127,8 +127,8 @@ class MultiHeadAttention(Block):
 class LabelRelation(Block):
     """Self-attention over the label axis, which also returns its map: ``x + MHA(LN x)``.
 
-    The output projection is zero at the start. Labels carry no position: permuting them permutes the output. Every
-    label may change every other's output.
+    The output projection is zero at the start. Labels have no position: permuting them permutes the output. Each
+    label may change the output of all others.
 
     Args:
         dim: Joint width ``d``, a multiple of ``heads``.
@@ -162,15 +162,15 @@ class LabelRelation(Block):
 
 
 class DualModalOutput(NamedTuple):
-    """Label and patch vectors that have looked at each other.
+    """Label and patch vectors after attention to each other.
 
     Attributes:
         labels: ``b c d``.
         patches: ``b n d``.
-        label_maps: For each layer what labels looked at, ``b h c n``; empty unless asked for.
-        patch_maps: For each layer what patches looked at, ``b h n c``; empty unless asked for.
-        gathered: What labels brought from the patches in the last layer, before it changed them, ``b c d``; None where
-            they do not look.
+        label_maps: Attention of labels to patches in each layer, ``b h c n``; empty unless requested.
+        patch_maps: Attention of patches to labels in each layer, ``b h n c``; empty unless requested.
+        gathered: Attention output for the labels in the last layer, before it is added to them, ``b c d``; None where
+            labels do not attend.
     """
 
     labels: Float[Tensor, "b c d"]
@@ -181,7 +181,7 @@ class DualModalOutput(NamedTuple):
 
 
 class FeedForward(nn.Module):
-    """``x + W2 gelu(W1 LN x)``, ``W2`` zero at the start."""
+    """Feed-forward ``x + W2 gelu(W1 LN x)``, ``W2`` zero at the start."""
 
     def __init__(self, *, dim: int, hidden: int) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class FeedForward(nn.Module):
 
 
 class _Side(nn.Module):
-    """One direction of one layer: what ``x`` brings from ``source`` by the common map, then its feed-forward."""
+    """One direction of one layer: attention of ``x`` to ``source`` by the common map, then a feed-forward."""
 
     def __init__(self, *, dim: int, heads: int, width: int, feedforward: int) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class _Side(nn.Module):
         self.feedforward = FeedForward(dim=dim, hidden=feedforward) if feedforward else None
 
     def forward(self, x: Tensor, source: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """``x`` after it has looked, and what it gathered."""
+        """Return ``x`` after the layer, and the attention output added to it."""
         value = split_heads(self.v_proj(source), self.heads)
         gathered = by_rows(lambda rows: self.out_proj(merge_heads(attend(rows, key, value))), query)
         return by_rows(self._changed, x.expand_as(gathered), gathered), gathered
@@ -223,52 +223,52 @@ class _DualModalLayer(nn.Module):
     def __init__(self, *, dim: int, heads: int, width: int, direction: str, feedforward: int) -> None:
         super().__init__()
         self.heads = heads
-        looks = {name: direction in ("both", name) for name in ("labels", "patches")}
-        # Who only is looked at needs no bias: a constant added to all keys is not seen by a softmax.
-        self.label_proj = nn.Linear(dim, width, bias=looks["labels"])
-        self.patch_proj = nn.Linear(dim, width, bias=looks["patches"])
+        attends = {name: direction in ("both", name) for name in ("labels", "patches")}
+        # A side that is only attended to needs no bias: a constant added to all keys leaves a softmax unchanged.
+        self.label_proj = nn.Linear(dim, width, bias=attends["labels"])
+        self.patch_proj = nn.Linear(dim, width, bias=attends["patches"])
         for layer in (self.label_proj, self.patch_proj):
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         shared = {"dim": dim, "heads": heads, "width": width}
-        self.labels = _Side(feedforward=feedforward, **shared) if looks["labels"] else None
-        # Patches are many: one of theirs would cost most of the block, and gained nothing (docs/results.md).
-        self.patches = _Side(feedforward=0, **shared) if looks["patches"] else None
+        self.labels = _Side(feedforward=feedforward, **shared) if attends["labels"] else None
+        # A feed-forward of the many patches would cost most of the block, and gained nothing (docs/results.md).
+        self.patches = _Side(feedforward=0, **shared) if attends["patches"] else None
 
     def forward(self, labels: Tensor, patches: Tensor) -> tuple[Tensor, Tensor, _Factors, Tensor | None]:
-        """Both after they have looked, the factors of the map, and what the labels gathered."""
+        """Return both after the layer, the factors of the map, and the attention output for the labels."""
         inside = standardise(labels), standardise(patches)
         of_labels, of_patches = (
             split_heads(project(x), self.heads)
             for project, x in zip((self.label_proj, self.patch_proj), inside, strict=True)
         )
-        looked, seen, gathered = labels, patches, None
+        new_labels, new_patches, gathered = labels, patches, None
         if self.labels is not None:
-            looked, gathered = self.labels(labels, inside[1], of_labels, of_patches)
+            new_labels, gathered = self.labels(labels, inside[1], of_labels, of_patches)
         if self.patches is not None:
-            seen, _ = self.patches(patches, inside[0], of_patches, of_labels)
-        return looked, seen, (of_labels, of_patches), gathered
+            new_patches, _ = self.patches(patches, inside[0], of_patches, of_labels)
+        return new_labels, new_patches, (of_labels, of_patches), gathered
 
 
 class DualModalAttention(Block):
-    """Labels look at patches and patches look at labels, in parallel, from the same inputs, by one matrix.
+    """Attention of labels to patches and of patches to labels, in parallel, from the same inputs, by one matrix.
 
     With ``S = (Q LN T)(K LN X)ᵀ / √e`` for each head, ``T' = T + Out_t(softmax(S) V_x LN X)`` and ``X' = X +
-    Out_x(softmax(Sᵀ) V_t LN T)``, then for the labels ``T' + W2 gelu(W1 LN T')`` if asked for; the last projection of
-    every branch starts at zero. How much a label and a patch have to do with each other is one question, whoever asks
-    it (as in GLIP, arXiv 2112.03857); a matrix for each direction gained nothing (docs/results.md).
+    Out_x(softmax(Sᵀ) V_t LN T)``, then optionally for the labels ``T' + W2 gelu(W1 LN T')``; the last projection of
+    every branch is zero at the start. Both directions share one matrix of similarities (as in GLIP, arXiv 2112.03857);
+    a matrix for each direction gained nothing (docs/results.md).
 
-    Patches that look at labels mix them: adding a label then changes the others' scores. Labels that look at patches
-    do not.
+    Patches that attend to labels mix them: adding a label then changes the others' scores. Labels that attend to
+    patches do not.
 
     Args:
         dim: Joint width ``d``, a multiple of ``heads``.
         heads: Number of heads ``h``.
-        direction: Who looks: ``"both"``, ``"labels"`` or ``"patches"`` alone, or ``"none"``.
-        layers: How many times.
-        width: Of the attention inside, a multiple of ``heads``; None: ``d``.
-        feedforward: Hidden width of the feed-forward of labels that have looked; 0 for none.
+        direction: The sides that attend: ``"both"``, ``"labels"`` or ``"patches"`` alone, or ``"none"``.
+        layers: Number of layers.
+        width: Width of the attention inside, a multiple of ``heads``; None: ``d``.
+        feedforward: Hidden width of the labels' feed-forward after the attention; 0 for none.
 
     Example:
         >>> import torch
@@ -283,7 +283,7 @@ class DualModalAttention(Block):
         *,
         dim: int,
         heads: int = 8,
-        direction: Literal["both", "labels", "patches", "none"] = "both",
+        direction: Direction = "both",
         layers: int = 1,
         width: int | None = None,
         feedforward: int = 0,
@@ -292,7 +292,7 @@ class DualModalAttention(Block):
         inner = dim if width is None else width
         require_int("dim", dim, least=1)
         require_heads(inner, heads, name="dim" if width is None else "width")
-        require_choice("direction", direction, DIRECTIONS)
+        require_choice("direction", direction, get_args(Direction))
         require_int("layers", layers, least=1)
         require_int("feedforward", feedforward, least=0)
         self.dim, self.direction = dim, direction
@@ -304,12 +304,12 @@ class DualModalAttention(Block):
     def forward(
         self, labels: Float[Tensor, "c d"] | Float[Tensor, "b c d"], patches: Float[Tensor, "b n d"], maps: bool = False
     ) -> DualModalOutput:
-        """Let labels and patches look at each other.
+        """Attend from labels to patches and from patches to labels.
 
         Args:
-            labels: ``c d``, then what can be done once for all images is; or ``b c d``.
+            labels: ``c d``, shared by all images and projected once; or ``b c d``.
             patches: ``b n d``.
-            maps: Whether to write out the attention maps, float32.
+            maps: Whether to return the attention maps, float32.
 
         Raises:
             ShapeError: where the axes do not fit.
@@ -321,7 +321,7 @@ class DualModalAttention(Block):
         else:
             expect("labels", labels, "b c d", dtype="float", like=like, b=axes["b"], d=self.dim)
         if axes["n"] == 0 or labels.shape[-2] == 0:
-            # A softmax over nothing is NaN.
+            # A softmax over an empty axis is NaN.
             raise ShapeError(f"labels, patches: expected one of each or more, got c={labels.shape[-2]}, n={axes['n']}")
         label_maps: list[Tensor] = []
         patch_maps: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The base of every prediction: what the towers say of a label by its name, before anything is learned."""
+"""Base scores of a prediction: similarities of the towers' vectors of images and label names, without training."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,13 +18,13 @@ BasePart = Literal["competition", "focused", "pooled", "best"]
 """A score of the base, see :func:`base_scores`."""
 
 FOCUS = 20.0
-"""Sharpness with which patches are weighed for a label; DualCoOp's (arXiv 2206.09541)."""
+"""Inverse temperature of the patches' weights for a label; DualCoOp's (arXiv 2206.09541)."""
 
 NEAR = 1e-6
-"""Squared distance below which two unit vectors are of the same words."""
+"""Squared distance below which two unit vectors count as encodings of the same text."""
 
 LEAST = 1e-6
-"""Least mean share that competition gives a label: what lies below says nothing but rounding."""
+"""Lower bound of a label's mean share in the competition: smaller values are rounding errors."""
 
 
 def base_scores(
@@ -37,28 +37,28 @@ def base_scores(
     anchors: Float[Tensor, "a d"] | None = None,
     members: Int[Tensor, " c"] | None = None,
 ) -> Float[Tensor, "b c p"]:
-    """Scores of labels by their names alone, one for each part, all in units of ``scale · cos``.
+    """Compute scores of labels by their names alone, one for each part, all in units of ``scale · cos``.
 
     | part | score of label ``c`` |
     |---|---|
     | ``competition`` | ``log mean_n p[n, c]``, ``p`` the softmax of ``scale · cos`` over the anchors and ``c`` |
-    | ``focused`` | ``scale · Σ_n w[n, c] cos[n, c]`` with ``w = softmax_n(20 cos)``: the patches most like it |
+    | ``focused`` | ``scale · Σ_n w[n, c] cos[n, c]`` with ``w = softmax_n(20 cos)``: the most similar patches |
     | ``pooled`` | ``scale · cos`` of the pooled vector: CLIP's own |
     | ``best`` | ``scale · max_n cos[n, c]`` |
 
-    In the competition a patch is shared out among the labels, as in RAM (CVPR 2025), TagCLIP and SPARC; ``focused`` is
-    DualCoOp's weighting (arXiv 2206.09541). Anchors are what labels compete with: without them the labels themselves,
-    and then adding a label changes the ``competition`` of the others. Against anchors that stay as they are, it does
-    not; an anchor that is asked for is not counted twice. All other parts know no other label.
+    In the competition a patch is divided among the labels, as in RAM (CVPR 2025), TagCLIP and SPARC; ``focused`` is
+    DualCoOp's weighting (arXiv 2206.09541). Labels compete with the anchors: by default the labels themselves, and
+    then adding a label changes the ``competition`` of the others. With fixed anchors it does not; a label that is an
+    anchor itself is not counted twice. All other parts are independent of other labels.
 
     Args:
         patches: Patch vectors ``b n d``, at least one; none of the vectors has to be normalised.
         pooled: One vector per image, ``b d``.
         labels: Label vectors, ``c d``.
-        parts: Which scores, in which order.
-        scale: Factor of the cosines, above 0: the tower's own, with which it tells one text from another.
+        parts: The scores to compute, in this order.
+        scale: Factor of the cosines, above 0: the tower's own, with which it was trained to discriminate texts.
         anchors: Label vectors ``a d`` to compete with; None: the labels.
-        members: Which anchor a label is, ``c``, -1 for none; None: none is one.
+        members: Index of each label among the anchors, ``c``, -1 for none; None: no label is an anchor.
 
     Returns:
         ``b c p``, float32 (float64 for float64 inputs).
@@ -101,7 +101,7 @@ def base_scores(
 def are_anchors(
     labels: Float[Tensor, "c d"], anchors: Float[Tensor, "a d"], members: Int[Tensor, " c"]
 ) -> Bool[Tensor, " c"]:
-    """Which labels are among the anchors, by name and by vector: other words for the same name are another rival.
+    """Return which labels are among the anchors, by name and by vector: a name with another text is not its anchor.
 
     Args:
         labels: Unit vectors, ``c d``.
@@ -112,13 +112,13 @@ def are_anchors(
         >>> are_anchors(torch.eye(2), torch.eye(2), torch.tensor([0, -1]))
         tensor([ True, False])
     """
-    # The same words are encoded beside others, and so rounded otherwise.
+    # The same text is rounded differently when it is encoded in another batch.
     same = (labels - anchors[members.clamp_min(0)]).square().sum(dim=-1) < NEAR
     return same & (members >= 0)
 
 
 def _log_total(patches: Tensor, rivals: Tensor, scale: float) -> Float[Tensor, "b n 1"]:
-    """``log Σ_a exp(scale · cos)``: what a patch has to share out."""
+    """Return ``log Σ_a exp(scale · cos)``, the denominator of a patch's shares."""
     with full_width(patches):
         rows = by_rows(
             lambda part: cosine_scores(patches, part, scale=scale).logsumexp(dim=-1, keepdim=True), rivals, join=-1
@@ -147,7 +147,7 @@ def _parts(
                 found.append(scale * pool_regions(cosines, "max"))
             elif total is not None and member is not None:
                 own = scale * cosines
-                against = torch.where(member.squeeze(-1) > 0, total, torch.logaddexp(total, own))
-                # No share is above 1, and what underflows is below the least one.
-                found.append((own - against).exp().mean(dim=1).clamp_min(LEAST).log())
+                denominator = torch.where(member.squeeze(-1) > 0, total, torch.logaddexp(total, own))
+                # No share is above 1, and shares that underflow are below the bound.
+                found.append((own - denominator).exp().mean(dim=1).clamp_min(LEAST).log())
         return torch.stack([widened(part) for part in found], dim=-1)

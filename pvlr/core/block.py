@@ -1,4 +1,4 @@
-"""What every block is: a module that knows the arguments it was made with."""
+"""The base class of all blocks: a module that stores its constructor's arguments."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ __all__ = ["Block"]
 
 
 class Block(nn.Module):
-    """A module whose configuration is its constructor's arguments: ``type(block)(**block.config)`` is another like it.
+    """A module configured by its constructor's arguments: ``type(block)(**block.config)`` is an untrained copy.
 
-    Its ``repr`` is that call, written out. What has been learned since is in the parameters.
+    Its ``repr`` is that call. Trained values are in the parameters.
 
     Args:
         **config: The constructor's arguments, by name: numbers, texts, booleans and None, so that JSON holds them.
@@ -29,11 +29,11 @@ class Block(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, a copy."""
+        """A copy of the constructor's arguments."""
         return dict(self._config)
 
     def extra_repr(self) -> str:
-        """The constructor's arguments, as they are written in a call."""
+        """Return the constructor's arguments as they are written in a call."""
         return ", ".join(f"{name}={value!r}" for name, value in self._config.items())
 
     def __repr__(self) -> str:

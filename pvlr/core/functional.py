@@ -1,4 +1,4 @@
-"""Everything in PVLR that has a formula and no parameters, as pure functions of tensors."""
+"""The formulas of PVLR without parameters, as pure functions of tensors."""
 
 import math
 from collections.abc import Callable
@@ -32,13 +32,13 @@ __all__ = [
 ]
 
 ROWS_AT_ONCE = 1024
-"""Labels or patches that go through at once where no gradient is asked for, see :func:`by_rows`."""
+"""Maximum number of labels or patches computed at once without gradients, see :func:`by_rows`."""
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if that is what it already is.
+    """Return the tensor in float32, or in float64 if it is that already.
 
-    Scores, maps and losses are computed at this width whatever autocast chose (law 8 of the method).
+    Scores, maps and losses are computed in this dtype, also under autocast (law 8 of the method).
 
     Example:
         >>> widened(torch.zeros(1, dtype=torch.bfloat16)).dtype, widened(torch.zeros(1, dtype=torch.float64)).dtype
@@ -48,22 +48,22 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def full_width(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast on the tensor's device, for what is computed on :func:`widened` numbers.
+    """Return a context without autocast on the tensor's device, for computing with :func:`widened` tensors.
 
     Example:
         >>> with torch.autocast("cpu", torch.bfloat16), full_width(torch.zeros(1)):
         ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
         torch.float32
     """
-    # The meta device knows no autocast, and refuses even to have it switched off.
+    # The meta device has no autocast, and raises an error even where it is disabled.
     return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 def standardise(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-    """A layer norm without parameters: every vector minus its mean, over its standard deviation.
+    """Apply a layer norm without parameters: every vector minus its mean, over its standard deviation.
 
-    What stands before a projection needs no scale and shift of its own: the projection has them. Without them a frozen
-    tower's patches need no gradient.
+    Before a projection, scale and shift are redundant: the projection contains them. Without them a frozen tower's
+    patches need no gradient.
 
     Example:
         >>> standardise(torch.tensor([1.0, 3.0]))
@@ -108,7 +108,7 @@ def attend(
     value: Float[Tensor, "... h k f"],
     mask: Bool[Tensor, "... #q #k"] | Float[Tensor, "... #q #k"] | None = None,
 ) -> Float[Tensor, "... h q f"]:
-    """``softmax(query keyᵀ / √e) value`` by fused attention, without the ``q k`` map in memory.
+    """Compute ``softmax(query keyᵀ / √e) value`` by fused attention, without the ``q k`` map in memory.
 
     Leading axes broadcast: labels without a batch axis may attend to a batch of patches.
 
@@ -132,7 +132,7 @@ def attend(
     batch = expect_broadcast("query, key, value", "leading axes", query.shape[:-3], key.shape[:-3], value.shape[:-3])
     if mask is not None:
         mask = _check_mask(mask, query, (*batch, axes["h"], axes["q"], axes["k"]))
-    # The fused kernels want one leading axis; without it the plain path would write the whole map.
+    # The fused kernels require a leading axis; without it the fallback would store the whole map.
     if not batch:
         query, key, value = query[None], key[None], value[None]
     else:
@@ -146,7 +146,7 @@ def attention_map(
     key: Float[Tensor, "... h k e"],
     mask: Bool[Tensor, "... #q #k"] | Float[Tensor, "... #q #k"] | None = None,
 ) -> Float[Tensor, "... h q k"]:
-    """``softmax(query keyᵀ / √e)``, the map that :func:`attend` uses, written out in float32.
+    """Compute ``softmax(query keyᵀ / √e)``, the map that :func:`attend` applies, in float32.
 
     Args:
         query: ``... h q e``.
@@ -185,33 +185,33 @@ def _check_factors(query: Tensor, key: Tensor) -> dict[str, int]:
 def _check_mask(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> Tensor:
     is_bool = isinstance(mask, Tensor) and mask.dtype == torch.bool
     expect("mask", mask, "... q k", dtype="bool" if is_bool else "float", device=query.device)
-    # Not wider than the map either: that would make more of it than its factors do.
+    # A mask of more axes or larger ones would broadcast the map beyond the shape of its factors.
     axes = zip(mask.shape[::-1], shape[::-1], strict=False)
     if mask.dim() > len(shape) or any(size not in (1, whole) for size, whole in axes):
         raise ShapeError(f"mask: expected axes that broadcast to the map's {shape}, got shape {tuple(mask.shape)}")
     if mask.dtype in (torch.bool, query.dtype):
         return mask
-    # What is finite stays finite in the query's width: a row of -1e9 is open, one of −∞ is not.
+    # Finite values stay finite in the query's dtype: a row of -1e9 may attend, one of −∞ may not.
     narrow, limits = mask.to(query.dtype), torch.finfo(query.dtype)
     return torch.where(mask.isinf(), narrow, narrow.clamp(limits.min, limits.max))
 
 
 def by_rows(compute: Callable[..., Tensor], *inputs: Float[Tensor, "... rows _"], join: int = -2) -> Tensor:
-    """``compute(*inputs)``, over at most :data:`ROWS_AT_ONCE` rows at a time where no gradient is asked for.
+    """Return ``compute(*inputs)``, computed for at most :data:`ROWS_AT_ONCE` rows at a time without gradients.
 
-    Exact where ``compute`` treats each row (of axis −2: a label, a patch) on its own; then ten thousand labels need
+    Exact where ``compute`` treats each row (of axis −2: a label, a patch) independently; then ten thousand labels need
     the memory of a thousand.
 
     Args:
-        compute: From as many rows of each input to anything with an axis of the same rows.
+        compute: Function of the same number of rows of each input; its result has an axis of these rows.
         *inputs: Tensors with the same number of rows.
-        join: The axis of the rows in what ``compute`` returns.
+        join: The axis of the rows in the result of ``compute``.
 
     Example:
         >>> by_rows(lambda x, y: x + y, torch.ones(2000, 1), torch.ones(2000, 1)).shape
         torch.Size([2000, 1])
     """
-    # Gradients would keep every part alive; a traced graph has to serve any number of labels.
+    # Gradients would hold every part in memory; a traced graph must be valid for any number of labels.
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or inputs[0].shape[-2] <= ROWS_AT_ONCE:
         return compute(*inputs)
     parts = zip(*(x.split(ROWS_AT_ONCE, dim=-2) for x in inputs), strict=True)  # type: ignore[no-untyped-call]
@@ -219,12 +219,12 @@ def by_rows(compute: Callable[..., Tensor], *inputs: Float[Tensor, "... rows _"]
 
 
 def gate(logits: Float[Tensor, "..."], a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """``σ(logits) a + (1 − σ(logits)) b``, elementwise with broadcasting.
+    """Compute ``σ(logits) a + (1 − σ(logits)) b``, elementwise with broadcasting.
 
     Args:
-        logits: How far the gate is open towards ``a``, before the sigmoid.
-        a: What passes where it is open.
-        b: What passes where it is closed.
+        logits: The share of ``a``, before the sigmoid.
+        a: Result where the share is 1.
+        b: Result where the share is 0.
 
     Raises:
         ShapeError: where the shapes do not broadcast.
@@ -244,7 +244,7 @@ def gate(logits: Float[Tensor, "..."], a: Float[Tensor, "..."], b: Float[Tensor,
 def fuse_maps(
     map_a: Float[Tensor, "... h q k"], map_b: Float[Tensor, "... h q k"], mix: Float[Tensor, " h"]
 ) -> Float[Tensor, "... h q k"]:
-    """``mix_h · map_a + (1 − mix_h) · map_b`` for each head; with ``mix`` in [0, 1] rows still sum to 1.
+    """Compute ``mix_h · map_a + (1 − mix_h) · map_b`` for each head; with ``mix`` in [0, 1] rows still sum to 1.
 
     Args:
         map_a: ``... h q k``.
@@ -273,7 +273,7 @@ def cosine_scores(
     scale: Tensor | float = 1.0,
     bias: Tensor | float = 0.0,
 ) -> Float[Tensor, "b n c"]:
-    """``scale · cos(image, labels) + bias`` for every patch and label, in float32 whatever autocast chose.
+    """Compute ``scale · cos(image, labels) + bias`` for every patch and label, in float32 even under autocast.
 
     Args:
         image: Patch vectors ``b n d``.
@@ -310,7 +310,7 @@ def cosine_scores(
 def pool_regions(
     scores: Float[Tensor, "b n c"], how: Literal["max", "mean", "softmax"] = "max", temperature: float = 0.1
 ) -> Float[Tensor, "b c"]:
-    """Aggregate the scores of the patches into one score per label, each label on its own.
+    """Aggregate the scores of the patches into one score per label, each label independently.
 
     Args:
         scores: ``b n c``, at least one patch.
@@ -372,14 +372,14 @@ def splice_context(
 
 @torch.no_grad()
 def prior_bias(scores: Float[Tensor, "..."], prior: float) -> float:
-    """The bias with which the mean probability ``σ(scores + bias)`` is ``prior``, found by bisection in float64.
+    """Return the bias with which the mean probability ``σ(scores + bias)`` is ``prior``, by bisection in float64.
 
     Args:
         scores: Any shape, at least one score, all finite.
-        prior: Mean probability asked for, in (0, 1).
+        prior: The mean probability, in (0, 1).
 
     Raises:
-        ShapeError: where ``scores`` is no tensor of floats.
+        ShapeError: where ``scores`` is not a tensor of floats.
         ValueError: where there is no score, one is not finite, or ``prior`` is outside (0, 1).
 
     Example:
@@ -393,7 +393,7 @@ def prior_bias(scores: Float[Tensor, "..."], prior: float) -> float:
         raise ValueError(f"scores: expected at least one score, got shape {tuple(scores.shape)}")
     if not bool(values.isfinite().all()):
         raise ValueError(f"scores: expected finite scores, got {values[~values.isfinite()][0].item():g}")
-    # If all scores were the largest (smallest) one, the answer would be the lower (upper) bound.
+    # If all scores were the largest (smallest) one, the bias would be the lower (upper) bound.
     logit = math.log(prior) - math.log1p(-prior)
     low, high = logit - values.max().item(), logit - values.min().item()
     for _ in range(100):

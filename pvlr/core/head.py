@@ -1,4 +1,4 @@
-"""Similarities of labels and images in both directions, as one score per label."""
+"""Similarities of images and labels in both directions, combined into one score per label."""
 
 import math
 
@@ -15,15 +15,15 @@ __all__ = ["SimilarityHead"]
 
 
 class SimilarityHead(Block):
-    """``scale · (κ max_n cos(X'[n], T'[c]) + cos(V[c], T[c]) + λ cos(g, T[c])) + bias``: labels are the classifier.
+    """Classifier ``scale · (κ max_n cos(X'[n], T'[c]) + cos(V[c], T[c]) + λ cos(g, T[c])) + bias`` by label vectors.
 
-    The two similarities of the method's abstract: label vectors that know their context (``T'``) with the image's
-    patches, and visual vectors that are related to a label's meaning (``V``) with the label; and that of the whole
-    image (``g``). The last two are left out where they are not given. Its parameters are four numbers, so that it
-    serves any list of labels.
+    The first two are the similarities of the method's abstract: of context-aware label vectors (``T'``) with the
+    image's patches, and of visual vectors related to a label's meaning (``V``) with the label; the third is that of
+    the whole image (``g``). The last two are left out where they are not given. The parameters are four numbers, so
+    that the head applies to any list of labels.
 
     Args:
-        scale: Factor of the cosines at the start, above 0; kept as its logarithm, as ``κ`` and ``λ`` are.
+        scale: Factor of the cosines at the start, above 0; stored as its logarithm, as ``κ`` and ``λ`` are.
         bias: Added to every score at the start.
         patches: ``κ`` at the start, above 0.
         whole: ``λ`` at the start, above 0; None: the whole image is not compared, and there is no ``λ``.
@@ -56,13 +56,13 @@ class SimilarityHead(Block):
         visual: Float[Tensor, "b c d"] | None = None,
         whole: Float[Tensor, "b d"] | None = None,
     ) -> Float[Tensor, "b c"]:
-        """Scores ``b c``, float32 whatever autocast chose (float64 for float64 inputs).
+        """Compute scores ``b c``, float32 even under autocast (float64 for float64 inputs).
 
         Args:
             patches: ``X'``, at least one patch.
             labels: ``T``, the labels.
-            looked: ``T'``, the labels after they have looked at the patches; None: the labels.
-            visual: ``V``, what of the image speaks for each label; None: it is not compared.
+            looked: ``T'``, the labels after attention to the patches; None: the labels.
+            visual: ``V``, a vector of the image for each label; None: it is not compared.
             whole: ``g``, the whole image; None: it is not compared.
 
         Raises:
@@ -96,7 +96,7 @@ class SimilarityHead(Block):
 
 
 def _paired(a: Tensor, b: Tensor) -> Float[Tensor, "b c"]:
-    """Cosines of the vectors that stand at the same place."""
+    """Return the cosines of vectors at the same position."""
     lengths = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
     cosines: Tensor = (a * b).sum(dim=-1) / lengths.clamp_min(1e-12)
     return cosines

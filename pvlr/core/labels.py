@@ -1,4 +1,4 @@
-"""The labels of a task: ordered, unique names, how they are read aloud, and what is known about them."""
+"""The labels of a task: ordered, unique names, their readable texts and their descriptions."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,19 +11,19 @@ __all__ = ["LabelError", "LabelSet"]
 
 
 class LabelError(ValueError):
-    """A label that is malformed, repeated or not in the set."""
+    """Error for a label that is malformed, repeated or not in the set."""
 
 
 @dataclass(frozen=True, repr=False)
 class LabelSet:
     """Ordered, unique label names; position ``i`` is column ``i`` of every target and score.
 
-    The name is the key that annotation files use (``diningtable``); the readable text is what prompts say
+    The name is the key that annotation files use (``diningtable``); the readable text is used in prompts
     (``dining table``).
 
     Args:
         names: Unique, non-empty names without control characters or white space around them; at least one.
-        readable: Name to such a text for prompts; a name that is left out is read with its underscores as spaces.
+        readable: Name to such a text for prompts; the text of a name left out is the name with underscores as spaces.
         descriptions: Name to sentences about the label; any name may be left out.
 
     Raises:
@@ -58,17 +58,17 @@ class LabelSet:
         if len(positions) != len(names):
             twice = next(name for index, name in enumerate(names) if positions[name] != index)
             raise LabelError(f"names: expected unique labels, got {twice!r} more than once")
-        # Frozen all the way down: the set is a key of caches, so it must not change behind them.
+        # Immutable at every level: the set is a key of caches.
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "_positions", positions)
 
-        spoken: dict[str, str] = dict(self.readable)
+        readable: dict[str, str] = dict(self.readable)
         described: dict[str, object] = dict(self.descriptions)
-        for argument, mapping in (("readable", spoken), ("descriptions", described)):
+        for argument, mapping in (("readable", readable), ("descriptions", described)):
             for name in mapping:
                 if name not in positions:
                     raise LabelError(f"{argument}: {self._unknown(name)}")
-        for name, text in spoken.items():
+        for name, text in readable.items():
             _require_line(f"readable of {name!r}", text)
         for name, sentences in described.items():
             if not isinstance(sentences, tuple | list):
@@ -76,17 +76,17 @@ class LabelSet:
                 raise LabelError(f"descriptions of {name!r}: expected a sequence of sentences, got a {found}")
             for sentence in sentences:
                 _require_text(f"descriptions of {name!r}", sentence)
-        texts = {name: spoken.get(name, _read(name)) for name in names}
+        texts = {name: readable.get(name, _read(name)) for name in names}
         object.__setattr__(self, "readable", MappingProxyType(texts))
-        kept = {name: tuple(self.descriptions[name]) for name in names if described.get(name)}
-        object.__setattr__(self, "descriptions", MappingProxyType(kept))
+        descriptions = {name: tuple(self.descriptions[name]) for name in names if described.get(name)}
+        object.__setattr__(self, "descriptions", MappingProxyType(descriptions))
 
     @classmethod
     def of(cls, labels: "LabelSet | Sequence[str]") -> "LabelSet":
-        """These labels: as they are, or made of their names.
+        """Return the labels as a set, given a set or names.
 
         Raises:
-            LabelError: where they are no names, a single text among others.
+            LabelError: where they are not names, or a single text.
 
         Example:
             >>> LabelSet.of(["cat", "dog"])
@@ -94,7 +94,7 @@ class LabelSet:
         """
         if isinstance(labels, LabelSet):
             return labels
-        # A single text is not taken apart here: the constructor refuses it.
+        # A single text is not split into letters here: the constructor raises an error.
         return cls(cast(tuple[str, ...], labels) if isinstance(labels, str) else tuple(labels))
 
     @property
@@ -103,7 +103,7 @@ class LabelSet:
         return tuple(self.readable[name] for name in self.names)
 
     def index(self, name: str) -> int:
-        """Position of a label.
+        """Return the position of a label.
 
         Raises:
             LabelError: naming the unknown label and the nearest known one.
@@ -114,7 +114,7 @@ class LabelSet:
         return positions[name]
 
     def select(self, names: Iterable[str]) -> "LabelSet":
-        """The labels of these names, in the order given, with all that is known about them.
+        """Return the labels of these names, in the order given, with their texts and descriptions.
 
         Raises:
             LabelError: naming a label that is unknown or given twice.
@@ -133,7 +133,7 @@ class LabelSet:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of plain lists, dictionaries and texts, from which :meth:`from_json` makes an equal set.
+        """Return a dictionary of plain lists, dictionaries and texts, from which :meth:`from_json` makes an equal set.
 
         Example:
             >>> LabelSet(("cat",)).to_json()
@@ -144,7 +144,7 @@ class LabelSet:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "LabelSet":
-        """The set that :meth:`to_json` wrote; ``readable`` and ``descriptions`` may be left out.
+        """Return the set that :meth:`to_json` wrote; ``readable`` and ``descriptions`` may be left out.
 
         Raises:
             LabelError: naming a field that is missing, unknown or of the wrong kind.
@@ -183,16 +183,16 @@ class LabelSet:
         return hash((self.names, self.texts, tuple(self.descriptions.items())))
 
     def __repr__(self) -> str:
-        said = [f"names={self.names!r}"]
+        fields = [f"names={self.names!r}"]
         readable = {name: text for name, text in self.readable.items() if text != _read(name)}
         if readable:
-            said.append(f"readable={readable!r}")
+            fields.append(f"readable={readable!r}")
         if self.descriptions:
-            said.append(f"descriptions={dict(self.descriptions)!r}")
-        return f"LabelSet({', '.join(said)})"
+            fields.append(f"descriptions={dict(self.descriptions)!r}")
+        return f"LabelSet({', '.join(fields)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Read-only mappings do not pickle; the JSON form does, and goes through the same checks on the way back.
+        # Read-only mappings do not pickle; the JSON form does, and is checked again when it is read.
         return LabelSet.from_json, (self.to_json(),)
 
     def _unknown(self, name: object) -> str:
@@ -211,6 +211,6 @@ def _require_text(name: str, text: object) -> None:
 
 def _require_line(name: str, text: str) -> None:
     _require_text(name, text)
-    # Tables, pages and terminals show it, and would act on it.
+    # The text is shown in tables, pages and terminals, which would interpret control characters.
     if any(category(letter) == "Cc" for letter in text):
         raise LabelError(f"{name}: expected a text without control characters, got {text!r}")

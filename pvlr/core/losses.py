@@ -24,23 +24,22 @@ def asymmetric_loss(
     clip: float = 0.0,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, ""]:
-    """Asymmetric loss over the known labels.
+    """Compute the asymmetric loss over the known labels.
 
     Per label, with ``p = σ(logit)`` and ``p_m = max(p − clip, 0)``:
     ``− y (1 − p)^γ+ log p − (1 − y) p_m^γ− log(1 − p_m)``.
 
     Ridnik et al., "Asymmetric Loss For Multi-Label Classification", arXiv 2009.14119. The gradient is that of the
-    formula, focusing weights included: code in circulation can keep them out of it ("detach") and clamps the
-    probability after the sigmoid, so that a positive at logit −19 hardly learns. Here everything goes through
-    ``logsigmoid``.
+    formula, focusing weights included: common implementations may detach them, and clamp the probability after the
+    sigmoid, so that a positive at logit −19 has almost no gradient. Here all terms are computed with ``logsigmoid``.
 
     Args:
         logits: ``b c``; values at unknown labels, NaN included, change neither the loss nor any gradient.
         target: ``b c`` of any dtype, in [0, 1] wherever known.
         known: ``b c``, True where the target is known; None: everywhere.
-        gamma_pos: ``γ+ ≥ 0``, how strongly easy positives are faded.
-        gamma_neg: ``γ− ≥ 0``, how strongly easy negatives are faded.
-        clip: In [0, 1): negatives of a probability up to this cost nothing.
+        gamma_pos: ``γ+ ≥ 0``, strength of the down-weighting of easy positives.
+        gamma_neg: ``γ− ≥ 0``, strength of the down-weighting of easy negatives.
+        clip: In [0, 1): negatives of a probability up to this have no loss.
         reduction: ``"mean"``: the sum over the known labels divided by their number; ``"sum"``: that sum.
 
     Returns:
@@ -48,8 +47,8 @@ def asymmetric_loss(
 
     Raises:
         ShapeError: where shapes, dtypes or devices differ.
-        ValueError: where a known target is outside [0, 1] (not looked at under ``torch.compile`` and
-            ``torch.vmap``, which have no values to look at), or an option is out of range.
+        ValueError: where a known target is outside [0, 1] (not checked under ``torch.compile`` and
+            ``torch.vmap``, where values are not available), or an option is out of range.
 
     Example:
         >>> logits, target = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
@@ -71,7 +70,7 @@ def asymmetric_loss(
         x = widened(logits)
         y = target.to(x.dtype)
         if known is not None:
-            # Masked before the formula: a NaN that is only multiplied by zero later stays a NaN, here and backwards.
+            # Masked before the formula: a NaN that is multiplied by zero later stays NaN, forwards and backwards.
             x, y = x.masked_fill(~known, 0.0), y.masked_fill(~known, 0.0)
         if not torch.compiler.is_compiling():
             _require_targets(y)
@@ -87,7 +86,7 @@ def asymmetric_loss(
         if reduction == "sum":
             return total
         if known is None:
-            return loss.mean() if loss.numel() else total  # The mean of nothing is NaN.
+            return loss.mean() if loss.numel() else total  # The mean of no values is NaN.
         return total / known.sum().clamp(min=1)
 
 
@@ -98,17 +97,17 @@ def binary_cross_entropy(
     *,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy over the known labels: :func:`asymmetric_loss` without focusing and clipping.
+    """Compute the binary cross-entropy over the known labels: :func:`asymmetric_loss` without focusing and clipping.
 
     Args:
-        logits: As there.
-        target: As there.
-        known: As there.
-        reduction: As there.
+        logits: See :func:`asymmetric_loss`, as for all arguments.
+        target: ``b c``, in [0, 1] wherever known.
+        known: ``b c``, True where the target is known; None: everywhere.
+        reduction: ``"mean"`` or ``"sum"``.
 
     Raises:
-        ShapeError: As there.
-        ValueError: As there.
+        ShapeError: where shapes, dtypes or devices differ.
+        ValueError: where a known target is outside [0, 1], or the reduction is unknown.
 
     Example:
         >>> binary_cross_entropy(torch.zeros(1, 2), torch.tensor([[1.0, 0.0]]))
@@ -118,11 +117,11 @@ def binary_cross_entropy(
 
 
 def _negative(x: Tensor, gamma: float, clip: float) -> Tensor:
-    """``p_m^γ log(1 − p_m)``, finite with a finite gradient at any finite logit."""
+    """Compute ``p_m^γ log(1 − p_m)``, finite with a finite gradient at any finite logit."""
     if clip == 0:
         log = F.logsigmoid(-x)
         return torch.exp(gamma * F.logsigmoid(x)) * log if gamma > 0 else log
-    # Up to the clip the term is 0, and so is its gradient. The stand-in keeps the power of a zero, whose slope is
+    # Up to the clip the term is 0, and so is its gradient. The placeholder 0.5 keeps the power of zero, whose slope is
     # infinite for γ < 1, out of the backward pass.
     p = torch.sigmoid(x)
     active = p > clip
@@ -135,9 +134,9 @@ def _negative(x: Tensor, gamma: float, clip: float) -> Tensor:
 def _require_targets(target: Tensor) -> None:
     outside = ~((target >= 0) & (target <= 1))  # Written so that NaN is outside.
     try:
-        refused = bool(outside.any())
-    except RuntimeError:  # No values to look at: under vmap, on the meta device.
+        invalid = bool(outside.any())
+    except RuntimeError:  # Values are not available: under vmap, on the meta device.
         return
-    if refused:
+    if invalid:
         found = target[outside][0].item()
         raise ValueError(f"target: expected values in [0, 1] wherever known, got {found:g}")

@@ -1,7 +1,8 @@
-"""What the towers know and what was learned, as one logit."""
+"""Mixture of the towers' base scores and the learned scores into one logit."""
 
 import math
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -16,10 +17,10 @@ __all__ = ["Mixture", "mixing_weights"]
 
 
 def mixing_weights(positives: Float[Tensor, " c"], shrinkage: float) -> Float[Tensor, " c"]:
-    """``α_c = n_c / (n_c + K)``: how far what was learned of a label counts, by how many positives it was learned from.
+    """Compute ``α_c = n_c / (n_c + K)``, the weight of a label's learned score, from its known positives.
 
-    The weight of a mean of ``n`` observations against a guess that is worth ``K`` of them. A label without a known
-    positive has 0: it scores as a name that was never trained on.
+    The weight of a mean of ``n`` observations against a prior that is worth ``K`` of them. A label without a known
+    positive has 0: it is scored like a name that was never trained on.
 
     Args:
         positives: ``n_c``, at least 0.
@@ -31,20 +32,23 @@ def mixing_weights(positives: Float[Tensor, " c"], shrinkage: float) -> Float[Te
     """
     expect("positives", positives, "c", dtype="float")
     require_number("shrinkage", shrinkage, above=0.0)
-    return _share(positives, shrinkage)
+    weights: Tensor = _share(positives, shrinkage)
+    return weights
 
 
 LEAST = 1e-6
-"""Least spread of a part that says anything."""
+"""Least spread of a part that is not constant."""
+ALL = math.inf
+"""Number of positives with which the weight of the learned score is 1."""
 
 
 class Mixture(Block):
-    """``logit = Σ_p w_p base_p / σ_p + α_c · learned + bias``: what was known stays, what is learned is added.
+    """Sum of base and learned scores: ``logit = Σ_p w_p base_p / σ_p + α_c · learned + bias``.
 
     In evaluation, ``α`` is :func:`mixing_weights` of how many positives of the label were known (interpolating between
-    the model as it came and as it was trained keeps what it knew: WiSE-FT, arXiv 2109.01903). In training it is 1,
-    and for a share of the pictures the base is left out, so that what is learned does not lean on it. ``σ`` is 1 until
-    :meth:`fit_spread` has measured it, so that no part drowns the others, or what is to be learned.
+    the pre-trained and the trained model preserves zero-shot knowledge: WiSE-FT, arXiv 2109.01903). In training it is
+    1, and for a share of the pictures the base is left out, so that the learned scores do not rely on it. ``σ`` is 1
+    until :meth:`fit_spread` has measured it, so that no part dominates the others, or the learned scores.
 
     Args:
         parts: Number of scores the base has; 0: there is no base, and ``α`` is 1.
@@ -74,14 +78,14 @@ class Mixture(Block):
     shrinkage: Tensor
     spread: Tensor
     draws: Tensor | None = None
-    """For each picture of the next training batch a number in [0, 1), ``b``; below ``drop`` it has no base. None: they
-    are drawn by torch's generator, and so depend on which pictures share a batch."""
+    """A number in [0, 1) for each picture of the next training batch, ``b``; below ``drop`` its base is left out. None:
+    they are drawn by torch's generator, and so depend on which pictures share a batch."""
 
     @torch.no_grad()
     def fit_spread(self, base: Float[Tensor, "b c p"]) -> None:
-        """Take the standard deviation of each part over some images and all labels for ``σ``; no label is asked for.
+        """Set ``σ`` to the standard deviation of each part over some images and all labels; no targets are needed.
 
-        A part that is the same everywhere keeps 1.
+        For a constant part it is 1.
 
         Raises:
             ShapeError: where there is not one score for each part.
@@ -96,7 +100,7 @@ class Mixture(Block):
         learned: Float[Tensor, "b c"] | None,
         positives: Float[Tensor, " c"] | None = None,
     ) -> Float[Tensor, "b c"]:
-        """Logits ``b c``, float32 whatever autocast chose (float64 for float64 inputs).
+        """Compute logits ``b c``, float32 even under autocast (float64 for float64 inputs).
 
         Args:
             base: Scores by name, from :func:`~pvlr.core.base.base_scores`; None where there are no parts.
@@ -112,10 +116,28 @@ class Mixture(Block):
             return self._mixed(base, learned, positives)
         if base is not None and learned is not None:
             base = self.dropped(base)
-        return self._mixed(base, learned, torch.full_like(self.bias, math.inf))
+        return self._mixed(base, learned, ALL)
+
+    def each(
+        self, base: Float[Tensor, "b c p"] | None, answers: Sequence[Float[Tensor, "b c"]]
+    ) -> tuple[Float[Tensor, "b c"], ...]:
+        """Return the logits of several learned scores in training, each alone; the same pictures lack the base in all.
+
+        Args:
+            base: As for :meth:`forward`.
+            answers: Scores that were learned, one or more.
+
+        Raises:
+            ShapeError: where the axes do not fit.
+            ValueError: where the base is missing.
+        """
+        for answer in answers:
+            self._check(base, answer, None)
+        base = None if base is None else self.dropped(base)
+        return tuple(self._mixed(base, answer, ALL) for answer in answers)
 
     def dropped(self, base: Float[Tensor, "b c p"]) -> Float[Tensor, "b c p"]:
-        """The base of a training batch: zeros for a share of the pictures.
+        """Return the base of a training batch, with zeros for a share of the pictures.
 
         Raises:
             ShapeError: where there is not one score for each part.
@@ -126,12 +148,17 @@ class Mixture(Block):
         draws = torch.rand(len(base), device=base.device) if self.draws is None else self.draws
         return base * (draws >= self.drop).reshape(-1, 1, 1)
 
-    def mixed(self, base: Tensor | None, learned: Tensor | None, positives: Tensor | None) -> Float[Tensor, "b c"]:
-        """The same as in evaluation, whatever the mode; ∞ positives: all that was learned counts."""
-        self._check(base, learned, positives)
-        return self._mixed(base, learned, positives)
+    def complete(self, base: Tensor | None, learned: Tensor | None) -> Float[Tensor, "b c"]:
+        """Return the logits with learned scores of weight 1, whatever the mode, and no base left out.
 
-    def _mixed(self, base: Tensor | None, learned: Tensor | None, positives: Tensor | None) -> Tensor:
+        Raises:
+            ShapeError: where the axes do not fit.
+            ValueError: where base or learned is missing.
+        """
+        self._check(base, learned, None)
+        return self._mixed(base, learned, ALL)
+
+    def _mixed(self, base: Tensor | None, learned: Tensor | None, positives: Tensor | float | None) -> Tensor:
         like = cast(Tensor, base if learned is None else learned)
         with full_width(like):
             bias = widened(self.bias)
@@ -141,7 +168,8 @@ class Mixture(Block):
             known = wide @ (widened(self.weights) / widened(self.spread)).to(wide.dtype)
             if learned is None or positives is None:
                 return known + bias
-            return known + _share(positives, self.shrinkage) * widened(learned) + bias
+            mixed: Tensor = known + _share(positives, self.shrinkage) * widened(learned) + bias
+            return mixed
 
     def _check(self, base: Tensor | None, learned: Tensor | None, positives: Tensor | None) -> None:
         if (base is None) != (self.parts == 0):
@@ -155,11 +183,10 @@ class Mixture(Block):
         if learned is not None:
             shape = {axis: axes[axis] for axis in "bc" if axes}
             axes = expect("learned", learned, "b c", dtype="float", device=device, **shape)  # type: ignore[arg-type]
-        # One number stands for every label.
-        if positives is not None and not (isinstance(positives, Tensor) and positives.dim() == 0):
+        if positives is not None:
             expect("positives", positives, "c", dtype="float", device=device, c=axes["c"])
 
 
-def _share(positives: Tensor, shrinkage: Tensor | float) -> Tensor:
-    # Not n / (n + K), which is not a number for all there are.
+def _share(positives: Tensor | float, shrinkage: Tensor | float) -> Any:
+    # Not n / (n + K), which is NaN for an infinite n.
     return 1 / (1 + shrinkage / positives)

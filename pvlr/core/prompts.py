@@ -1,9 +1,9 @@
-"""From label names to label vectors: fixed prompts that know, and learnable prompts that adapt."""
+"""Label vectors from label names: by fixed prompts, and by learnable prompts."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,20 +20,20 @@ from pvlr.core.shapes import expect
 
 __all__ = ["ContextPrompter", "KnowledgePrompter", "PromptBank", "encode_knowledge", "load_label_vectors"]
 
-RELATIONS = ("attention", "none")
+Relation = Literal["attention", "none"]
 
 
 @dataclass(frozen=True)
 class PromptBank:
-    """The sentences in which labels are put to a text tower.
+    """The prompts of labels for a text tower.
 
     Args:
         labels: The labels.
         templates: Sentences with one ``{}`` for the label's readable text.
         descriptions: Label name to sentences added to its templates; None: those of ``labels``.
-        context_words: Words the learnable context starts from, before every label; None: it starts from none.
+        context_words: Words before every label that initialise the learnable context; None: none.
         context_tokens: Number of context tokens ``m``; as many as ``context_words`` have.
-        suffix: What follows the label in a learnable prompt.
+        suffix: Text after the label in a learnable prompt.
 
     Raises:
         ValueError: where a template has not exactly one ``{}``, or a label would have no sentence.
@@ -71,7 +71,7 @@ class PromptBank:
                 raise ValueError(f"templates: expected a template or a description for every label, {name!r} has none")
 
     def fixed(self) -> tuple[tuple[str, ...], ...]:
-        """For each label its sentences: the templates filled in, then its descriptions."""
+        """Return the sentences of each label: the templates filled in, then its descriptions."""
         described = self.labels.descriptions if self.descriptions is None else self.descriptions
         # Not str.format: a label's own braces would be read as fields.
         return tuple(
@@ -80,19 +80,19 @@ class PromptBank:
         )
 
     def context_sentences(self) -> tuple[str, ...]:
-        """For each label the sentence whose first words the learnable context replaces, or before which it is put."""
+        """Return for each label the sentence whose first words the context replaces, or before which it is inserted."""
         words = "" if self.context_words is None else f"{self.context_words} "
         return tuple(f"{words}{text}{self.suffix}" for text in self.labels.texts)
 
 
 @torch.no_grad()
 def encode_knowledge(bank: PromptBank, encode: Callable[[list[str]], Tensor], batch: int = 256) -> Float[Tensor, "c k"]:
-    """``T_hard[c] = mean_k norm(E(sentence_k(c)))``: every label's sentences, encoded, normalised and averaged.
+    """Compute ``T_hard[c] = mean_k norm(E(sentence_k(c)))``: each label's sentences, encoded, normalised and averaged.
 
     Args:
         bank: The prompts.
-        encode: From a list of ``s`` sentences to vectors ``s k``: a text tower's, or any sentence encoder's.
-        batch: Most sentences given to ``encode`` at once.
+        encode: Function from ``s`` sentences to vectors ``s k``: a text tower's, or any sentence encoder's.
+        batch: Maximum number of sentences per call of ``encode``.
 
     Returns:
         ``c k``, float32, without gradient; of length 1 where a label has one sentence, else at most 1.
@@ -112,14 +112,14 @@ def encode_knowledge(bank: PromptBank, encode: Callable[[list[str]], Tensor], ba
     sentences = [sentence for group in grouped for sentence in group]
     parts: list[Tensor] = []
     for start in range(0, len(sentences), batch):
-        asked = sentences[start : start + batch]
-        vectors = encode(asked)
+        chunk = sentences[start : start + batch]
+        vectors = encode(chunk)
         known_width = {"k": parts[0].shape[1]} if parts else {}
-        expect("encode", vectors, "s k", dtype="float", s=len(asked), **known_width)  # type: ignore[arg-type]
+        expect("encode", vectors, "s k", dtype="float", s=len(chunk), **known_width)  # type: ignore[arg-type]
         vectors = vectors.float()
         length = vectors.norm(dim=-1)
         if not bool((length.isfinite() & (length > 0)).all()):
-            worst = asked[int((~(length.isfinite() & (length > 0))).nonzero()[0])]
+            worst = chunk[int((~(length.isfinite() & (length > 0))).nonzero()[0])]
             raise ValueError(
                 f"encode: expected a finite vector other than zero for every sentence, not so for {worst!r}"
             )
@@ -129,12 +129,12 @@ def encode_knowledge(bank: PromptBank, encode: Callable[[list[str]], Tensor], ba
 
 
 def load_label_vectors(path: str | Path, labels: LabelSet) -> Float[Tensor, "c k"]:
-    """Read label vectors made elsewhere, in the order of ``labels``.
+    """Read label vectors from a file, in the order of ``labels``.
 
     Args:
         path: A ``.npz`` file with the arrays ``names`` (texts, ``r``) and ``vectors`` (numbers, ``r k``); it may
-            hold more labels than asked for. Nothing in it is ever executed.
-        labels: The labels asked for.
+            hold more labels than ``labels``. Nothing in it is ever executed.
+        labels: The labels to read.
 
     Returns:
         ``c k``, float32, as in the file (not normalised).
@@ -155,15 +155,15 @@ def load_label_vectors(path: str | Path, labels: LabelSet) -> Float[Tensor, "c k
     import numpy as np  # Not needed by any block.
 
     try:
-        # Opened here, because numpy leaves a file open that it opened and cannot read.
+        # Opened here, because numpy does not close a file that it cannot read.
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            held = {name: file[name] for name in ("names", "vectors") if name in file.files}
-    except Exception as err:  # numpy, zipfile and zlib each have their own for a damaged file.
+            arrays = {name: file[name] for name in ("names", "vectors") if name in file.files}
+    except Exception as err:  # numpy, zipfile and zlib each raise other errors for a damaged file.
         raise LabelError(f"{path}: expected a readable .npz file of label vectors, {err}") from None
-    if len(held) != 2:
-        found = next(map(repr, held), "neither")
+    if len(arrays) != 2:
+        found = next(map(repr, arrays), "neither")
         raise LabelError(f"{path}: expected the arrays 'names' and 'vectors', got {found}")
-    names, vectors = held["names"], held["vectors"]
+    names, vectors = arrays["names"], arrays["vectors"]
     if names.ndim != 1 or names.dtype.kind != "U":
         raise LabelError(f"{path}: expected 'names' to be one axis of texts, got {names.dtype} {names.shape}")
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.shape[0] != names.shape[0] or vectors.shape[1] == 0:
@@ -183,12 +183,12 @@ def load_label_vectors(path: str | Path, labels: LabelSet) -> Float[Tensor, "c k
 
 
 class KnowledgePrompter(Block):
-    """``(T_ka, M_ka) = SA(T_hard)``: what fixed vectors know about labels, related to each other.
+    """Prompter of fixed vectors, with self-attention over labels: ``(T_ka, M_ka) = SA(T_hard)``.
 
     Args:
         dim: Joint width ``d``.
         heads: Number of heads of the relation.
-        source_dim: Width ``k`` of the vectors if they come from elsewhere: a learned projection ``k → d`` is put
+        source_dim: Width ``k`` of the vectors if they are not the text tower's: a learned projection ``k → d`` comes
             before the relation. None: they are ``d`` wide, and are not projected.
         relation: ``"attention"``, or ``"none"`` to leave the vectors as they are.
 
@@ -204,19 +204,19 @@ class KnowledgePrompter(Block):
         dim: int,
         heads: int = 8,
         source_dim: int | None = None,
-        relation: Literal["attention", "none"] = "attention",
+        relation: Relation = "attention",
     ) -> None:
         super().__init__(dim=dim, heads=heads, source_dim=source_dim, relation=relation)
         require_int("dim", dim, least=1)
         if source_dim is not None:
             require_int("source_dim", source_dim, least=1)
-        require_choice("relation", relation, RELATIONS)
+        require_choice("relation", relation, get_args(Relation))
         self.source_dim = dim if source_dim is None else source_dim
         self.projection = None if source_dim is None else nn.Linear(source_dim, dim, bias=False)
         self.relation = LabelRelation(dim=dim, heads=heads) if relation == "attention" else None
 
     def forward(self, vectors: Float[Tensor, "c k"]) -> tuple[Float[Tensor, "c d"], RelationMap | None]:
-        """Project (if asked for) and relate.
+        """Project (if ``source_dim`` was given) and relate.
 
         Args:
             vectors: ``c k`` (``k = d`` without a projection), for instance :func:`encode_knowledge`'s.
@@ -225,7 +225,7 @@ class KnowledgePrompter(Block):
             Label vectors ``c d`` and the factors of their map (None without a relation).
 
         Raises:
-            ShapeError: where ``vectors`` has another width than asked for.
+            ShapeError: where ``vectors`` has another width.
         """
         like = next(self.parameters(), None)
         expect("vectors", vectors, "c k", dtype="float", like=like, k=self.source_dim)
@@ -237,12 +237,12 @@ class KnowledgePrompter(Block):
 
 
 class ContextPrompter(Block):
-    """``T_soft[c] = norm(E_t([v_1 … v_m, name_c, .]))`` with learnable ``v``; then ``(T_ca, M_ca) = SA(T_soft)``.
+    """Prompter ``T_soft[c] = norm(E_t([v_1 … v_m, name_c, .]))`` with learnable ``v``; ``(T_ca, M_ca) = SA(T_soft)``.
 
     Args:
         width: Width ``w`` of the text tower's token embeddings.
         dim: Joint width ``d``.
-        tokens: Number of context tokens ``m``.
+        context_tokens: Number of context tokens ``m``.
         heads: Number of heads of the relation.
         relation: ``"attention"``, or ``"none"`` to leave the vectors as they are.
         std: Standard deviation of the context at the start, until :meth:`start_from` sets it.
@@ -259,18 +259,18 @@ class ContextPrompter(Block):
         *,
         width: int,
         dim: int,
-        tokens: int = 4,
+        context_tokens: int = 4,
         heads: int = 8,
-        relation: Literal["attention", "none"] = "attention",
+        relation: Relation = "attention",
         std: float = 0.02,
     ) -> None:
-        super().__init__(width=width, dim=dim, tokens=tokens, heads=heads, relation=relation, std=std)
-        for name, number in (("width", width), ("dim", dim), ("tokens", tokens)):
+        super().__init__(width=width, dim=dim, context_tokens=context_tokens, heads=heads, relation=relation, std=std)
+        for name, number in (("width", width), ("dim", dim), ("context_tokens", context_tokens)):
             require_int(name, number, least=1)
-        require_choice("relation", relation, RELATIONS)
+        require_choice("relation", relation, get_args(Relation))
         require_number("std", std, least=0.0)
-        self.width, self.dim, self.tokens = width, dim, tokens
-        self.context = nn.Parameter(torch.randn(tokens, width) * std)
+        self.width, self.dim, self.context_tokens = width, dim, context_tokens
+        self.context = nn.Parameter(torch.randn(context_tokens, width) * std)
         self.relation = LabelRelation(dim=dim, heads=heads) if relation == "attention" else None
 
     @torch.no_grad()
@@ -280,35 +280,35 @@ class ContextPrompter(Block):
         Raises:
             ShapeError: where ``embeddings`` is not ``m w`` of this prompter.
         """
-        expect("embeddings", embeddings, "m w", dtype="float", m=self.tokens, w=self.width)
+        expect("embeddings", embeddings, "m w", dtype="float", m=self.context_tokens, w=self.width)
         self.context.copy_(embeddings)
 
     def encode(self, text: TextTower, prompts: PromptTokens) -> Float[Tensor, "c d"]:
-        """``T_soft``: the prompts with the context in place, encoded and normalised, float32.
+        """Return ``T_soft``: the prompts with the context inserted, encoded and normalised, float32.
 
         Args:
             text: The tower; gradient flows through it to the context.
-            prompts: The tower's own tokens of :meth:`PromptBank.context_sentences`.
+            prompts: Tokens of :meth:`PromptBank.context_sentences` by the tower's tokenizer.
 
         Raises:
             ShapeError: where the tower returns anything but one vector of width ``d`` per label.
-            ValueError: where the prompts leave another number of positions to the context.
+            ValueError: where the prompts have another number of positions for the context.
         """
         device = self.context.device
         labels = expect("prompts.ids", prompts.ids, "c t", dtype="int", device=device)["c"]
         expect("prompts.end", prompts.end, "c", dtype="int", device=device, c=labels)
-        if prompts.length != self.tokens:
-            raise ValueError(f"prompts: expected {self.tokens} positions for the context, got {prompts.length}")
+        if prompts.length != self.context_tokens:
+            raise ValueError(f"prompts: expected {self.context_tokens} positions for the context, got {prompts.length}")
         vectors = text.encode_context(self.context, prompts)
         expect("text.encode_context", vectors, "c d", dtype="float", device=device, c=labels, d=self.dim)
         with full_width(vectors):
             return F.normalize(widened(vectors), dim=-1)
 
     def relate(self, vectors: Float[Tensor, "c d"]) -> tuple[Float[Tensor, "c d"], RelationMap | None]:
-        """``T_ca`` and its map from ``T_soft``.
+        """Return ``T_ca`` and its map from ``T_soft``.
 
         Args:
-            vectors: ``T_soft``, ``c d``, in the width of the parameters, or float32 where that is narrower.
+            vectors: ``T_soft``, ``c d``, in the dtype of the parameters, or float32 where that is narrower.
 
         Returns:
             Label vectors ``c d``, and the factors of their map (None without a relation).
@@ -316,7 +316,7 @@ class ContextPrompter(Block):
         Raises:
             ShapeError: where the axes do not fit.
         """
-        # What `encode` hands over is float32 where the parameters are narrower.
+        # `encode` returns float32 where the parameters are narrower.
         if isinstance(vectors, Tensor) and vectors.dtype == torch.float32 and self.context.dtype != torch.float64:
             vectors = vectors.to(self.context.dtype)
         expect("vectors", vectors, "c d", dtype="float", like=self.context, d=self.dim)
@@ -326,5 +326,5 @@ class ContextPrompter(Block):
         return related, relation
 
     def forward(self, text: TextTower, prompts: PromptTokens) -> tuple[Float[Tensor, "c d"], RelationMap | None]:
-        """:meth:`encode`, then :meth:`relate`."""
+        """Apply :meth:`encode`, then :meth:`relate`."""
         return self.relate(self.encode(text, prompts))

@@ -1,4 +1,4 @@
-"""What a text tower and an image tower have to offer, whatever library they come from."""
+"""Protocols of text towers and image towers, independent of the library they come from."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
@@ -21,19 +21,19 @@ __all__ = [
 ]
 
 Regions = Literal["patches", "pooled", "both", "all"]
-"""Which vectors of an image are read: its patches, its pooled vector alone, or both; or what the pooled vector was made
-of besides, where the tower tells it."""
+"""The vectors of an image that are read: its patches, its pooled vector alone, or both; or also the features that the
+pooled vector was computed from, where the tower provides them."""
 
 
 class PromptTokens(NamedTuple):
-    """Tokenized prompts in which one stretch of positions belongs to the learnable context.
+    """Tokenized prompts in which one range of positions belongs to the learnable context.
 
     Attributes:
         ids: Token ids, int64 ``c t``, at the tower's full context length.
         start: First position of the context.
         length: Number of context positions (``m``).
         end: Position at which the tower pools each prompt, int64 ``c``.
-        used: Positions in use, one more than the largest ``end``: a number, so that no graph has to ask a tensor.
+        used: Positions in use, one more than the largest ``end``: an int, so that no graph has to read a tensor.
     """
 
     ids: Int[Tensor, "c t"]
@@ -44,13 +44,13 @@ class PromptTokens(NamedTuple):
 
 
 class ImageFeatures(NamedTuple):
-    """What an image tower sees, in the joint space and not normalised.
+    """Features of an image tower, in the joint space and not normalised.
 
     Attributes:
         patches: One vector per patch, ``b n d``.
         pooled: One vector per image, ``b d``.
-        source: Where the joint space is reached by more than a projection, so that part of what was seen is lost on the
-            way: the features that the pooled vector was made of, ``b k``. None: there is nothing more to know.
+        source: The features that the pooled vector was computed from, ``b k``, where that is more than a projection and
+            loses information. None: there are none.
     """
 
     patches: Float[Tensor, "b n d"]
@@ -59,7 +59,7 @@ class ImageFeatures(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The vectors of an image that a model reads, apart again; see :func:`split_regions`."""
+    """The vectors of an image that a model reads, split; see :func:`split_regions`."""
 
     patches: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b d"] | None
@@ -67,12 +67,12 @@ class Seen(NamedTuple):
 
 
 class ZeroShot(NamedTuple):
-    """How towers recognise without training, where their scale and bias make probabilities of cosines.
+    """Settings of recognition without training, for towers whose scale and bias turn cosines into probabilities.
 
     Attributes:
-        regions: Which vectors of an image are compared with the labels.
-        threshold: Probability from which on a label is told.
-        fitted_on: What scale, bias and threshold were fitted on, in words.
+        regions: The vectors of an image that are compared with the labels.
+        threshold: Probability from which on a label is predicted.
+        fitted_on: The data that scale, bias and threshold were fitted on, in words.
     """
 
     regions: Regions
@@ -81,13 +81,13 @@ class ZeroShot(NamedTuple):
 
 
 def join_regions(seen: ImageFeatures, regions: Regions) -> Float[Tensor, "b m d"]:
-    """The vectors of an image that a model reads, in one tensor: this is what is cached, batched and compared.
+    """Join the vectors of an image that a model reads into one tensor, which is cached, batched and compared.
 
     Args:
-        seen: What the tower saw.
+        seen: Features of the tower.
         regions: ``"patches"``: ``m = n``; ``"pooled"``: the pooled vector as the only one, ``m = 1``; ``"both"``: the
             pooled vector and then the patches, ``m = 1 + n``; ``"all"``: the pooled vector, its source in rows of width
-            ``d``, of which the last is filled up with zeros, and the patches, ``m = 1 + ⌈k / d⌉ + n``.
+            ``d``, of which the last is padded with zeros, and the patches, ``m = 1 + ⌈k / d⌉ + n``.
 
     Example:
         >>> seen = ImageFeatures(patches=torch.zeros(2, 49, 8), pooled=torch.zeros(2, 8), source=torch.zeros(2, 20))
@@ -107,11 +107,11 @@ def join_regions(seen: ImageFeatures, regions: Regions) -> Float[Tensor, "b m d"
 
 
 def split_regions(vectors: Float[Tensor, "b m d"], regions: Regions, source_dim: int = 0) -> Seen:
-    """What :func:`join_regions` joined, apart.
+    """Split the vectors that :func:`join_regions` joined.
 
     Args:
         vectors: ``b m d``.
-        regions: As they were joined.
+        regions: The argument of :func:`join_regions`.
         source_dim: Width of the source that is among them (``"all"``); 0: there is none.
 
     Returns:
@@ -145,24 +145,24 @@ class TextTower(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Most tokens a prompt may have (``t``)."""
+        """Maximum number of tokens of a prompt (``t``)."""
         ...
 
     @property
     def path(self) -> Literal["prefix", "plain"]:
-        """How learnable context is encoded.
+        """The method that encodes learnable context.
 
         ``"prefix"``: cut and prefix-shared, exact for causal towers; ``"plain"``: the whole transformer per label.
         """
         ...
 
     def tokenize_prompts(self, sentences: Sequence[str], context: str | None, tokens: int) -> PromptTokens:
-        """Tokenize one sentence per label, and give the context its stretch at the beginning.
+        """Tokenize one sentence per label, and reserve positions for the context at the beginning.
 
         Args:
             sentences: One prompt per label, its context words included.
             context: The words at the start of every sentence that the context replaces; None where there are none and
-                it is put before them.
+                it is inserted before the sentences.
             tokens: Number of context tokens (``m``); ``context`` must have exactly as many.
         """
         ...

@@ -1,4 +1,4 @@
-"""What training adds to each label's own vector, on top of what its name says."""
+"""Residuals that training adds to the vectors of its labels."""
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +12,11 @@ __all__ = ["LabelResidual", "rows_of_members"]
 
 
 class LabelResidual(Block):
-    """``t_c + r_c`` and ``q_c · LN f + b_c``: vectors of the labels that were trained on, zero at the start.
+    """Learned vectors of the trained labels, for ``t_c + r_c`` and ``q_c · LN f + b_c``, zero at the start.
 
-    A residual after the text encoder (TaskRes, arXiv 2211.10277; PositiveCoOp, arXiv 2409.08381), and a vector among
-    the features ``f`` of the whole image: the pooled vector, or what the tower made it of. Other labels have neither:
-    their name is all there is of them.
+    A residual after the text encoder (TaskRes, arXiv 2211.10277; PositiveCoOp, arXiv 2409.08381), and weights for the
+    features ``f`` of the whole image: the pooled vector, or the features the tower computes it from. Other labels have
+    neither, only the vector of their name.
 
     Args:
         labels: Number ``a`` of labels that are trained on.
@@ -40,11 +40,11 @@ class LabelResidual(Block):
         self.source = nn.Parameter(torch.zeros(labels, source_dim)) if source_dim else None
 
     def forward(self, vectors: Float[Tensor, "c d"], members: Int[Tensor, " c"]) -> Float[Tensor, "c d"]:
-        """Label vectors with what was learned for them.
+        """Return label vectors plus their residuals.
 
         Args:
             vectors: ``c d``.
-            members: Which of the trained labels each is, -1 for none.
+            members: Index of each among the trained labels, -1 for none.
 
         Raises:
             ShapeError: where the axes do not fit.
@@ -54,7 +54,7 @@ class LabelResidual(Block):
         return vectors + rows_of_members(self.vectors, members)
 
     def rows(self, members: Int[Tensor, " c"]) -> tuple[Float[Tensor, "c k"], Float[Tensor, " c"]]:
-        """``q_c`` and ``b_c`` of labels; zeros for those that were not trained on.
+        """Return ``q_c`` and ``b_c`` of labels; zeros for those that were not trained on.
 
         Raises:
             ShapeError: where the axes do not fit.
@@ -65,7 +65,7 @@ class LabelResidual(Block):
 
 
 def rows_of_members(table: Float[Tensor, "a ..."], members: Int[Tensor, " c"]) -> Float[Tensor, "c ..."]:
-    """What is known of the labels that were trained on, and 0 for the others.
+    """Return the rows of the labels that were trained on, and 0 for the others.
 
     Example:
         >>> rows_of_members(torch.tensor([3.0, 5.0]), torch.tensor([1, -1]))

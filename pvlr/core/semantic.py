@@ -1,4 +1,4 @@
-"""Semantic-related visual representations: what of an image speaks for each label."""
+"""Semantic-related visual representations: a vector of the image for each label."""
 
 import math
 
@@ -16,31 +16,31 @@ __all__ = ["SemanticPooling"]
 
 
 class SemanticPooling(Block):
-    """``V[c] = Σ_n softmax_n(τ cos(X[n], t[c])) X̂[n] + A[c]``, then ``V + W2 gelu(W1 LN V)``.
+    """Pooling ``V[c] = Σ_n softmax_n(τ cos(X[n], t[c])) X̂[n] + A[c]``, then ``V + W2 gelu(W1 LN V)``.
 
-    The evidence for a label is gathered by what the language model knows of it (``t``); to it comes what the label,
-    looking by itself, has brought from the patches (``A``). ``W2`` starts at zero. Each label is on its own.
+    The evidence for a label is gathered by its text vector (``t``); the output of the label's own attention to the
+    patches is added (``A``). ``W2`` is zero at the start. Each label is independent of the others.
 
     Args:
         dim: Joint width ``d``.
-        hidden: Hidden width of the feed-forward; 0: none.
+        feedforward: Hidden width of the feed-forward; 0: none.
         sharpness: ``τ`` at the start, above 0; learned, as its logarithm.
 
     Example:
         >>> import torch
-        >>> block = SemanticPooling(dim=4, hidden=8)
+        >>> block = SemanticPooling(dim=4, feedforward=8)
         >>> block(torch.ones(2, 3, 4), torch.ones(5, 4)).shape
         torch.Size([2, 5, 4])
     """
 
-    def __init__(self, *, dim: int, hidden: int = 512, sharpness: float = 20.0) -> None:
-        super().__init__(dim=dim, hidden=hidden, sharpness=sharpness)
+    def __init__(self, *, dim: int, feedforward: int = 512, sharpness: float = 20.0) -> None:
+        super().__init__(dim=dim, feedforward=feedforward, sharpness=sharpness)
         require_int("dim", dim, least=1)
-        require_int("hidden", hidden, least=0)
+        require_int("feedforward", feedforward, least=0)
         require_number("sharpness", sharpness, above=0.0)
         self.dim = dim
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
-        self.feedforward = FeedForward(dim=dim, hidden=hidden) if hidden else None
+        self.feedforward = FeedForward(dim=dim, hidden=feedforward) if feedforward else None
 
     def forward(
         self,
@@ -48,12 +48,12 @@ class SemanticPooling(Block):
         knowledge: Float[Tensor, "c d"] | Float[Tensor, "b c d"],
         gathered: Float[Tensor, "b c d"] | None = None,
     ) -> Float[Tensor, "b c d"]:
-        """One vector of each image for each label.
+        """Return one vector of each image for each label.
 
         Args:
             patches: ``b n d``, at least one patch; of any length, used at unit length.
-            knowledge: What is known of the labels, ``c d`` or ``b c d``.
-            gathered: What the labels have brought from the patches, ``b c d``; None: nothing.
+            knowledge: Text vectors of the labels, ``c d`` or ``b c d``.
+            gathered: Output of the labels' attention to the patches, ``b c d``; None: there is none.
 
         Raises:
             ShapeError: where the axes do not fit.

@@ -1,4 +1,4 @@
-"""Axis alphabet used by every signature in the package, and the check that holds arguments to it.
+"""Axis letters used by every signature in the package, and the check of arguments against them.
 
 b images · c labels · n image patches · d joint width · h heads · e head width ·
 t prompt tokens · m context tokens · w text-tower width · k knowledge width
@@ -15,14 +15,14 @@ __all__ = ["ShapeError", "expect", "expect_broadcast"]
 
 AUTOCAST = (torch.float16, torch.bfloat16, torch.float32)
 
-# einops remembers the types it has met. Meeting one inside a traced graph would be a side effect of that graph, and a
-# reason to trace all others once more.
+# einops caches the tensor types it is called with. A first call inside a traced graph would be a side effect of that
+# graph, and cause all others to be traced again.
 for _known in (torch.zeros(1), nn.Parameter(torch.zeros(1))):
     parse_shape(_known, "_")
 
 
 class ShapeError(ValueError):
-    """A tensor whose axes, dtype or device differ from what its argument asks for."""
+    """Error for a tensor whose axes, dtype or device differ from those its argument requires."""
 
 
 def expect(
@@ -43,14 +43,14 @@ def expect(
         name: Name of the argument, for the message.
         tensor: The tensor to check.
         pattern: Axes in einops' notation: names, ``_`` for any size, ``1``, one ``...`` for any number of axes.
-        dtype: Kind of numbers asked for (any width): ``"float"``, ``"int"`` (signed or not) or ``"bool"``.
+        dtype: Required kind of numbers (of any width): ``"float"``, ``"int"`` (signed or not) or ``"bool"``.
         device: Device the tensor has to be on.
-        like: A tensor it has to work with, such as a weight: on the same device, and of the same floating dtype (under
-            autocast both may be of any that autocast casts, which float64 is not).
-        **sizes: Sizes asked for, by axis name.
+        like: A tensor it has to be compatible with, such as a weight: on the same device, and of the same floating
+            dtype (under autocast both may be of any that autocast casts, which float64 is not).
+        **sizes: Required sizes, by axis name.
 
     Returns:
-        Axis name to size, in the order of the pattern; what ``...`` stands for is not in it.
+        Axis name to size, in the order of the pattern, without the axes of ``...``.
 
     Raises:
         ShapeError: naming the argument, what was expected and what was found.
@@ -68,7 +68,7 @@ def expect(
     try:
         axes: dict[str, int] = parse_shape(tensor, pattern)
     except (EinopsError, RuntimeError):
-        # One message and no chain: einops' own names neither the argument nor, always, the shape.
+        # One message and no chain: that of einops does not name the argument, nor always the shape.
         raise ShapeError(f"{name}: expected axes '{pattern}', got shape {tuple(tensor.shape)}") from None
     for axis, size in sizes.items():
         if axis not in axes:
@@ -82,7 +82,7 @@ def expect(
     if like is not None:
         if tensor.device != like.device:
             raise ShapeError(f"{name}: expected a tensor on {like.device}, got one on {tensor.device}")
-        # Nothing is cast on the meta device, and asking it about autocast is an error.
+        # Nothing is cast on the meta device, where querying autocast raises an error.
         autocast = not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
         mixed = autocast and tensor.dtype in AUTOCAST and like.dtype in AUTOCAST
         if tensor.dtype != like.dtype and not mixed:
@@ -91,7 +91,7 @@ def expect(
 
 
 def expect_broadcast(names: str, what: str, *shapes: Sequence[int]) -> tuple[int, ...]:
-    """The shape to which all ``shapes`` broadcast.
+    """Return the shape to which all ``shapes`` broadcast.
 
     Raises:
         ShapeError: naming the arguments, ``what`` of them was expected to broadcast, and the shapes.

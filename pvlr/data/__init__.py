@@ -1,4 +1,4 @@
-"""Bytes and annotations to batches: readers, transforms and the generated scenes."""
+"""Data loading: readers, transforms, batches and the generated scenes."""
 
 from pvlr.packages import require_packages
 

@@ -1,4 +1,4 @@
-"""Tar archives: their files, found once and then read by their position, or unpacked."""
+"""Tar archives: their files, located once and then read by offset, or unpacked."""
 
 import io
 import os
@@ -9,30 +9,30 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pvlr.data.batch import DataError, refusal
-from pvlr.data.entries import inside, require_no_other, shown
+from pvlr.data.readers.entries import inside, require_no_other, shown
 
 __all__ = ["MAX_FILES", "MAX_HEADER_BYTES", "Member", "members", "unpack"]
 
 MAX_FILES = 1_000_000
-"""Most files in an archive."""
+"""Largest number of files in an archive."""
 MAX_HEADER_BYTES = 8_192
-"""Largest header of a file in an archive: its name, owner, times; reading some takes the square of their length."""
+"""Largest header of a file in an archive (name, owner, times); parsing some takes quadratic time."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file inside an archive that is not compressed: called, it gives its bytes.
+    """A file inside an uncompressed archive; calling it returns its bytes.
 
-    The archive is opened for each call, so members pickle, and are read by any number of processes.
+    The archive is opened for each call, so members are picklable and can be read by any number of processes.
 
     Args:
         archive: The archive.
-        name: Of the file in it, for messages.
-        offset: Where its bytes begin.
-        size: How many they are.
+        name: Name of the file in it, for messages.
+        offset: Position of its first byte.
+        size: Number of its bytes.
 
     Raises:
-        DataError: when called, naming the archive, where it cannot be read or has become shorter.
+        DataError: when called, naming the archive, if it cannot be read or has become shorter.
     """
 
     archive: Path
@@ -41,7 +41,7 @@ class Member:
     size: int
 
     def __call__(self) -> bytes:
-        """The file's bytes."""
+        """Return the file's bytes."""
         try:
             with self.archive.open("rb") as file:
                 file.seek(self.offset)
@@ -54,13 +54,13 @@ class Member:
 
 
 def members(path: Path) -> Iterator[Member]:
-    """The files of a tar archive that is not compressed, in its order; folders are passed over.
+    """Yield the files of an uncompressed tar archive, in its order; folders are skipped.
 
-    Nothing in it takes more room outside than inside: links, devices, sparse and overlapping files are refused, as are
-    names that leave the archive, and whatever is compressed, damaged or incomplete.
+    Unpacked files take no more space than the archive: links, devices, sparse and overlapping files are refused, as are
+    names that leave the archive, and archives that are compressed, damaged or incomplete.
 
     Raises:
-        DataError: naming the archive, the file in it and what is wrong.
+        DataError: naming the archive, the file in it and the defect.
 
     Example:
         >>> import tempfile
@@ -79,7 +79,7 @@ def members(path: Path) -> Iterator[Member]:
             end = count = 0
             for item in archive:
                 place = f"{path}: {shown(item.name)}"
-                # Damaged numbers must not send the reader back to where it was.
+                # Damaged numbers must not move the reader backwards.
                 if item.size < 0 or item.offset < end or item.offset_data + max(item.size, 0) > size:
                     raise DataError(f"{place}: expected a file inside the archive, found one that ends elsewhere")
                 if item.isdir():
@@ -101,12 +101,12 @@ def members(path: Path) -> Iterator[Member]:
     except (ValueError, OverflowError, RecursionError) as err:
         if isinstance(err, DataError):
             raise
-        # Damaged headers, which tarfile takes apart as they are, and repeats in full.
+        # Damaged headers, which tarfile parses unchecked and repeats in full.
         raise DataError(f"{path}: expected a tar archive that is not compressed, but {str(err)[:200]}") from None
 
 
 def _require_end(path: Path, file: BinaryIO, end: int) -> None:
-    """After the last file there must be the archive's end mark, and nothing else: tarfile is content without."""
+    """Require the archive's end mark after the last file, and nothing else; tarfile accepts files without it."""
     file.seek(end)
     rest = file.read(tarfile.BLOCKSIZE)
     if len(rest) < tarfile.BLOCKSIZE:
@@ -118,15 +118,15 @@ def _require_end(path: Path, file: BinaryIO, end: int) -> None:
 
 
 def unpack(path: Path, folder: Path) -> None:
-    """Write the files of an archive below a folder, by the rules of :func:`members`; modes and owners are not taken.
+    """Write the files of an archive below a folder, by the rules of :func:`members`; modes and owners are ignored.
 
     Args:
         path: A tar archive that is not compressed.
-        folder: Made where it is absent. Links in it are followed: it should be one's own.
+        folder: Target folder, created if absent. Links in it are followed: it must be trusted.
 
     Raises:
-        DataError: naming the archive, the file in it and what is wrong; what was written until then stays.
-        OSError: where the folder cannot be written.
+        DataError: naming the archive, the file in it and the defect; files written before it stay.
+        OSError: if the folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -150,7 +150,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 class _Headers(io.BufferedReader):
-    """An archive of which only headers are read: a larger one is damaged, or made to fill the memory."""
+    """Reader of an archive's headers; a larger one is damaged, or made to fill the memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > MAX_HEADER_BYTES:

@@ -1,4 +1,4 @@
-"""What data sets hand over: samples, and batches of them."""
+"""Samples, batches of them, and the errors raised while data is read."""
 
 import errno
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from torch.utils.data import default_collate
 __all__ = ["Batch", "DataError", "MachineError", "Sample", "collate", "refusal"]
 
 MACHINE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ESTALE})
-"""Of the numbers of errors those that say nothing about the file."""
+"""Error numbers that have their cause in the machine, not in the file."""
 
 
 class DataError(ValueError):
-    """A file, folder or setting from which no data can be read: one sentence that names it, with what was found.
+    """Error of a file, folder or setting that cannot be read: one sentence that names it and what was found.
 
-    Names and paths are foreign: whatever of them a terminal would obey is told as Python writes it.
+    Names and paths are untrusted: characters that are not printable are escaped as by Python's ``repr``.
 
     Args:
-        lines: The sentence; each further text is a line of its own.
+        lines: The sentence; each further argument becomes a line of its own.
 
     Example:
         >>> print(DataError("a\\x1b[31m\\n.jpg: expected a picture, found none", "Is it elsewhere?"))
@@ -37,29 +37,29 @@ class DataError(ValueError):
 
 
 class MachineError(DataError):
-    """A refusal that says nothing about the file: memory or open files ran out, or a disk failed."""
+    """Error of the machine, not of the file: memory or file handles ran out, or a disk failed."""
 
 
 def refusal(err: Exception) -> type[DataError]:
-    """What an error means that came up while a file was read: `MachineError` where the file is not to blame for it."""
-    ours = isinstance(err, MemoryError) or (isinstance(err, OSError) and err.errno in MACHINE)
-    return MachineError if ours else DataError
+    """The class for an error raised while a file was read: `MachineError` if the file is not its cause."""
+    machine = isinstance(err, MemoryError) or (isinstance(err, OSError) and err.errno in MACHINE)
+    return MachineError if machine else DataError
 
 
 class Sample(NamedTuple):
-    """One picture and what is known about it.
+    """One picture and its labels, known or unknown.
 
     Args:
-        image: pixels as the transform left them, or the patch vectors that a frozen tower gave for them.
+        image: pixels returned by the transform, or patch vectors of a frozen tower.
         target: 1 for a label that is present, 0 for one that is not.
-        known: whether `target` says anything; where it is false, `target` holds 0.
+        known: whether the label is known; where it is false, `target` holds 0.
         index: position in the data set.
     """
 
     image: Float[Tensor, "3 s s"] | Float[Tensor, "n d"]
     target: Float[Tensor, " c"]
     known: Bool[Tensor, " c"]
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not needed here
 
 
 class Batch(NamedTuple):
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
     index: Int64[Tensor, " b"]  # type: ignore[assignment]
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
-        """The batch on a device; `index` stays on the host, where it names pictures in messages."""
+        """Move the batch to a device; `index` stays on the host, where messages use it."""
         image, target, known = (x.to(device, non_blocking=non_blocking) for x in self[:3])
         return Batch(image, target, known, self.index)
 
@@ -103,7 +103,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
                 raise DataError(
                     f"sample {sample.index}: expected {name} of shape {expected} like sample {first.index}, got {found}"
                 )
-    # In a worker, torch's own function stacks straight into memory that the training process sees: a copy less.
+    # In a worker, torch's own function stacks directly into shared memory, which saves a copy.
     return Batch(
         default_collate([sample.image for sample in samples]),
         default_collate([sample.target for sample in samples]),

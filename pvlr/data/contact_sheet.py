@@ -1,4 +1,4 @@
-"""A batch of samples on one sheet, as a person sees it: what augmentation makes of the pictures."""
+"""Contact sheets: the augmented pictures of a batch in one picture, for people."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from pvlr.data.batch import DataError
 __all__ = ["contact_sheet"]
 
 GAP = 4
-"""Pixels of white between the pictures, and around the sheet."""
+"""Width of the white space between the pictures and around the sheet, in pixels."""
 LINE = 14
 """Height of a caption, in pixels."""
 
@@ -29,21 +29,21 @@ def contact_sheet(
     captions: Sequence[str] | None = None,
     columns: int = 4,
 ) -> Float[Tensor, "3 h w"]:
-    """Lay normalised pictures out in rows on white, in their order, each with its caption below.
+    """Arrange normalised pictures in rows on white, in their order, each with its caption below.
 
     Args:
-        images: As a transform gives them: ``(level - mean) / std``.
-        mean: Of red, green and blue, on the scale from 0 to 1, as it was taken off.
-        std: Of red, green and blue, on the same scale.
-        captions: A line for each picture, cut off where it is wider than the picture; None: no captions.
-        columns: Pictures in a row.
+        images: Pictures as returned by a transform: ``(level - mean) / std``.
+        mean: Mean of red, green and blue that was subtracted, on the scale from 0 to 1.
+        std: Standard deviation of red, green and blue, on the same scale.
+        captions: One line per picture, cut off at the picture's width; None: no captions.
+        columns: Pictures per row.
 
     Returns:
         The sheet, levels from 0 to 1, on the device of the pictures.
 
     Raises:
-        ShapeError: where ``images`` is no batch of pictures of three channels.
-        DataError: naming the argument that does not fit.
+        ShapeError: if ``images`` is not a batch of pictures of three channels.
+        DataError: naming the argument that is invalid.
 
     Example:
         >>> pictures = torch.zeros(5, 3, 8, 8)

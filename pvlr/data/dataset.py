@@ -1,4 +1,4 @@
-"""Pictures with labels, whatever files they were read from."""
+"""Data sets of pictures with labels, independent of the files they were read from."""
 
 import copy
 import hashlib
@@ -23,28 +23,28 @@ __all__ = ["LabelledImages", "Source", "Transform", "hide_labels", "know_few", "
 Transform = Callable[[Image.Image, torch.Generator], Tensor]
 
 Source = Path | Callable[[], Picture]
-"""Where a picture is: a file, or something that gives it when called. It must pickle to be read in workers."""
+"""Source of a picture: a file, or a callable that returns it, which must be picklable to be read in workers."""
 
 
 class LabelledImages(Dataset[Sample]):
-    """A split of a data set: picture files, and what is known about each of their labels. Every reader returns one.
+    """A split of a data set: picture files with known and unknown labels. Every reader returns one.
 
     Args:
-        name: Of the data set and its split, for messages.
+        name: Name of the data set and its split, for messages.
         labels: The columns of ``target``.
-        paths: The picture files; each is opened when its sample is asked for. Where pictures are no files of their
-            own, something that gives one when called, see `Source`.
-        identifiers: The pictures' names, each once; they stay when the folder moves.
+        paths: The picture files; each is opened when its sample is read. Pictures without a file of their own are
+            callables, see `Source`.
+        identifiers: The pictures' names, unique and independent of the folder's location.
         target: ``n c``, 1 for labels that are present, else 0.
-        known: ``n c``, False where nothing is known about a label; None: everything is known.
-        note: What the summary says about how the labels were read.
-        transform: Takes the picture and a generator that is a function of (seed, epoch, index). If it says to which
-            ``side`` it resizes, JPEG files are decoded no larger than that needs. None: pictures become tensors from 0
-            to 1 of their own size.
+        known: ``n c``, False where a label is unknown; None: all labels are known.
+        note: Remark of the summary on how the labels were read.
+        transform: Callable of the picture and a generator that is a function of (seed, epoch, index). If it has the
+            attribute ``side``, the size to which it resizes, JPEG files are decoded no larger than needed. None:
+            pictures become tensors from 0 to 1 of their own size.
 
     Raises:
-        ShapeError: where ``target`` or ``known`` is not ``n c``.
-        DataError: where there is no picture, a name comes twice, or there are not as many names as pictures.
+        ShapeError: if ``target`` or ``known`` is not ``n c``.
+        DataError: if there is no picture, a name is repeated, or the numbers of names and pictures differ.
 
     Example:
         >>> labels, target = LabelSet(("cat", "dog")), torch.tensor([[1.0, 0.0], [1.0, 1.0]])
@@ -87,20 +87,20 @@ class LabelledImages(Dataset[Sample]):
         expect("known", self.known, "n c", dtype="bool", n=sizes["n"], c=sizes["c"])
 
     def with_transform(self, transform: Transform | None) -> "LabelledImages":
-        """The same pictures and labels, shown another way; nothing is read again."""
+        """Return the same pictures and labels with another transform; nothing is read again."""
         other = copy.copy(self)
         other.transform = transform
         return other
 
     def with_known(self, known: Bool[Tensor, "n c"], note: str) -> "LabelledImages":
-        """The same pictures, of whose labels less is known; the target is 0 where nothing is."""
+        """Return the same pictures with fewer known labels; the target is 0 where a label is unknown."""
         return LabelledImages(
             name=self.name, labels=self.labels, paths=self.paths, identifiers=self.identifiers,
             target=self.target.masked_fill(~known, 0.0), known=known, note=self._noted(note), transform=self.transform,
         )  # fmt: skip
 
     def with_labels(self, names: Sequence[str]) -> "LabelledImages":
-        """The same pictures, of which these labels alone are told.
+        """Return the same pictures with these labels only.
 
         Raises:
             LabelError: naming a label that is unknown or given twice.
@@ -113,10 +113,10 @@ class LabelledImages(Dataset[Sample]):
         )  # fmt: skip
 
     def select(self, rows: Sequence[int], note: str = "") -> "LabelledImages":
-        """These pictures alone, in this order; ``note`` is added to the summary.
+        """Return these pictures only, in this order; ``note`` is added to the summary.
 
         Raises:
-            DataError: where there are none.
+            DataError: if ``rows`` is empty.
         """
         return LabelledImages(
             name=self.name, labels=self.labels, paths=[self.paths[row] for row in rows],
@@ -128,7 +128,7 @@ class LabelledImages(Dataset[Sample]):
         return ", ".join(part for part in (self.note, note) if part)
 
     def summary(self) -> str:
-        """One line: how many images, labels, positives per image and unknown labels."""
+        """The numbers of images, labels, positives per image and unknown labels, in one line."""
         positives, unknown = float(self.target.sum()) / len(self), int((~self.known).sum())
         note = f" ({self.note})" if self.note else ""
         return (
@@ -137,7 +137,7 @@ class LabelledImages(Dataset[Sample]):
         )
 
     def digest(self) -> str:
-        """Sha256 over the names of labels and pictures, and over what is known; not over where the pictures are."""
+        """The SHA-256 of the names of labels and pictures, of target and known, but not of the pictures' paths."""
         digest = hashlib.sha256("\n".join((*self.labels, "", *self.identifiers)).encode())
         digest.update(self.target.numpy().tobytes())
         digest.update(self.known.numpy().tobytes())
@@ -147,7 +147,7 @@ class LabelledImages(Dataset[Sample]):
         return len(self.paths)
 
     def __getitem__(self, position: int | Draw) -> Sample:
-        """A sample by its index, or by a `Draw` that brings the seed of the transform along."""
+        """Return a sample by its index, or by a `Draw` that also holds the seed of the transform."""
         if isinstance(position, Draw):
             index, seed = position
         else:
@@ -167,18 +167,18 @@ class LabelledImages(Dataset[Sample]):
 
 
 def split_by_name(data: LabelledImages, *, share: float, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
-    """Set a share of the pictures aside: a function of (seed, name of the picture), whatever else is in the data set.
+    """Split off a share of the pictures, as a function of (seed, name of the picture) only.
 
     Args:
         data: Pictures with labels.
-        share: Of the pictures that are set aside, in (0, 1); as each is drawn by its name, theirs is near it.
-        seed: Of the choice.
+        share: Share of the pictures to split off, in (0, 1); approximate, since each is drawn by its name.
+        seed: Seed of the choice.
 
     Returns:
-        What is left, and what is set aside.
+        The remaining pictures, and those that are split off.
 
     Raises:
-        DataError: where either would be empty.
+        DataError: if either would be empty.
 
     Example:
         >>> labels, names = LabelSet(("cat",)), [str(number) for number in range(100)]
@@ -197,19 +197,19 @@ def split_by_name(data: LabelledImages, *, share: float, seed: int = 0) -> tuple
 
 
 def hide_labels(data: LabelledImages, *, keep: float | str, seed: int = 0) -> LabelledImages:
-    """Make labels unknown, as studies of partial labels do: the same ones of a picture wherever it is met.
+    """Make labels unknown, as in studies of partial labels; the same ones of a picture in any selection.
 
-    The choice is a function of the seed, the picture's name, and the number and order of the labels, nothing else:
-    not of the other pictures. It is drawn column by column, so the same labels in another order hide others.
+    The choice is a function of the seed, the picture's name, and the number and order of the labels, not of the other
+    pictures. It is drawn column by column, so another order of the labels hides others.
 
     Args:
         data: Pictures with labels.
-        keep: Share of each picture's known labels that stays known, in (0, 1); each label on its own. Or
-            ``"single_positive"``: of each picture one present label stays known, nothing else.
-        seed: Of the choice.
+        keep: Share of each picture's known labels that stays known, in (0, 1), drawn for each label independently. Or
+            ``"single_positive"``: one present label of each picture stays known, all others become unknown.
+        seed: Seed of the choice.
 
     Raises:
-        DataError: where ``keep`` is neither.
+        DataError: if ``keep`` is neither.
 
     Example:
         >>> labels, target = LabelSet(("cat", "dog")), torch.tensor([[1.0, 1.0]])
@@ -224,30 +224,31 @@ def hide_labels(data: LabelledImages, *, keep: float | str, seed: int = 0) -> La
     for row, identifier in enumerate(data.identifiers):
         # By name and not by position: the same picture keeps the same labels in a selection.
         generator = torch.Generator().manual_seed(derive_seed(seed, _number(identifier)))
-        luck = torch.rand(len(data.labels), generator=generator)
+        draws = torch.rand(len(data.labels), generator=generator)
         if single:
             present = (data.target[row] > 0) & data.known[row]
             if bool(present.any()):
-                known[row, int(luck.masked_fill(~present, -1.0).argmax())] = True
+                known[row, int(draws.masked_fill(~present, -1.0).argmax())] = True
         else:
-            known[row] = data.known[row] & (luck < float(keep))
-    said = "one positive label per image known" if single else f"{float(keep):.0%} of the labels known"
-    return data.with_known(known, said)
+            known[row] = data.known[row] & (draws < float(keep))
+    note = "one positive label per image known" if single else f"{float(keep):.0%} of the labels known"
+    return data.with_known(known, note)
 
 
 def know_few(data: LabelledImages, *, positives: int, seed: int = 0) -> LabelledImages:
-    """Know the labels of as few pictures as give each label so many positives, chosen at random, and of no others.
+    """Make all labels unknown but those of as few random pictures as give each label a number of positives.
 
-    Labels are served from the rarest to the most frequent, by pictures that are not chosen yet: frequent ones have more
-    in the end, and labels with fewer keep all they have. A function of the seed, the pictures' names and their labels.
+    Pictures are chosen label by label, from the rarest to the most frequent: frequent labels end up with more
+    positives, and labels with fewer keep all of them. The choice is a function of the seed, the pictures' names and
+    their labels.
 
     Args:
         data: Pictures with labels.
         positives: Known positives of each label, at least 1.
-        seed: Of the choice.
+        seed: Seed of the choice.
 
     Raises:
-        DataError: where the number is none, or no picture has a label.
+        DataError: if ``positives`` is not a whole number of at least 1, or no picture has a label.
 
     Example:
         >>> labels, target = LabelSet(("cat", "dog")), torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
@@ -259,8 +260,8 @@ def know_few(data: LabelledImages, *, positives: int, seed: int = 0) -> Labelled
     if isinstance(positives, bool) or not isinstance(positives, int) or positives < 1:
         raise DataError(f"positives: expected a whole number of at least 1, got {positives!r}")
     present = (data.target > 0) & data.known
-    luck = [derive_seed(seed, _number(identifier)) for identifier in data.identifiers]
-    order = sorted(range(len(data)), key=lambda row: luck[row])
+    draws = [derive_seed(seed, _number(identifier)) for identifier in data.identifiers]
+    order = sorted(range(len(data)), key=lambda row: draws[row])
     chosen: set[int] = set()
     counts = torch.zeros(len(data.labels), dtype=torch.int64)
     for label in present.sum(dim=0).argsort(stable=True).tolist():
@@ -272,9 +273,9 @@ def know_few(data: LabelledImages, *, positives: int, seed: int = 0) -> Labelled
                 counts += present[row]
     if not chosen:
         raise DataError(f"{data.name}: expected pictures that have a label, found none")
-    kept = torch.zeros(len(data), 1, dtype=torch.bool)
-    kept[sorted(chosen)] = True
-    return data.with_known(data.known & kept, f"{positives} positives of each label, labels of {len(chosen):,} known")
+    mask = torch.zeros(len(data), 1, dtype=torch.bool)
+    mask[sorted(chosen)] = True
+    return data.with_known(data.known & mask, f"{positives} positives of each label, labels of {len(chosen):,} known")
 
 
 def _number(identifier: str) -> int:

@@ -1,4 +1,4 @@
-"""Draw what a person looks at: sheets of pictures with lines below them, and maps with names along both sides."""
+"""Drawings for people: sheets of pictures with lines below them, and maps with named rows and columns."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from pvlr.data.overlay import colours
 __all__ = ["Line", "Tile", "heat_map", "sheet"]
 
 GAP = 6
-# Viewers shrink sheets of photographs, and their text with them; a map's text is as large as its cells.
+# Larger on sheets, which viewers shrink; a map's text has the size of its cells.
 SHEET_FONT, SHEET_LINE = 16, 21
 MAP_FONT, CELL = 12, 16
 
@@ -25,8 +25,8 @@ class Line(NamedTuple):
     """A line of text.
 
     Attributes:
-        text: Cut off where it is too long.
-        colour: As Pillow names colours.
+        text: The text; cut off if it is too long.
+        colour: Pillow's name of a colour.
     """
 
     text: str
@@ -41,15 +41,15 @@ class Tile(NamedTuple):
 
 
 def sheet(tiles: Sequence[Tile], *, columns: int, side: int = 224) -> Image.Image:
-    """Lay pictures out in rows on white, each with its lines below.
+    """Arrange pictures in rows on white, each with its lines below.
 
     Args:
-        tiles: At least one.
-        columns: Pictures in a row.
+        tiles: The pictures, at least one.
+        columns: Pictures per row.
         side: Longest side of a picture on the sheet, in pixels.
 
     Raises:
-        DataError: where there is no tile, or a number is out of range.
+        DataError: if there is no tile, or a number is out of range.
 
     Example:
         >>> tiles = [Tile(Image.new("RGB", (10, 10)), (Line("a cat 0.93", "green"),))] * 3
@@ -61,7 +61,7 @@ def sheet(tiles: Sequence[Tile], *, columns: int, side: int = 224) -> Image.Imag
             raise DataError(f"{name}: expected at least 1, got {value}")
     font = ImageFont.load_default(SHEET_FONT)
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    # A row is as high as its longest text needs.
+    # The height of a row depends on its largest number of lines.
     heights = [side + SHEET_LINE * max(len(tile.lines) for tile in row) + GAP for row in rows]
     width = min(columns, len(tiles)) * (side + GAP) + GAP
     ground = Image.new("RGB", (width, sum(heights) + GAP), "white")
@@ -89,13 +89,13 @@ def heat_map(
         values: ``r c``, at least 0.
         rows: Names of the rows.
         columns: Names of the columns.
-        title: What the map shows.
+        title: Title of the map.
 
     Raises:
-        ShapeError: where the names are not as many as rows and columns.
+        ShapeError: if the numbers of names are not those of rows and columns.
 
     Example:
-        >>> heat_map(torch.eye(2), rows=("cat", "dog"), columns=("cat", "dog"), title="who looks at whom").mode
+        >>> heat_map(torch.eye(2), rows=("cat", "dog"), columns=("cat", "dog"), title="attention").mode
         'RGB'
     """
     expect("values", values, "r c", dtype="float", r=len(rows), c=len(columns))
@@ -132,7 +132,7 @@ def _magnified(values: Float[Tensor, "r c"], cell: int) -> Image.Image:
 
 
 def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """As much of a text as fits."""
+    """Return as much of a text as fits a width."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

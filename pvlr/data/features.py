@@ -1,4 +1,4 @@
-"""What a frozen image tower sees, computed once and kept in files that are mapped into memory."""
+"""Features of a frozen image tower, computed once and stored in memory-mapped files."""
 
 import errno
 import fcntl
@@ -26,19 +26,20 @@ from pvlr.data.batch import DataError, Sample
 from pvlr.data.dataset import LabelledImages, Source
 from pvlr.data.sampling import Draw
 
-__all__ = ["CachedFeatures", "FeatureStore", "state_of_pictures"]
+__all__ = ["CachedFeatures", "FeatureDtype", "FeatureStore", "state_of_pictures"]
 
 FILES = ("patches", "pooled", "source")
 META, PROGRESS, PARTIAL, LOCK = "features.json", "progress.json", ".partial", "lock"
+FeatureDtype = Literal["float16", "float32"]
 DTYPES = {"float16": np.float16, "float32": np.float32}
 LOOKED_AT = 64
-"""Pictures without a file of their own whose content is looked at, to know a set of them again."""
+"""Number of pictures without a file of their own whose content is hashed to recognise a set of them."""
 
 
 def state_of_pictures(paths: Sequence[Source]) -> str:
-    """A digest that changes when pictures do: of each file's size and time, wherever it is.
+    """Return a digest that changes when pictures do: of each file's size and time, not of its location.
 
-    Of pictures that something else than a file or an archive gives, it is of the content of 64 of them, evenly spread.
+    Of pictures that are neither files nor in archives, it is of the content of 64 of them, evenly spaced.
 
     Example:
         >>> state_of_pictures([lambda: b"one"]) == state_of_pictures([lambda: b"two"])
@@ -70,34 +71,34 @@ def state_of_pictures(paths: Sequence[Source]) -> str:
 def _size_and_time(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
-    except OSError:  # Whoever reads it says so.
+    except OSError:  # Reading it raises the error.
         return ()
     return found.st_size, found.st_mtime_ns
 
 
 class FeatureStore:
-    """Patch vectors ``rows n d`` and pooled vectors ``rows d`` in a folder, written in order, read at random.
+    """Patch vectors ``rows n d`` and pooled vectors ``rows d`` in a folder, written in order, read in any order.
 
-    The folder says what its features are of (``key``). What was written before an interruption stays: a store opened
-    with the same key goes on after the last row that is sure to be on the disk, one opened with another key begins
-    anew. While a store is not complete, no other may be open in the folder; complete ones serve any number of readers,
-    also where nothing can be written.
+    The folder stores the ``key`` of its features. Rows written before an interruption stay: a store opened with the
+    same key continues after the last row that was synced to disk, one opened with another key starts over. While a
+    store is incomplete, no other may be open in the folder; complete ones allow any number of readers, also in
+    read-only folders.
 
     Args:
-        folder: Of the store; made where it is absent. Nothing else may be in it.
-        key: What the features depend on, as JSON holds it: the tower's weights, the preprocessing, the pictures.
+        folder: Folder of the store, created if absent. Nothing else may be in it.
+        key: JSON values that the features depend on: the tower's weights, the preprocessing, the pictures.
         rows: Number of pictures, times views.
         patches: Vectors per picture, ``n``.
         dim: Width of a vector, ``d``.
-        source: Width of what the pooled vectors were made of, ``k``; 0: it is not kept.
-        dtype: In which the vectors are kept.
+        source: Width ``k`` of the vectors that the pooled ones were computed from; 0: not stored.
+        dtype: Type of the stored vectors.
 
     Attributes:
-        done: Rows that are there.
+        done: Number of rows written.
         renewed: Whether features of another key were removed.
 
     Raises:
-        DataError: where the folder holds something else, cannot be written, or is in use for other features.
+        DataError: if the folder holds other files, cannot be written, or is in use for other features.
 
     Example:
         >>> import tempfile
@@ -119,15 +120,15 @@ class FeatureStore:
         patches: int,
         dim: int,
         source: int = 0,
-        dtype: Literal["float16", "float32"] = "float16",
+        dtype: FeatureDtype = "float16",
     ) -> None:
         if dtype not in DTYPES:
             raise DataError(f"dtype: expected 'float16' or 'float32', got {dtype!r}")
         self.folder, self.rows, self.dtype = folder, rows, dtype
         self.shapes = {"patches": (patches, dim), "pooled": (dim,), "source": (source,)}
         self._maps: dict[str, np.memmap[Any, Any]] | None = None
-        told = {"key": dict(key), "rows": rows, "patches": patches, "dim": dim, "source": source, "dtype": dtype}
-        meta = json.loads(json.dumps(told))
+        fields = {"key": dict(key), "rows": rows, "patches": patches, "dim": dim, "source": source, "dtype": dtype}
+        meta = json.loads(json.dumps(fields))
         self.renewed, self._lock = False, None
         try:
             self._lock = self._locked()
@@ -138,7 +139,7 @@ class FeatureStore:
             self.renewed = self._claim(meta)
             self.done = self._progress()
             for name in self.files:
-                # What lies beyond the last row that was saved may be half a row.
+                # Bytes after the last saved row may be part of a row.
                 with (folder / f"{name}.bin").open("ab") as file:
                     file.truncate(self.done * self._row_bytes(name))
             self._share()
@@ -147,17 +148,17 @@ class FeatureStore:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """What is kept: the names of the files, without their ending."""
+        """The names of the files, without extension."""
         return FILES if self.shapes["source"][0] else FILES[:2]
 
     @property
     def bytes_needed(self) -> int:
-        """What the whole store takes on the disk, in bytes."""
+        """The size of the whole store on disk, in bytes."""
         return self.rows * sum(map(self._row_bytes, self.files))
 
     @property
     def complete(self) -> bool:
-        """Whether every row is there."""
+        """True if every row is written."""
         return self.done == self.rows
 
     def append(
@@ -166,12 +167,12 @@ class FeatureStore:
         pooled: Float[Tensor, "b d"],
         source: Float[Tensor, "b k"] | None = None,
     ) -> None:
-        """Write the next rows; :meth:`save` makes them count.
+        """Write the next rows, which become permanent with :meth:`save`.
 
         Raises:
-            ShapeError: where the vectors are of another size.
-            DataError: where the disk is full; all rows saved so far stay valid.
-            ValueError: where a vector does not fit the type they are kept in, or there are too many rows.
+            ShapeError: if the vectors are of another size.
+            DataError: if the disk is full; all rows saved so far stay valid.
+            ValueError: if a vector does not fit the store's type, or there are too many rows.
         """
         n, dim = self.shapes["patches"]
         rows = expect("patches", patches, "b n d", dtype="float", n=n, d=dim)["b"]
@@ -183,7 +184,7 @@ class FeatureStore:
         if self.done + rows > self.rows:
             raise ValueError(f"patches: expected at most {self.rows - self.done} more rows, got {rows}")
         for name, vectors in zip(self.files, given, strict=True):
-            with np.errstate(over="ignore"):  # Refused in the next lines.
+            with np.errstate(over="ignore"):  # Refused below.
                 content = vectors.detach().float().cpu().numpy().astype(DTYPES[self.dtype])
             if not np.isfinite(content).all():
                 raise ValueError(f"{name}: expected finite vectors that {self.dtype} can hold, got others")
@@ -196,10 +197,10 @@ class FeatureStore:
         self.done += rows
 
     def save(self) -> None:
-        """Make sure that what was written is on the disk, and note how much it is.
+        """Sync the written rows to disk and store their number.
 
         Raises:
-            DataError: where the disk is full; all rows saved before stay valid.
+            DataError: if the disk is full; all rows saved before stay valid.
         """
         try:
             for name in self.files:
@@ -211,17 +212,17 @@ class FeatureStore:
         self._share()
 
     def close(self) -> None:
-        """Let others have the folder, for other features too; :meth:`read` no more."""
+        """Release the folder, also for other features; :meth:`read` must not be called afterwards."""
         self._maps = None
         if self._lock is not None:
             self._unlock()
             self._lock = None
 
     def read(self, row: int) -> tuple[Tensor, ...]:
-        """Patch vectors ``n d`` and pooled vector ``d`` of a row, and what it was made of (``k``) if kept, float32.
+        """Return patch vectors ``n d``, pooled vector ``d`` and, if stored, source vector ``k`` of a row, float32.
 
         Raises:
-            IndexError: where the row is not there.
+            IndexError: if the row is not written.
         """
         if not 0 <= row < self.done:
             raise IndexError(f"row: expected a number from 0 to {self.done - 1}, got {row}")
@@ -235,7 +236,7 @@ class FeatureStore:
         return tuple(torch.from_numpy(np.array(self._maps[name][row], dtype=np.float32)) for name in self.files)
 
     def _locked(self) -> int | None:
-        """The folder's lock, shared with whoever reads; None where nobody can write."""
+        """Return the folder's lock, shared with readers; None if the folder is read-only."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -268,12 +269,12 @@ class FeatureStore:
             ) from None
 
     def _share(self) -> None:
-        """Let others read what is complete."""
+        """Share the lock with readers if the store is complete."""
         if self.complete and self._lock is not None:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def _holds(self, meta: dict[str, Any]) -> bool:
-        """Whether the folder's features are of this key."""
+        """Return True if the folder's features have this key."""
         try:
             return bool(json.loads((self.folder / META).read_text(encoding="utf-8")) == meta)
         except (FileNotFoundError, ValueError):
@@ -284,7 +285,7 @@ class FeatureStore:
         renewed = path.is_file()
         if self._holds(meta):
             return False
-        # Whatever a kill left of these is ours; what they are of goes last, so that another kill finds it.
+        # Files that a killed run may have left; the key is replaced last, so that another kill leaves the old one.
         own = [PROGRESS, *(f"{name}.bin" for name in FILES), f"{PROGRESS}{PARTIAL}", f"{META}{PARTIAL}"]
         others = sorted({entry.name for entry in self.folder.iterdir()} - {META, LOCK, *own})
         if others:
@@ -318,22 +319,22 @@ class FeatureStore:
         return DataError(f"{self.folder}: expected to write features, but {err.strerror or err}")
 
     def __getstate__(self) -> dict[str, Any]:
-        # A process of its own maps the files for itself, while the one it came from keeps them.
+        # Another process maps the files for itself; the lock stays with the original.
         return {**self.__dict__, "_maps": None, "_lock": None, "_unlock": None}
 
 
 class CachedFeatures(Dataset[Sample]):
-    """Pictures by what a tower sees in them: samples hold patch vectors in the place of pixels.
+    """Data set of cached features: samples hold patch vectors of pictures in place of pixels.
 
     Args:
         data: The pictures.
-        store: The features of all of them, view by view: row ``view * len(data) + index``.
-        shown: How many of the views are shown: a draw's seed says which of them. 1: the first alone.
-        regions: What samples hold, see :func:`~pvlr.core.protocols.join_regions`.
-        rows: The pictures that are shown, in this order; None: all.
+        store: The features of all pictures, view by view: row ``view * len(data) + index``.
+        shown: Number of views in use: a draw's seed selects one of them. 1: the first only.
+        regions: Vectors that samples hold, see :func:`~pvlr.core.protocols.join_regions`.
+        rows: The pictures in use, in this order; None: all.
 
     Raises:
-        DataError: where the store does not hold them all.
+        DataError: if the store does not hold all their features.
     """
 
     def __init__(
@@ -353,12 +354,12 @@ class CachedFeatures(Dataset[Sample]):
         self.rows = range(len(data)) if rows is None else tuple(rows)
 
     def with_regions(self, regions: Regions, *, shown: int | None = None) -> "CachedFeatures":
-        """The same pictures, of which other vectors (and, if asked for, views) are shown."""
+        """Return the same pictures with other vectors and, if given, another number of views."""
         shown = self.shown if shown is None else shown
         return CachedFeatures(self.data, self.store, shown=shown, regions=regions, rows=self.rows)
 
     def select(self, rows: Sequence[int]) -> "CachedFeatures":
-        """Some of the pictures, in this order."""
+        """Return some of the pictures, in this order."""
         chosen = [self.rows[row] for row in rows]
         return CachedFeatures(self.data, self.store, shown=self.shown, regions=self.regions, rows=chosen)
 
@@ -366,18 +367,18 @@ class CachedFeatures(Dataset[Sample]):
         return len(self.rows)
 
     def __getitem__(self, position: int | Draw) -> Sample:
-        """A sample by its index (its first view), or by a `Draw`, whose seed chooses the view."""
+        """Return a sample by its index (its first view), or by a `Draw`, whose seed selects the view."""
         index, seed = position if isinstance(position, Draw) else (position, 0)
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
         index = self.rows[index]
-        kept = self.store.read(seed % self.shown * len(self.data) + index)
-        vectors = join_regions(ImageFeatures(*(part[None] for part in kept)), self.regions)[0]
+        stored = self.store.read(seed % self.shown * len(self.data) + index)
+        vectors = join_regions(ImageFeatures(*(part[None] for part in stored)), self.regions)[0]
         return Sample(vectors, self.data.target[index], self.data.known[index], index)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """A small file, whole or not at all."""
+    """Write a small file, whole or not at all."""
     partial = path.with_name(f"{path.name}{PARTIAL}")
     with partial.open("w", encoding="utf-8") as file:
         json.dump(content, file)

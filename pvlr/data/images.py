@@ -1,4 +1,4 @@
-"""Decode pictures, whoever wrote them."""
+"""Decoding of pictures from untrusted sources."""
 
 import contextlib
 import io
@@ -17,21 +17,21 @@ from pvlr.data.batch import DataError, MachineError, refusal
 __all__ = ["FORMATS", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "Picture", "Pixels", "decode_rgb", "picture_of"]
 
 Picture = str | os.PathLike[str] | bytes | io.BytesIO | io.BufferedReader | Image.Image
-"""What is decoded: a file's path, its bytes, the open file, or an image of Pillow."""
+"""Types that are decoded: a file's path, its bytes, the open file, or an image of Pillow."""
 
 Pixels = np.ndarray | Tensor
-"""A picture that somebody else has decoded."""
+"""Types of a picture that is already decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""Formats that are read; each further decoder would be further code facing unknown bytes."""
+"""Formats that are read; each further decoder would expose more code to untrusted bytes."""
 CAMERAS = "MPO"
-"""What Pillow calls a JPEG file in which a camera put a second picture."""
+"""Pillow's name for a JPEG file of a camera with a second picture in it."""
 MAX_BYTES = 200_000_000
-"""Ceiling of a picture's file or bytes."""
+"""Largest size of a picture's file or bytes."""
 MAX_PIXELS = 100_000_000
-"""Ceiling of width times height: such a picture takes 400 MB when decoded, and twice as much while it is converted."""
+"""Largest width times height: such a picture takes 400 MB when decoded, and twice that during conversion."""
 MAX_SIDE = 65_535
-"""Ceiling of width and of height, which is JPEG's own: Pillow takes the square of the time for longer rows."""
+"""Largest width and height, also JPEG's own limit; Pillow's time grows with the square of longer rows."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,20 +41,20 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture upright, by the orientation that a camera noted."""
+"""Transpositions that make a picture upright, by its EXIF orientation."""
 
 
 def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = None) -> Image.Image:
-    """Decode a picture to 8 bits a channel, upright.
+    """Decode a picture to 8 bits per channel, upright.
 
-    The first frame of an animation is taken, the orientation that a camera noted is applied, transparent parts are
-    laid on white, and 16-bit greys are scaled (not clipped) to 8 bits. The name's ending is not looked at.
+    The first frame of an animation is taken, the EXIF orientation is applied, transparent parts are blended with
+    white, and 16-bit greys are scaled (not clipped) to 8 bits. The file's extension is ignored.
 
     Args:
         picture: A file in one of `FORMATS`, of at most `MAX_BYTES`, `MAX_PIXELS` and `MAX_SIDE`: its path, bytes, or
-            the file opened for reading bytes, which stays open. Or an image of Pillow, which is left as it is.
-        name: What messages call it; None: its path, or "picture".
-        side: What it is going to be resized to. A JPEG file is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of
+            the file opened for reading bytes, which stays open. Or an image of Pillow, which is not modified.
+        name: Name in messages; None: its path, or "picture".
+        side: Size to which it will be resized. A JPEG file is then decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of
             its size at which no side is shorter than this: the inverse cosine transform of a few coefficients instead
             of all. None: at its own size.
 
@@ -62,7 +62,7 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
         The picture in mode RGB.
 
     Raises:
-        DataError: naming the file and why it cannot be read; a `MachineError` where that is not its own fault.
+        DataError: naming the file and the reason; a `MachineError` if the file is not the cause.
 
     Example:
         >>> import tempfile
@@ -78,11 +78,11 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
         name = name or str(picture)
     name = name or "picture"
     try:
-        # Pillow warns of what leaves the pixels alone (a corrupt EXIF block) and of sizes that are checked here.
+        # Pillow warns of corrupt EXIF blocks, which do not affect pixels, and of sizes, which are checked here.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if isinstance(picture, Image.Image):
-                if picture.format not in (None, CAMERAS, *FORMATS):  # It may be a file that is decoded at first use.
+                if picture.format not in (None, CAMERAS, *FORMATS):  # Pillow may decode it at first use only.
                     raise DataError(f"{name}: expected a picture ({', '.join(FORMATS)}), found one in {picture.format}")
                 return _decoded(picture, name, None)
             with Image.open(_required(picture, name), formats=FORMATS) as image:
@@ -98,23 +98,23 @@ def decode_rgb(picture: Picture, *, name: str | None = None, side: int | None = 
     except Exception as err:
         if _blames_machine(err):
             raise MachineError(f"{name}: expected a machine that can read it, but {_reason(err)}") from err
-        # Broken bytes surface from Pillow's readers as SyntaxError, struct.error, IndexError and others.
+        # Pillow's readers raise SyntaxError, struct.error, IndexError and others for broken bytes.
         raise DataError(f"{name}: expected a whole picture, but {_reason(err)}") from err
 
 
 def _reason(err: Exception) -> str:
-    told = err.strerror if isinstance(err, OSError) else None
+    reason = err.strerror if isinstance(err, OSError) else None
     if isinstance(err, MemoryError):
         return "there is too little memory"
-    return told or str(err) or f"its decoder gave up ({type(err).__name__})"
+    return reason or str(err) or f"its decoder gave up ({type(err).__name__})"
 
 
 def _blames_machine(err: Exception) -> bool:
-    """Whether another machine, or this one at another time, may read the picture."""
-    if isinstance(err, MemoryError) or str(err).startswith("out of memory"):  # The second is told by Pillow's decoders.
-        # Where as much can be had as the largest picture takes, it was the file that claimed an absurd amount.
+    """Return True if another machine, or this one at another time, may read the picture."""
+    if isinstance(err, MemoryError) or str(err).startswith("out of memory"):  # The second is from Pillow's decoders.
+        # If the memory of the largest allowed picture is available, the file claimed an absurd amount.
         try:
-            np.empty(8 * MAX_PIXELS, dtype=np.uint8)  # Nothing is written to it, so it takes nothing.
+            np.empty(8 * MAX_PIXELS, dtype=np.uint8)  # Never written to, so it takes no memory.
         except MemoryError:
             return True
         return False
@@ -122,17 +122,17 @@ def _blames_machine(err: Exception) -> bool:
 
 
 def picture_of(pixels: Pixels) -> Image.Image:
-    """The picture of an array or a tensor.
+    """Convert an array or a tensor to a picture.
 
     Args:
         pixels: Array ``h w 3`` or ``h w``, or tensor ``3 h w``, ``1 h w`` or ``h w``: 8-bit levels, or floats from 0 to
-            1. It is no image that a tower's transform has normalised.
+            1. Not an image normalised by a tower's transform.
 
     Returns:
         The picture in mode RGB.
 
     Raises:
-        DataError: where it is of another shape, type or range.
+        DataError: if its shape, type or range is another.
 
     Example:
         >>> picture_of(np.full((2, 4, 3), 128, dtype=np.uint8)).size
@@ -145,7 +145,7 @@ def picture_of(pixels: Pixels) -> Image.Image:
     else:
         try:
             levels = torch.from_numpy(np.array(pixels))
-        except (TypeError, ValueError):  # Texts, objects, longer floats and foreign orders of bytes.
+        except (TypeError, ValueError):  # Strings, objects, longer floats and other byte orders.
             found = f"{pixels.dtype} {pixels.shape}"
             raise DataError(f"picture: expected 8-bit levels or floats from 0 to 1, got {found}") from None
     found = f"{levels.dtype} {tuple(levels.shape)}".removeprefix("torch.")
@@ -170,12 +170,12 @@ def picture_of(pixels: Pixels) -> Image.Image:
 def _required(
     picture: Path | bytes | io.BytesIO | io.BufferedReader, name: str
 ) -> Path | io.BytesIO | io.BufferedReader:
-    """What Pillow may open: it is a file, and no larger than allowed."""
+    """Return a source that Pillow may open: a regular file, no larger than allowed."""
     if not isinstance(picture, Path | bytes) and not picture.seekable():
-        picture = picture.read(MAX_BYTES + 1)  # Pillow would read all that a pipe gives.
+        picture = picture.read(MAX_BYTES + 1)  # Pillow would read a pipe to its end.
     if isinstance(picture, Path):
         found = os.stat(picture)
-        if not stat.S_ISREG(found.st_mode):  # To open a pipe or a device may take for ever.
+        if not stat.S_ISREG(found.st_mode):  # Opening a pipe or a device may block forever.
             what = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, socket or device"
             raise DataError(f"{name}: expected a picture, found {what}")
         size = found.st_size
@@ -195,15 +195,15 @@ def _decoded(image: Image.Image, name: str, side: int | None) -> Image.Image:
         image.draft(None, (side, side))
     image.load()
     picture = _to_rgb(_upright(image))
-    picture.info = {}  # It notes the orientation still, by which the picture would be turned again.
+    picture.info = {}  # It still has the orientation, which would be applied again.
     return picture
 
 
 def _upright(image: Image.Image) -> Image.Image:
     turn = None
-    with contextlib.suppress(Exception):  # A corrupt EXIF block says nothing about orientation.
+    with contextlib.suppress(Exception):  # A corrupt EXIF block has no orientation.
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    # Not by ImageOps.exif_transpose: it writes the block anew, which may fail once the picture is turned.
+    # Not by ImageOps.exif_transpose: it rewrites the block, which may fail after the rotation.
     return image if turn is None else image.transpose(turn)
 
 
@@ -213,7 +213,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         levels = np.asarray(image)
         grey = (levels >> 8).clip(0, 255).astype(np.uint8)
         clear = image.info.get("transparency")
-        if isinstance(clear, int):  # One level stands for what is not to be seen.
+        if isinstance(clear, int):  # The level that is transparent.
             grey[levels == clear] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:

@@ -1,30 +1,30 @@
-"""Labels as a command line names them: a list that comes along, a file, or the names themselves."""
+"""Labels from a command-line argument: a bundled list, a file, or the names themselves."""
 
 from importlib.resources import files
 from pathlib import Path
 
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.data.batch import DataError
-from pvlr.data.entries import read_text
-from pvlr.data.voc import VOC_LABELS
+from pvlr.data.readers.entries import read_text
+from pvlr.data.readers.voc import VOC_LABELS
 
 __all__ = ["LISTS", "labels_of"]
 
 LISTS = ("voc", "coco", "imagenet")
-"""Lists that come along: Pascal VOC's 20, MS-COCO's 80 and ImageNet-1k's 1,000 names."""
+"""Bundled lists: Pascal VOC's 20, MS-COCO's 80 and ImageNet-1k's 1,000 names."""
 MOST_BYTES = 10_000_000
 
 
 def labels_of(text: str) -> LabelSet:
-    """The labels that a text names.
+    """Return the labels that a text names.
 
     Args:
-        text: One of :data:`LISTS`; ``@FILE``, a file of one label a line, whose names may have commas; or names with
-            commas between.
+        text: One of :data:`LISTS`; ``@FILE``, a file of one label per line, whose names may have commas; or names
+            separated by commas.
 
     Raises:
-        DataError: naming the file that cannot be read, or the line in it that is no label.
-        LabelError: where the names are no labels, or one is there twice.
+        DataError: naming the file that cannot be read, or its line that is not a label.
+        LabelError: if a name is not a valid label, or is repeated.
 
     Example:
         >>> labels_of("cat, traffic light").names, len(labels_of("coco"))

@@ -1,4 +1,4 @@
-"""Show where a model looked: a map over the patches laid on the picture, in colours that grow evenly brighter."""
+"""Attention maps over the patches of a picture, in colours of evenly increasing brightness."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from pvlr.data.batch import DataError
 __all__ = ["colours", "overlay", "to_picture"]
 
 # Ten steps of inferno, the colour map of van der Walt and Smith (2015): its lightness rises evenly from black to a
-# light yellow, so that more is brighter, also in grey and for colour-blind eyes.
+# light yellow, so that larger values are brighter, also in grey and for colour-blind readers.
 INFERNO = (
     (0, 0, 4), (27, 12, 65), (74, 12, 107), (120, 28, 109), (165, 44, 96),
     (207, 68, 70), (237, 105, 37), (251, 155, 6), (247, 209, 61), (252, 255, 164),
@@ -22,10 +22,10 @@ INFERNO = (
 
 
 def colours(values: Float[Tensor, "h w"]) -> UInt8[Tensor, "h w 3"]:
-    """Values from 0 (black) to 1 (light yellow) as red, green and blue; what is outside becomes the nearer end.
+    """Map values from 0 (black) to 1 (light yellow) to red, green and blue; values outside are clamped.
 
     Args:
-        values: ``h w``; NaN is taken for 0.
+        values: ``h w``; NaN counts as 0.
 
     Example:
         >>> colours(torch.tensor([[0.0, 1.0, 9.0]]))[0].tolist()
@@ -41,24 +41,24 @@ def colours(values: Float[Tensor, "h w"]) -> UInt8[Tensor, "h w 3"]:
 def overlay(
     picture: Image.Image, attention: Float[Tensor, "g g"], *, strength: float = 0.75, top: float | None = None
 ) -> Image.Image:
-    """Lay a map over the patches of a picture on it: where there is little, the picture shows; where much, a colour.
+    """Blend a picture with the colours of a map over its patches, more opaque where values are larger.
 
     Args:
-        picture: As the model saw it, or the original: patches divide each side evenly whatever its length.
+        picture: The model's input, or the original: patches divide each side evenly whatever its length.
         attention: One value of at least 0 per patch, ``g g``, rows from the top; of heads and layers, a mean or one.
-        strength: How much of the picture the colour hides at the top, in [0, 1].
-        top: Value that has the brightest colour; None: the map's own largest. Give the same for maps to be compared.
+        strength: Opacity of the colour at the largest value, in [0, 1].
+        top: Value of the brightest colour; None: the map's maximum. Pass the same for maps to be compared.
 
     Returns:
         A new picture, mode RGB, of the picture's size.
 
     Raises:
-        ShapeError: where the map is not ``g g``.
-        DataError: where a value of it is negative or not finite, or ``strength`` or ``top`` is out of range.
+        ShapeError: if the map is not ``g g``.
+        DataError: if a value of the map is negative or not finite, or ``strength`` or ``top`` is out of range.
 
     Example:
-        >>> looked = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
-        >>> shown = overlay(Image.new("RGB", (40, 20)), looked, strength=1.0)
+        >>> attention = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+        >>> shown = overlay(Image.new("RGB", (40, 20)), attention, strength=1.0)
         >>> shown.size, shown.getpixel((0, 0)), shown.getpixel((39, 19))
         ((40, 20), (0, 0, 0), (252, 255, 164))
     """
@@ -73,9 +73,9 @@ def overlay(
     if bool(odd.any()):
         raise DataError(f"attention: expected finite values of at least 0, got {values[odd][0].item():g}")
     if top is None:
-        top = float(values.max()) or 1.0  # Nothing anywhere is nothing, not a division by zero.
+        top = float(values.max()) or 1.0  # A map of zeros must not divide by zero.
     grid = Image.fromarray((values / top).clamp(max=1.0).numpy())
-    # Cubic, so that no edges of patches are seen; it swings over at peaks, which is cut off.
+    # Cubic, so that no edges of patches are visible; its overshoot at peaks is clamped.
     smooth = torch.from_numpy(np.array(grid.resize(picture.size, Image.Resampling.BICUBIC))).clamp(0.0, 1.0)
     pixels = torch.from_numpy(np.array(picture.convert("RGB"))).float()
     shown = torch.lerp(pixels, colours(smooth).float(), strength * smooth.unsqueeze(-1))
@@ -83,12 +83,12 @@ def overlay(
 
 
 def to_picture(image: Float[Tensor, "3 h w"], *, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """A model's input as the picture it was: normalisation undone, mode RGB.
+    """Convert a model's input back to a picture: normalisation undone, mode RGB.
 
     Args:
         image: ``3 h w``, normalised by ``mean`` and ``std``.
-        mean: Of red, green and blue, on the scale from 0 to 1.
-        std: Of red, green and blue, on the same scale.
+        mean: Mean of red, green and blue, on the scale from 0 to 1.
+        std: Standard deviation of red, green and blue, on the same scale.
 
     Example:
         >>> to_picture(torch.zeros(3, 1, 2), mean=(1.0, 0.5, 0.0), std=(0.3, 0.3, 0.3)).getpixel((1, 0))

@@ -1,4 +1,4 @@
-"""One picture, in whatever form it comes, as a model takes it."""
+"""Conversion of one picture, in any supported form, to a model's input."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,16 @@ from torch import Tensor
 from pvlr.data.images import Picture, Pixels, decode_rgb, picture_of
 from pvlr.data.transforms import ImageTransform, TransformConfig
 
-__all__ = ["as_tensor", "prepare", "still_transform"]
+__all__ = ["as_tensor", "still_transform"]
 
 
 def still_transform(preprocess: Mapping[str, Any]) -> ImageTransform:
-    """What a tower asks for, without augmentation."""
+    """Return the transform that a tower requires, without augmentation."""
     return ImageTransform(TransformConfig(**preprocess, flip=False, rand_augment=False, cutout=0.0))
 
 
 def as_tensor(picture: Picture | Pixels, transform: ImageTransform) -> Float[Tensor, "3 s s"]:
-    """A picture through a transform.
+    """Decode a picture and transform it.
 
     Args:
         picture: A file's path, its bytes or the open file; an image of Pillow; an array ``h w 3`` or a tensor
@@ -37,8 +37,3 @@ def as_tensor(picture: Picture | Pixels, transform: ImageTransform) -> Float[Ten
     if isinstance(picture, Pixels):
         return transform(picture_of(picture))
     return transform(decode_rgb(picture, side=transform.side))
-
-
-def prepare(picture: Picture | Pixels, preprocess: Mapping[str, Any]) -> Float[Tensor, "3 s s"]:
-    """A picture as a tower takes it; what :meth:`pvlr.core.model.PVLR.tag` finds as an entry point."""
-    return as_tensor(picture, still_transform(preprocess))

@@ -1,4 +1,4 @@
-"""Which samples, in which order, with which randomness: functions of (seed, epoch, index) and nothing else."""
+"""Order and randomness of samples, as functions of (seed, epoch, index) only."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch.utils.data import Sampler
 
 from pvlr.data.batch import DataError
 
-__all__ = ["Draw", "EpochSampler", "derive_seed"]
+__all__ = ["Draw", "EpochSampler", "Share", "derive_seed"]
 
 
 def derive_seed(*parts: int) -> int:
@@ -24,34 +24,49 @@ def derive_seed(*parts: int) -> int:
 
 
 class Draw(NamedTuple):
-    """What a sampler asks a data set for: a position, and the seed of everything random about that sample.
+    """Request of a sampler to a data set: a position, and the seed of all randomness of that sample.
 
-    The seed travels with the position, so a worker needs to know neither the epoch nor who it is.
+    The seed is passed with the position, so a worker needs neither the epoch nor its own number.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not needed here
     seed: int
 
 
-class EpochSampler(Sampler[list[Draw]]):
-    """The batches of one epoch, as lists of `Draw`: the `batch_sampler` of a data loader.
+class Share(NamedTuple):
+    """The part of the batches that one process reads.
 
-    Every sample comes exactly once; the last batch may be smaller, none is padded or dropped. The order is a function
-    of (seed, epoch), so the only state of a loader is the step: an epoch entered at `start_step` gives exactly the
-    batches that were left. Several processes share the same batches: each has its part of every batch, the parts as
-    equal as can be and in the order of the ranks (one that has no part of a small last batch is given none), or
-    (`whole`) every `world`-th batch.
+    Attributes:
+        rank: Number of the process, in [0, world).
+        world: Number of processes.
+        whole: Whether whole batches are divided among the processes, instead of the samples of each batch.
+    """
+
+    rank: int = 0
+    world: int = 1
+    whole: bool = False
+
+
+ALL = Share()
+
+
+class EpochSampler(Sampler[list[Draw]]):
+    """Sampler of the batches of one epoch, as lists of `Draw`: the `batch_sampler` of a data loader.
+
+    Every sample occurs exactly once; the last batch may be smaller, none is padded or dropped. The order is a function
+    of (seed, epoch), so the only state of a loader is the step: an epoch started at `start_step` yields exactly the
+    remaining batches. Several processes share the same batches: each reads its part of every batch, the parts as equal
+    as possible and in the order of the ranks (a process without a part of a small last batch skips it), or (`whole`)
+    every `world`-th batch.
 
     Args:
         n: number of samples.
-        batch_size: samples a batch.
+        batch_size: samples per batch.
         seed: seed of the run.
         epoch: number of the epoch; without `shuffle` it changes the draws' seeds only.
         shuffle: whether the order is random.
-        start_step: number of batches to leave out at the beginning.
-        rank: number of the process, in [0, world).
-        world: number of processes.
-        whole: whether processes share the batches, or the samples of each batch.
+        start_step: number of batches to skip at the beginning.
+        share: part of the batches that this process reads.
 
     Raises:
         DataError: naming the argument that is out of range.
@@ -61,7 +76,7 @@ class EpochSampler(Sampler[list[Draw]]):
         [[0, 1], [2, 3], [4]]
         >>> len(EpochSampler(5, 2, seed=0, epoch=0, shuffle=True, start_step=1))
         2
-        >>> [[draw.index for draw in batch] for batch in EpochSampler(8, 5, rank=1, world=2)]
+        >>> [[draw.index for draw in batch] for batch in EpochSampler(8, 5, share=Share(rank=1, world=2))]
         [[3, 4], [7]]
     """
 
@@ -74,10 +89,9 @@ class EpochSampler(Sampler[list[Draw]]):
         shuffle: bool = False,
         start_step: int = 0,
         *,
-        rank: int = 0,
-        world: int = 1,
-        whole: bool = False,
+        share: Share = ALL,
     ) -> None:
+        rank, world, whole = share
         for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("epoch", epoch, 0)):
             if value < least:
                 raise DataError(f"{name}: expected a number of at least {least}, got {value}")
@@ -104,7 +118,7 @@ class EpochSampler(Sampler[list[Draw]]):
             yield [Draw(index, derive_seed(self.seed, self.epoch, index)) for index in order[start:end]]
 
     def _bounds(self) -> Iterator[tuple[int, int]]:
-        """Where the batches of this process begin and end in the order of all samples."""
+        """Yield the start and end of each batch of this process in the order of all samples."""
         for number in range(self.start_step, self.batches):
             start = number * self.batch_size
             size = min(self.batch_size, self.n - start)
@@ -119,6 +133,6 @@ class EpochSampler(Sampler[list[Draw]]):
     def __repr__(self) -> str:
         return (
             f"EpochSampler(n={self.n}, batch_size={self.batch_size}, seed={self.seed}, epoch={self.epoch}, "
-            f"shuffle={self.shuffle}, start_step={self.start_step}, rank={self.rank}, world={self.world}, "
-            f"whole={self.whole})"
+            f"shuffle={self.shuffle}, start_step={self.start_step}, "
+            f"share={Share(self.rank, self.world, self.whole)})"
         )

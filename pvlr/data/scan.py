@@ -1,4 +1,4 @@
-"""One look at every picture before a run begins: which cannot be read, and what becomes of them."""
+"""Check of every picture before a run: the unreadable ones are refused or left out."""
 
 import json
 import os
@@ -12,9 +12,11 @@ from pvlr.data.batch import DataError, MachineError, refusal
 from pvlr.data.dataset import LabelledImages, Source
 from pvlr.data.images import decode_rgb
 
-__all__ = ["Refused", "scan", "without_bad_images"]
+__all__ = ["OnBadImage", "Refused", "scan", "without_bad_images"]
 
 AT_ONCE = 64
+
+OnBadImage = Literal["raise", "drop"]
 
 
 class Refused(NamedTuple):
@@ -33,26 +35,26 @@ class Refused(NamedTuple):
 
 def without_bad_images(
     parts: Sequence[LabelledImages],
-    policy: Literal["raise", "drop"],
+    policy: OnBadImage,
     *,
     folder: Path | None = None,
     workers: int = 0,
     watch: Callable[[str, int, Iterator[Refused | None]], Iterator[Refused | None]] = lambda name, total, seen: seen,
 ) -> list[LabelledImages]:
-    """The pictures that can be read, after a look at all of them; never is one put in another's place.
+    """Return the pictures that can be read, after decoding all of them; none is replaced by another.
 
     Args:
         parts: The splits of a data set.
         policy: ``"raise"``: refuse the data set if a picture is bad. ``"drop"``: leave bad pictures out, which the
-            summary tells.
-        folder: Where ``refused.jsonl``, the list of the bad pictures under either policy, and the memory of earlier
-            scans are written; None: nowhere.
+            summary states.
+        folder: Folder of ``refused.jsonl``, the list of the bad pictures under either policy, and of the record of
+            earlier scans; None: nothing is written.
         workers: See :func:`scan`.
-        watch: Sees the outcomes of a part go by, with its name and size: for a progress bar.
+        watch: Called with the name, size and outcomes of a part, which it yields unchanged: for a progress bar.
 
     Raises:
-        DataError: naming the first bad picture and their number, where the policy is ``"raise"``; or where no picture
-            of a part is left; or, under either policy, where the machine fails and not a picture, see :func:`scan`.
+        DataError: naming the first bad picture and their number, if the policy is ``"raise"``; if no picture of a part
+            is left; or, under either policy, if the machine fails and not a picture, see :func:`scan`.
 
     Example:
         >>> import tempfile, torch
@@ -109,16 +111,16 @@ def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) 
 
     Args:
         data: The pictures.
-        memory: A file in which good pictures are noted by path, size and times, and are not looked at again as long as
-            those stay the same. It only grows; a damaged line is left out.
-        workers: Processes that decode; 0: this one.
+        memory: File that records good pictures by path, size and times; they are not decoded again while those stay
+            the same. It only grows; a damaged line is ignored.
+        workers: Number of processes that decode; 0: this one.
 
     Yields:
-        For each picture None, or why it is refused.
+        For each picture None, or the reason why it is refused.
 
     Raises:
-        DataError: where a picture cannot be read, but not for its own sake (memory or open files run out, a disk
-            fails), or a process ends at once: a look that is cut short tells nothing about the pictures.
+        DataError: if a picture cannot be read for a reason other than its content (memory or open files run out, a disk
+            fails), or a process dies: an interrupted scan gives no result.
     """
     known = _remembered(memory)
     marks = [_mark(source) for source in data.paths]
@@ -138,7 +140,7 @@ def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) 
                 fresh.append(mark)
             yield None if reason is None else Refused(row, data.identifiers[row], reason)
     finally:
-        # What was seen before an interruption need not be seen again.
+        # Pictures checked before an interruption are not checked again.
         if memory is not None and fresh:
             memory.parent.mkdir(parents=True, exist_ok=True)
             with memory.open("a", encoding="utf-8") as file:
@@ -167,7 +169,7 @@ def _reason(picture: tuple[Source, str]) -> str | None:
         raise
     except DataError as err:
         return str(err)
-    except (MemoryError, OSError) as err:  # Of a source that is not ours.
+    except (MemoryError, OSError) as err:  # From a source outside this package.
         if refusal(err) is MachineError:
             reason = str(err) or "there is too little memory"
             raise MachineError(f"{name}: expected a machine that can read it, but {reason}") from err
@@ -182,7 +184,7 @@ def _mark(source: Source) -> tuple[str, int, int, int] | None:
         found = os.stat(source)
     except OSError:
         return None
-    # By its place: a picture of the same name elsewhere is another. The last time cannot be set back.
+    # By its path: a picture of the same name elsewhere is another. The last time cannot be set back.
     return os.path.abspath(source), found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 

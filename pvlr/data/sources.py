@@ -1,4 +1,4 @@
-"""Pictures by what a command line names: files, folders, patterns, and lines of standard input."""
+"""Picture paths from command-line arguments: files, folders, patterns, and lines of standard input."""
 
 import fnmatch
 import glob
@@ -13,22 +13,22 @@ __all__ = ["ENDINGS", "STDIN", "picture_paths"]
 
 STDIN = "-"
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-"""Of files that are taken for pictures in a folder; a file that is named by itself may have any."""
+"""Extensions of picture files in a folder; a file that is named explicitly may have any."""
 
 
 def picture_paths(names: Iterable[str], lines: Iterable[bytes] | None = None) -> Iterator[str]:
     """Yield the path of every picture once, in the order of the names; in folders and patterns, sorted.
 
-    ``a.png``, ``./a.png`` and ``.//a.png`` are one picture; files that are the same by a link are two.
+    ``a.png``, ``./a.png`` and ``.//a.png`` are one picture; a file and a link to it are two.
 
     Args:
-        names: Each a file, a folder (looked through with all its folders, links to folders left out), a pattern such
-            as ``photos/**/*.jpg`` (links to folders left out too, unless it names them), or ``-`` for paths read from
-            ``lines``, one a line. A file that is not there is yielded all the same: who opens it has to say so.
-        lines: For ``-``.
+        names: Each a file, a folder (searched recursively, without links to folders), a pattern such as
+            ``photos/**/*.jpg`` (also without links to folders, unless it names them), or ``-`` for paths read from
+            ``lines``, one per line. A missing file is yielded too; opening it raises the error.
+        lines: Lines of standard input, for ``-``.
 
     Raises:
-        DataError: where a pattern matches nothing, a folder holds no picture or cannot be read, or there are no lines
+        DataError: if a pattern matches nothing, a folder holds no picture or cannot be read, or there are no lines
             to read.
 
     Example:
@@ -42,7 +42,7 @@ def picture_paths(names: Iterable[str], lines: Iterable[bytes] | None = None) ->
     seen: set[str] = set()
     for name in names:
         for path in _named(name, lines):
-            # Not os.path.normpath: what lies at link/../a.png may be another picture than a.png.
+            # Not os.path.normpath: link/../a.png may be another picture than a.png.
             plain = str(PurePath(path))
             if plain not in seen:
                 seen.add(plain)
@@ -69,21 +69,21 @@ def _inside(folder: str) -> Iterator[str]:
 
 
 def _folders(folder: str, *, hidden: bool = True) -> Iterator[str]:
-    """A folder and all below it, each before what it holds."""
+    """Yield a folder and all folders below it, each before its content."""
     todo = [folder]
-    while todo:  # Not os.walk: up to Python 3.11 it calls itself, and folders may lie deeper than that may go.
+    while todo:  # Not os.walk: it is recursive up to Python 3.11, and folders may be nested deeper than its limit.
         place = todo.pop()
         yield place
         todo += (os.path.join(place, name) for name in reversed(_listed(place)[0]) if hidden or name[0] != ".")
 
 
 def _listed(folder: str) -> tuple[list[str], list[str]]:
-    """The names of the folders in a folder, and of what else it holds; links to folders are left out."""
+    """Return the names of the folders in a folder, and of its other content; links to folders are left out."""
     try:
         with os.scandir(folder or os.curdir) as items:
             found = sorted(items, key=lambda item: item.name)
     except OSError as err:
-        # To pass it over would leave out pictures, and nobody would know.
+        # Skipping it would leave out pictures without notice.
         raise refusal(err)(f"{folder}: expected a folder, but {err.strerror or err}") from None
     folders = [item.name for item in found if item.is_dir(follow_symlinks=False)]
     left_out = {*folders, *(item.name for item in found if item.is_symlink() and os.path.isdir(item.path))}
@@ -91,7 +91,7 @@ def _listed(folder: str) -> tuple[list[str], list[str]]:
 
 
 def _matching(pattern: str) -> set[str]:
-    """What `glob.glob` finds, but for links to folders, which may lead around for ever: they are followed by name."""
+    """Return the matches of `glob.glob`; links to folders, which may form cycles, are followed only by name."""
     drive, rest = os.path.splitdrive(pattern.replace(os.altsep or os.sep, os.sep))
     parts = [part for part in rest.split(os.sep) if part]
     places = {f"{drive}{os.sep}" if rest.startswith(os.sep) else drive}

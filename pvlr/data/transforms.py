@@ -1,4 +1,4 @@
-"""Pictures to tensors: resizing, augmentation and the tower's normalisation."""
+"""Transforms of pictures to tensors: resizing, augmentation and the tower's normalisation."""
 
 import math
 from dataclasses import dataclass
@@ -15,31 +15,31 @@ from pvlr.data.batch import DataError
 __all__ = ["ImageTransform", "TransformConfig", "cutout"]
 
 GREY = 127
-"""Level, of 255, of what augmentation leaves empty."""
+"""Level, of 255, of areas that augmentation leaves empty."""
 
 RATIOS = (3 / 4, 4 / 3)
-"""Of width to height of what is cut out of a picture."""
+"""Range of width to height of random crops."""
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformConfig:
-    """How pictures become tensors.
+    """Configuration of the transform of pictures to tensors.
 
     `size`, `mean`, `std` and `interpolation` are the tower's; the others act in training only. Augmentations are
     torchvision's.
 
     Args:
-        size: side of the square in pixels; pictures are resized to it without keeping their proportions, so that
-            nothing at the border is cut off (its label would stay).
-        mean: of red, green and blue, on the scale from 0 to 1.
-        std: of red, green and blue, on the same scale.
+        size: side of the square in pixels; pictures are resized to it without keeping their proportions, so that no
+            labelled object at the border is cut off.
+        mean: mean of red, green and blue, on the scale from 0 to 1.
+        std: standard deviation of red, green and blue, on the same scale.
         interpolation: "bicubic", "bilinear" or "nearest"; the first two smooth when they shrink.
-        crop: smallest share of a picture's area that is cut out at random, in (0, 1]; a label may lie outside of
-            it. 1 takes whole pictures.
+        crop: smallest share of a picture's area that is cropped at random, in (0, 1]; a labelled object may lie
+            outside of it. 1 takes whole pictures.
         flip: whether half of the pictures are mirrored.
-        rand_augment: whether two random operations of RandAugment act on each picture.
+        rand_augment: whether two random operations of RandAugment are applied to each picture.
         cutout: side of the square that is painted grey, as a share of the picture's side in [0, 1]; 0 for none.
 
     Raises:
@@ -79,11 +79,11 @@ class TransformConfig:
 
 
 class ImageTransform:
-    """Turn a picture into the tensor a tower reads.
+    """Transform of a picture to a tower's input tensor.
 
     Args:
         config: sizes and switches.
-        train: whether the augmentations act.
+        train: whether the augmentations are applied.
 
     Example:
         >>> config = TransformConfig(size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -109,14 +109,14 @@ class ImageTransform:
         if train and config.flip:
             self.steps.append(v2.RandomHorizontalFlip(0.5))
         if train and config.rand_augment:
-            # Tensors are resized several times faster than images of Pillow; turned and coloured, it is the other way.
+            # Resizing is several times faster on tensors than on Pillow images, rotation and colour changes are slower.
             bilinear = v2.InterpolationMode.BILINEAR
             randomly = v2.RandAugment(interpolation=bilinear, fill=[GREY, GREY, GREY])
             self.steps += [v2.ToPILImage(), randomly, v2.PILToTensor()]
 
     @property
     def side(self) -> int:
-        """Side of the square that pictures, or the least part that is cut out of them, are resized to."""
+        """The least side of a decoded picture at which neither it nor its smallest crop has to be enlarged."""
         crop = self.config.crop if self.train else 1.0
         return self.config.size if crop == 1 else math.ceil(self.config.size / math.sqrt(RATIOS[0] * crop))
 
@@ -125,7 +125,7 @@ class ImageTransform:
 
         Args:
             image: mode RGB, any size.
-            generator: the source of all randomness (on the CPU); without it, it is drawn from torch's own.
+            generator: source of all randomness (on the CPU); None: torch's global generator.
 
         Returns:
             the normalised picture, float32.
@@ -135,7 +135,7 @@ class ImageTransform:
             return self._normalise(self._steps(pixels))
         seed = int(torch.randint(2**62, (), generator=generator))
         # torchvision draws from the global generator. `default_generator` and not `torch.manual_seed`, which would
-        # also set the generators of GPUs, and those are not put back.
+        # also set the generators of GPUs, which are not restored.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             pixels = self._steps(pixels)
@@ -149,7 +149,7 @@ class ImageTransform:
         return pixels
 
     def _normalise(self, pixels: UInt8[Tensor, "3 s s"]) -> Float[Tensor, "3 s s"]:
-        # In place, on the scale from 0 to 255: one new tensor instead of four; bytes are put in order faster.
+        # In place, on the scale from 0 to 255: one new tensor instead of four; bytes are made contiguous faster.
         mean, std = (torch.tensor(values).view(3, 1, 1) * 255 for values in (self.config.mean, self.config.std))
         return pixels.contiguous().float().sub_(mean).div_(std)
 
@@ -163,9 +163,9 @@ def cutout(
     """Paint a square over a picture (DeVries & Taylor 2017, arXiv:1708.04552).
 
     Args:
-        pixels: levels from 0 to 255; left as they are.
+        pixels: levels from 0 to 255; not modified.
         share: side of the square as a share of the picture's side, in [0, 1].
-        center: of the square, row and column, each in [0, 1]; what sticks out of the picture is cut off.
+        center: center of the square, row and column, each in [0, 1]; the part outside the picture is cut off.
         fill: level of the square.
 
     Returns:

@@ -1,14 +1,15 @@
-"""Everything with side effects: configuration, training, evaluation, checkpoints, monitoring, prediction."""
+"""Training: configuration, data loaders, the training loop, evaluation, checkpoints and monitoring."""
 
 from pvlr.packages import require_packages
 
-# Before the imports below, which would tell of a module and not of what to do.
+# Before the imports below, whose error would name a module but not the extra to install.
 require_packages(
     "pvlr.train",
     "train",
     ("PIL", "torchvision", "open_clip", "safetensors", "huggingface_hub", "jsonargparse", "tensorboard", "tqdm"),
 )
 
+from pvlr.inference.recognizer import Recognizer, Tag
 from pvlr.train.config import (
     CalibrationConfig,
     ConfigError,
@@ -20,7 +21,6 @@ from pvlr.train.config import (
     TowerConfig,
 )
 from pvlr.train.data_config import DataConfig, VOCData
-from pvlr.train.predict import Tag, Tagger
 from pvlr.train.results import Results
 from pvlr.train.run import train
 
@@ -31,11 +31,11 @@ __all__ = [
     "LoopConfig",
     "LossConfig",
     "OptimizerConfig",
+    "Recognizer",
     "Results",
     "RunConfig",
     "ScheduleConfig",
     "Tag",
-    "Tagger",
     "TowerConfig",
     "VOCData",
     "train",

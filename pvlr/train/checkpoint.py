@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, checked before they are trusted, with a predecessor to fall back on."""
+"""Checkpoints: written atomically, verified by their sha256 when loaded, with earlier ones to fall back on."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pvlr.core.files import remove_leftovers, write_atomically
+from pvlr.files import remove_leftovers, write_atomically
 
 __all__ = ["CheckpointError", "Checkpoints"]
 
@@ -19,15 +19,15 @@ BEST_NAME = "best.json"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used."""
+    """Error of a checkpoint that cannot be written or used."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: ``step-<number>.pt`` and, beside each, its sha256 as ``sha256sum -c`` reads it.
+    """The checkpoints of one run: files ``step-<number>.pt``, each with its sha256 in the format of ``sha256sum -c``.
 
     Args:
-        folder: Where they are; made when the first is saved.
-        keep: How many of the newest sound ones are kept, at least 1; the best one is kept besides.
+        folder: Their folder; created when the first is saved.
+        keep: Number of newest undamaged ones that are kept, at least 1, in addition to the best one.
 
     Example:
         >>> import tempfile
@@ -43,16 +43,16 @@ class Checkpoints:
         self.folder, self.keep = Path(folder), keep
 
     def paths(self) -> list[Path]:
-        """Checkpoints that are there, oldest first."""
+        """Return the existing checkpoints, oldest first."""
         return sorted(self.folder.glob("step-*.pt"))
 
     def save(self, state: Mapping[str, Any], *, step: int) -> Path:
-        """Save a state of tensors and plain values; older checkpoints go only once the new one is in place.
+        """Save a state of tensors and plain values; older checkpoints are removed only after that.
 
-        A damaged file is nothing to fall back on: it goes with the older ones, and counts for none that is kept.
+        A damaged file is removed with the older ones, and does not count as one of those that are kept.
 
         Raises:
-            CheckpointError: where it cannot be written; those that are there stay.
+            CheckpointError: if it cannot be written; the existing ones stay.
         """
         path = self._path(step)
         if path.exists() and _defect(path) is None:
@@ -65,7 +65,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file), before=beside)
         except (OSError, RuntimeError) as err:
-            # At a full disk, what torch raises hides what the system said.
+            # At a full disk, the error of torch hides that of the system.
             cause = err if isinstance(err, OSError) else err.__context__
             if not isinstance(cause, OSError):
                 raise
@@ -81,16 +81,16 @@ class Checkpoints:
                 _digest_path(found).unlink(missing_ok=True)
         return path
 
-    def offer(self, state: Callable[[], Mapping[str, Any]], *, step: int, score: float) -> None:
-        """Keep a state as the best one, if it is better than all that were offered before; of equals, the first.
+    def keep_best(self, state: Callable[[], Mapping[str, Any]], *, step: int, score: float) -> None:
+        """Keep a state as the best one, if its score is higher than that of all earlier calls; of equals, the first.
 
         Args:
-            state: Makes the state; called where it is not saved yet.
+            state: Function that returns the state; called if its step is not saved yet.
             step: Its step.
-            score: How good it is; NaN is no score.
+            score: Its score, higher is better; NaN is ignored.
 
         Raises:
-            CheckpointError: where it cannot be written.
+            CheckpointError: if it cannot be written.
         """
         best = self.best()
         if not (score > float("-inf") if best is None else score > best[1]):
@@ -100,30 +100,30 @@ class Checkpoints:
         write_atomically(self.folder / BEST_NAME, f"{json.dumps({'step': step, 'score': score})}\n".encode())
 
     def best(self) -> tuple[int, float] | None:
-        """Step and score of the best checkpoint; None where there is none, or it is damaged."""
+        """Return step and score of the best checkpoint; None if there is none, or it is damaged."""
         try:
-            told = json.loads((self.folder / BEST_NAME).read_text(encoding="utf-8"))
-            step, score = int(told["step"]), float(told["score"])
+            content = json.loads((self.folder / BEST_NAME).read_text(encoding="utf-8"))
+            step, score = int(content["step"]), float(content["score"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
         path = self._path(step)
         return (step, score) if path.is_file() and _defect(path) is None else None
 
     def remove_leftovers(self) -> None:
-        """Remove what a process that was killed had not finished writing or removing."""
+        """Remove the files that a killed process left partly written or partly removed."""
         remove_leftovers(self.folder)
         for path in self.folder.glob("step-*.pt.sha256"):
             if not path.with_suffix("").exists():
                 path.unlink(missing_ok=True)
 
     def load(self, step: int | None = None) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that is sound (or that of a step), on the CPU; None where there is none at all.
+        """Load the newest undamaged checkpoint (or that of a step) on the CPU; return None if there is none at all.
 
-        A damaged one is passed over, with a warning that names it and the one that is used. Only tensors and plain
-        values are read, never code.
+        A damaged one is skipped, with a warning that names it and the one that is used. Only tensors and plain values
+        are loaded, never code.
 
         Raises:
-            CheckpointError: where there are checkpoints, and all are damaged; or where one is of another format.
+            CheckpointError: if all existing checkpoints are damaged, or one is of another format.
         """
         damaged: list[str] = []
         for path in reversed(self.paths() if step is None else [self._path(step)]):

@@ -1,4 +1,4 @@
-"""From a function with typed arguments to a command: options, a configuration file, and errors of one line."""
+"""Command line programs from functions with typed arguments: options, a configuration file, one-line errors."""
 
 import dataclasses
 import difflib
@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pvlr.train.distributed import EndedElsewhere, ProcessLost, leave_world, tells, wait_for_others
+from pvlr.train.distributed import EndedElsewhere, ProcessLost, barrier, destroy_process_group, reports_failure
 from pvlr.train.stop import Interrupted
 
 __all__ = ["command", "is_refusal"]
@@ -24,22 +24,22 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
     """Run a function as a command line program.
 
     Its dataclass arguments become dotted options (``--loop.epochs 2``), ``--config FILE`` reads them from YAML,
-    ``--print_config`` writes such a file and ``--help`` tells about each.
+    ``--print_config`` writes such a file and ``--help`` describes each option.
 
     Args:
         function: The function; its docstring and those of its arguments' classes are the help.
         args: Arguments of the command line; None: those of this process.
-        **types: For an argument of the function, the class that this command gives it in place of the annotated one.
+        **types: By name of a function argument, the class that replaces its annotation.
 
     Returns:
-        The exit code: 0; 2 for a mistake in the configuration or the data, told in one line on stderr; 130 or 143
-        where SIGINT or SIGTERM stopped it; 1 where another process of the run was lost. Of several processes that end
-        with a message, the first one tells it.
+        The exit code: 0; 2 for an error in the configuration or the data, printed in one line on stderr; 130 or 143
+        if SIGINT or SIGTERM stopped it; 1 if another rank of the run was lost. If several ranks end with a message,
+        the first of them prints it.
     """
     from jsonargparse import auto_cli
 
     try:
-        _look_into_files(function, sys.argv[1:] if args is None else args)
+        _check_sections(function, sys.argv[1:] if args is None else args)
         auto_cli(
             _specialised(function, types),
             as_positional=False,
@@ -52,32 +52,32 @@ def command(function: Callable[..., Any], args: Sequence[str] | None = None, **t
     except KeyboardInterrupt:
         return _end("interrupted", 130)
     except EndedElsewhere:
-        wait_for_others()
+        barrier()
         return 2
     except ProcessLost as err:
         return _end(f"error: {err}", 1)
     except ArgumentError as err:
-        said = _naming_files(" ".join(str(err).split()), sys.argv[1:] if args is None else args)
-        return _refuse(said + _nearest(str(err), _specialised(function, types)))
+        message = _naming_files(" ".join(str(err).split()), sys.argv[1:] if args is None else args)
+        return _refuse(message + _nearest(str(err), _specialised(function, types)))
     except OSError as err:
         return _refuse(str(err))
     except ValueError as err:
-        # A refusal is raised by this package. Anything else is a defect, and its traceback is wanted.
+        # An error raised by this package is for the user. Any other is a bug, whose traceback is needed.
         if not is_refusal(err):
-            tells()
-            wait_for_others()
+            reports_failure()
+            barrier()
             raise
         return _refuse(str(err))
     except Exception:
-        tells()  # By its traceback.
-        wait_for_others()
+        reports_failure()  # By its traceback.
+        barrier()
         raise
-    leave_world()
+    destroy_process_group()
     return 0
 
 
 def _specialised(function: Callable[..., Any], types: Mapping[str, type]) -> Callable[..., Any]:
-    """The same function, annotated with other types."""
+    """Return the function with some of its annotations replaced."""
 
     @functools.wraps(function)
     def call(**arguments: Any) -> Any:
@@ -92,7 +92,7 @@ def _specialised(function: Callable[..., Any], types: Mapping[str, type]) -> Cal
 
 
 def _nearest(message: str, function: Callable[..., Any]) -> str:
-    """For an option or a key of a file that is not known: which is meant, perhaps."""
+    """Return a hint at the most similar option, if the message is of an unknown option or key of a file."""
     if not (
         named := re.search(r"unrecognized arguments: (--[^\s=]+)|Group '(.*)' does not accept option '(.*)'", message)
     ):
@@ -114,26 +114,26 @@ def _config_files(args: Sequence[str]) -> list[str]:
     return [name for option, name in pairwise(words) if option == "--config"]
 
 
-def _look_into_files(function: Callable[..., Any], args: Sequence[str]) -> None:
-    """Refuse what the parser takes for a section and is none; all else is left to it."""
+def _check_sections(function: Callable[..., Any], args: Sequence[str]) -> None:
+    """Raise an error if a section of a configuration file is no mapping; all else is checked by the parser."""
     import yaml
 
     sections = {name for name, kind in get_type_hints(function).items() if dataclasses.is_dataclass(kind)}
     for path in _config_files(args):
         try:
-            told = yaml.safe_load(Path(path).read_bytes().decode("utf-8"))
+            content = yaml.safe_load(Path(path).read_bytes().decode("utf-8"))
         except UnicodeDecodeError:
             raise ValueError(f"{path}: expected a configuration as YAML in UTF-8, found other bytes") from None
         except (OSError, yaml.YAMLError):
             continue
-        for name, value in told.items() if isinstance(told, dict) else ():
+        for name, value in content.items() if isinstance(content, dict) else ():
             if name in sections and not isinstance(value, dict):
                 found = "nothing" if value is None else repr(value)[:80]
                 raise ValueError(f"{path}: {name}: expected a section of fields and their values, found {found}")
 
 
 def _naming_files(message: str, args: Sequence[str]) -> str:
-    """The YAML reader is given a text and does not know which file it came from."""
+    """Return the message with the names of the configuration files, which the YAML reader does not have."""
     files = _config_files(args)
     return message.replace('"<unicode string>"', " or ".join(files)) if files else message
 
@@ -143,9 +143,9 @@ def _refuse(message: str) -> int:
 
 
 def _end(message: str, code: int) -> int:
-    if tells():
+    if reports_failure():
         print(message, file=sys.stderr, flush=True)
-    wait_for_others()
+    barrier()
     return code
 
 
@@ -153,13 +153,13 @@ def _again(function: Callable[..., Any], args: Sequence[str] | None) -> str:
     words = sys.argv if args is None else [sys.argv[0], *args]
     several = os.environ.get("LOCAL_WORLD_SIZE", "1")
     start = ["python"] if several == "1" else ["torchrun", "--nproc-per-node", several]
-    # Whatever was given before: go on where there is a checkpoint, which an early signal has come before.
+    # Overrides an earlier value: resume if there is a checkpoint, which an early signal may have prevented.
     more = ["--run.resume=auto"] if "run" in inspect.signature(function).parameters else []
     return shlex.join([*start, *words, *more])
 
 
 def is_refusal(err: BaseException) -> bool:
-    """Whether this package itself raised it, and its text is for the user; anything else is a defect."""
+    """Return True if this package itself raised the error, whose text is then for the user; others are bugs."""
     traceback = err.__traceback__
     if traceback is None:
         return False

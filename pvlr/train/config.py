@@ -1,4 +1,4 @@
-"""What a run can be told, one frozen dataclass per concern; every field is read, every range is checked."""
+"""Configuration of a run: one frozen dataclass per section; every range is checked."""
 
 import dataclasses
 import json
@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.core.arguments import ConfigError, require_choices, require_int, require_number
+from pvlr.core.metrics.calibration import ThresholdRule
 from pvlr.core.towers.spec import TowerSpec
+from pvlr.data.features import FeatureDtype
 
 __all__ = [
     "CalibrationConfig",
@@ -29,13 +31,12 @@ __all__ = [
 T = TypeVar("T")
 
 AUTO_EPOCHS = (500, 40), (1_500, 12), (math.inf, 6)
-"""With fewer than so many pictures, so many epochs, where their number follows from the pictures."""
+"""Pairs (pictures, epochs) of ``loop.epochs`` ``auto``: the first with fewer training pictures than its bound."""
 
-# A run may go on with these changed: they decide where and how often, not what is computed at a step (but for the
-# rounding of another device or of compiled code). The exception is loop.epochs: the schedule is stretched over all
-# epochs, so the learning rates of the steps to come are others. A finished run can only be prolonged so; it is allowed,
-# and told. (The folder of the data may move: that the data is the same is checked by names and labels,
-# and that the towers are, by their fingerprint.)
+# Fields that may change when a run is resumed: they do not affect what a step computes (except for the rounding of
+# another device or of compiled code). The exception is loop.epochs: the schedule spans all epochs, so the learning
+# rates of the remaining steps change. A finished run can only be prolonged this way; it is allowed, and reported.
+# (The folder of the data may change: the data are compared by names and labels, the towers by their fingerprint.)
 MAY_CHANGE = (
     "data.root",
     "data.obtain",
@@ -61,13 +62,9 @@ MAY_CHANGE = (
 )
 
 
-class ConfigError(ValueError):
-    """A field of the configuration that is out of range or does not fit the others."""
-
-
 @contextmanager
 def section(name: str) -> Iterator[None]:
-    """Say of which section a refused field is."""
+    """Prefix the message of a ValueError with the name of a section, as a ConfigError."""
     try:
         yield
     except ValueError as err:
@@ -76,21 +73,21 @@ def section(name: str) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig(TowerSpec):
-    """Which pre-trained towers are built upon, and how they are trained.
+    """Pre-trained towers and how they are trained.
 
     Args:
         lr_factor: Learning rate of the trained part of the image tower, as a multiple of ``optimizer.lr``, above 0.
-        layer_decay: A block's learning rate as a multiple of the next one's, in (0, 1]: the last block's is so much
-            below ``lr_factor``, and the first layers' lowest; 1: all have one rate.
-        gradient_checkpointing: Run the tower's blocks a second time in the backward pass, instead of keeping all that
-            they computed: the same gradients from less memory.
-        features: ``compute`` (the tower sees every picture at every epoch) or ``cache`` (a frozen tower sees it once;
-            its patch vectors are kept on the disk).
-        feature_views: Views of each training picture that are kept: 1, without augmentation, or more, of which all but
-            the first are augmented.
-        feature_dtype: In which they are kept.
-        feature_folder: Where; runs that ask for the same features may share it, once one of them has filled it. Null
-            for ``features`` in the run's folder.
+        layer_decay: Learning rate of a block as a multiple of the next block's, in (0, 1]; the last block has this
+            multiple of the tower's rate, the first layers the lowest. 1: one rate for all.
+        gradient_checkpointing: Recompute the tower's blocks in the backward pass instead of storing their activations:
+            the same gradients from less memory.
+        features: ``compute`` (the tower encodes every picture at every epoch) or ``cache`` (a frozen tower encodes it
+            once; its patch vectors are stored on the disk).
+        feature_views: Views of each training picture that are cached: 1, without augmentation, or more, of which all
+            but the first are augmented.
+        feature_dtype: Data type of the cached features.
+        feature_folder: Folder of the cached features; runs that use the same features may share it, once one of them
+            has filled it. Null for ``features`` in the run's folder.
     """
 
     lr_factor: float = 0.1
@@ -98,15 +95,14 @@ class TowerConfig(TowerSpec):
     gradient_checkpointing: bool = False
     features: Literal["compute", "cache"] = "compute"
     feature_views: int = 1
-    feature_dtype: Literal["float16", "float32"] = "float16"
+    feature_dtype: FeatureDtype = "float16"
     feature_folder: str | None = None
 
     def __post_init__(self) -> None:
         with section("tower"):
             super().__post_init__()
-            require_choice("features", self.features, ("compute", "cache"))
+            require_choices(self)
             require_int("feature_views", self.feature_views, least=1)
-            require_choice("feature_dtype", self.feature_dtype, ("float16", "float32"))
             if self.features == "cache" and self.train != "frozen":
                 raise ValueError(f"features: 'cache' is for a frozen tower, but tower.train is {self.train!r}")
             require_number("lr_factor", self.lr_factor, above=0.0)
@@ -120,14 +116,14 @@ class TowerConfig(TowerSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The asymmetric loss; all 0 is binary cross-entropy.
+    """Settings of the asymmetric loss; all 0 is binary cross-entropy.
 
     Args:
-        gamma_pos: How strongly easy positives are faded, at least 0.
-        gamma_neg: How strongly easy negatives are faded, at least 0.
-        clip: Negatives of a probability up to this cost nothing, in [0, 1).
-        unknown: What an unknown label counts as in training: `ignore` it, or take it for `negative`, which is right for
-            most of them; where only positives are known (one of each picture), nothing else tells one from the other
+        gamma_pos: Focusing exponent of positives, at least 0; the higher, the less easy positives weigh.
+        gamma_neg: Focusing exponent of negatives, at least 0; the higher, the less easy negatives weigh.
+        clip: Negatives of a probability up to this have a loss of 0, in [0, 1).
+        unknown: Treatment of unknown labels in training: `ignore` them, or take them as `negative`, which is right for
+            most of them; if only positives are known (one of each picture), there are no other negatives
             (arXiv 2106.09708).
     """
 
@@ -138,7 +134,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         with section("loss"):
-            require_choice("unknown", self.unknown, ("ignore", "negative"))
+            require_choices(self)
             require_number("gamma_pos", self.gamma_pos, least=0.0)
             require_number("gamma_neg", self.gamma_neg, least=0.0)
             require_number("clip", self.clip, least=0.0, below=1.0)
@@ -146,18 +142,18 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How a gradient becomes a step.
+    """Settings of the optimiser.
 
     Args:
-        kind: ``adamw`` or ``sgd`` (with Nesterov momentum).
-        lr: Highest learning rate of the new layers, above 0.
-        weight_decay: Decoupled for AdamW; none on norms, biases, prompts, single numbers and the image tower's
-            embeddings of position and class. At least 0.
+        kind: Optimiser: ``adamw`` or ``sgd`` (with Nesterov momentum).
+        lr: Peak learning rate of the new layers, above 0.
+        weight_decay: Weight decay, at least 0; decoupled for AdamW; none on norms, biases, prompts, scalars and the
+            image tower's embeddings of position and class.
         prompt_lr_factor: Learning rate of the learnable context, as a multiple of ``lr``, above 0.
-        betas: Decays of AdamW's two moments, each in [0, 1).
-        momentum: Of SGD, in [0, 1).
-        clip_norm: Longest gradient; a longer one is shortened to it. 0 is off. Where few labels are known, gradients
-            are long: a bound of 1 cost PVLR six points there (docs/results.md).
+        betas: Decay rates of AdamW's two moments, each in [0, 1).
+        momentum: Momentum of SGD, in [0, 1).
+        clip_norm: Maximum norm of the gradient, which is clipped to it; 0 is off. With few known labels, gradient
+            norms are high: a maximum of 1 cost PVLR six points there (docs/results.md).
     """
 
     kind: Literal["adamw", "sgd"] = "adamw"
@@ -170,7 +166,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         with section("optimizer"):
-            require_choice("kind", self.kind, ("adamw", "sgd"))
+            require_choices(self)
             require_number("lr", self.lr, above=0.0)
             require_number("weight_decay", self.weight_decay, least=0.0)
             require_number("prompt_lr_factor", self.prompt_lr_factor, above=0.0)
@@ -182,12 +178,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How the learning rate goes, step by step.
+    """Learning rate schedule over the steps of a run.
 
     Args:
-        kind: ``one_cycle`` (cosine from lr/25 to lr and down to lr/250,000) or ``cosine`` (linear from 0 to lr, then
-            cosine to 0).
-        warmup: Share of all steps in which it rises, in [0, 1).
+        kind: Schedule: ``one_cycle`` (cosine from lr/25 to lr and down to lr/250,000) or ``cosine`` (linear from 0 to
+            lr, then cosine to 0).
+        warmup: Share of all steps in which the learning rate rises, in [0, 1).
     """
 
     kind: Literal["one_cycle", "cosine"] = "one_cycle"
@@ -195,34 +191,34 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         with section("schedule"):
-            require_choice("kind", self.kind, ("one_cycle", "cosine"))
+            require_choices(self)
             require_number("warmup", self.warmup, least=0.0, below=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long, how much at once, and on what.
+    """Settings of the training loop: epochs, batch sizes, evaluations, device and precision.
 
     Args:
-        epochs: Passes over the training split, at least 1; ``auto`` follows from the number of training pictures
-            of which a label is known, see :meth:`for_pictures`. A run may go on with another number, but not to the
-            same result as an uninterrupted one: the learning rates of the steps to come are those of a run of that
-            length.
-        batch_size: Images of one forward pass, of all processes together; at least 1.
+        epochs: Passes over the training split, at least 1; ``auto`` depends on the number of training pictures with a
+            known label, see :meth:`for_pictures`. A run may be resumed with another number, but not to the same result
+            as an uninterrupted one: the learning rates of the remaining steps are those of a run of that length.
+        batch_size: Images of one forward pass, over all ranks together; at least 1.
         eval_batch_size: Images of one forward pass in evaluation, at least 1.
-        accumulate: Batches whose gradients make one step; the loss is the mean over all their known labels.
-        ema: Decay of the moving average of the weights that is evaluated and kept, in [0, 1); 0 is off.
+        accumulate: Batches whose gradients are accumulated for one step; the loss is the mean over all their known
+            labels.
+        ema: Decay of the moving average of the weights that is evaluated and saved, in [0, 1); 0 is off.
         precision: ``float32``, or ``bf16`` inside autocast (scores, losses and weights stay float32).
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<number>``.
-        seed: Of initial weights, sample order and augmentation, at least 0.
-        evaluate_every: Epochs between evaluations; 0: none but by steps and at the end.
-        evaluate_every_steps: Steps between evaluations, besides those by epochs; 0: none.
+        seed: Seed of initial weights, sample order and augmentation, at least 0.
+        evaluate_every: Epochs between evaluations; 0: only those by steps and at the end.
+        evaluate_every_steps: Steps between evaluations, in addition to those by epochs; 0: none.
         patience: Epochs without a better mAP on the validation split (``data.val_split``, ``data.val_share``) after
             which training ends; the averaged weights of the best evaluation are then the result. 0 is off.
-        checkpoint_every: Epochs between checkpoints, at least 1; an interrupted run saves one more.
+        checkpoint_every: Epochs between checkpoints, at least 1; an interrupted run saves another one.
         compile: Compile the model with ``torch.compile``, which rounds differently.
-        deterministic: On a GPU, use only algorithms that give the same bits at every run, where they are slower too; an
-            operation that has none ends the run. On a CPU that is so anyway.
+        deterministic: On a GPU, use only deterministic algorithms, which give the same bits at every run, even if
+            slower; an operation without one ends the run. A CPU is always deterministic.
     """
 
     epochs: int | Literal["auto"] = "auto"
@@ -251,17 +247,17 @@ class LoopConfig:
             if self.patience and not (self.evaluate_every or self.evaluate_every_steps):
                 raise ValueError("patience: expected evaluations to look at, but evaluate_every is 0")
             require_number("ema", self.ema, least=0.0, below=1.0)
-            require_choice("precision", self.precision, ("float32", "bf16"))
+            require_choices(self)
 
     def for_pictures(self, count: int) -> "LoopConfig":
-        """The same with a number of epochs: 40 for fewer than 500 pictures, 12 for fewer than 1,500, else 6.
+        """Return a copy with ``auto`` epochs resolved: 40 for fewer than 500 pictures, 12 for fewer than 1,500, else 6.
 
         Chosen on validation pictures, with 30 to 3,000 for training (docs/results.md). Learning rate and weight decay
-        stay as they are: how far few pictures count is for the mixture, where what is learned of a label counts by its
+        do not depend on the number of pictures: the mixture weights the learned scores of each label by its number of
         positives.
 
         Args:
-            count: Training pictures of which a label is known.
+            count: Training pictures with a known label.
 
         Example:
             >>> [LoopConfig().for_pictures(count).epochs for count in (60, 1_012, 5_011)]
@@ -276,35 +272,35 @@ class LoopConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """What is fitted after training on the validation pictures (``data.val_split``, ``data.val_share``), if any.
+    """Calibration after training on the validation pictures (``data.val_split``, ``data.val_share``), if any.
 
     Args:
-        by: Each label's threshold has the highest ``f1``, or says as much as it can at a ``precision``.
-        precision: That is aimed at, in (0, 1).
+        by: Criterion of each label's threshold: the highest ``f1``, or the highest recall at a ``precision``.
+        precision: Target precision for ``by`` ``precision``, in (0, 1).
     """
 
-    by: Literal["f1", "precision"] = "f1"
+    by: ThresholdRule = "f1"
     precision: float = 0.9
 
     def __post_init__(self) -> None:
         with section("calibration"):
-            require_choice("by", self.by, ("f1", "precision"))
+            require_choices(self)
             require_number("precision", self.precision, above=0.0, below=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What becomes of the run.
+    """Output of a run and how it is resumed.
 
     Args:
-        folder: Where everything about the run is written.
-        resume: ``auto`` goes on where a run in the folder stopped, ``require`` refuses if there is none, ``never``
-            refuses if there is one.
-        baselines: Also measure zero-shot and a linear probe on the same towers and data.
-        tensorboard: Write TensorBoard's files.
-        keep: How many of the newest checkpoints stay, at least 1; the one of the best evaluation stays besides.
-        log_every: Steps between those whose numbers TensorBoard is told, at least 1; pictures and whatever else is of
-            the test split come with every evaluation.
+        folder: Folder of all files of the run.
+        resume: ``auto`` resumes a run in the folder if there is one, ``require`` fails if there is none, ``never``
+            fails if there is one.
+        baselines: Also evaluate zero-shot and a linear probe on the same towers and data.
+        tensorboard: Write TensorBoard event files.
+        keep: Number of newest checkpoints that are kept, at least 1, in addition to that of the best evaluation.
+        log_every: Steps between those written to TensorBoard, at least 1; pictures and metrics of the test split are
+            written at every evaluation.
     """
 
     folder: str = "runs/voc"
@@ -318,13 +314,13 @@ class RunConfig:
         with section("run"):
             require_int("keep", self.keep, least=1)
             require_int("log_every", self.log_every, least=1)
-            require_choice("resume", self.resume, ("auto", "never", "require"))
+            require_choices(self)
         if not self.folder:
             raise ConfigError("run.folder: expected a non-empty path, got ''")
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """A configuration as plain dictionaries, lists, texts and numbers.
+    """Return a configuration as plain dictionaries, lists, strings and numbers.
 
     Example:
         >>> config_to_json(ScheduleConfig())
@@ -335,7 +331,7 @@ def config_to_json(config: Any) -> dict[str, Any]:
 
 
 def config_from_json(kind: type[T], data: Mapping[str, Any]) -> T:
-    """The configuration that :func:`config_to_json` wrote (lists become the tuples they were).
+    """Return the configuration that :func:`config_to_json` was given; lists become tuples.
 
     Raises:
         ConfigError: naming a field that does not exist.
@@ -354,15 +350,15 @@ def config_from_json(kind: type[T], data: Mapping[str, Any]) -> T:
 def config_differences(
     saved: Mapping[str, Any], now: Mapping[str, Any], *, defaults: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Fields that differ between two configurations of a run, without those that a resumed run may change.
+    """List the fields that differ between two configurations of a run, except those that a resumed run may change.
 
     Args:
-        saved: Sections by name, as :func:`config_to_json` makes them.
-        now: The same.
-        defaults: The same; what a field that ``saved`` lacks was, for an earlier version did not know it yet.
+        saved: Sections by name, as :func:`config_to_json` returns them, of the saved run.
+        now: Those of the present configuration.
+        defaults: Default values, for fields that ``saved`` lacks because an earlier version did not have them.
 
     Returns:
-        One text per field, ``section.field: <saved>, now <now>``; empty if the run may go on.
+        One string per field, ``section.field: <saved>, now <now>``; empty if the run may be resumed.
 
     Example:
         >>> config_differences({"loop": {"seed": 0, "epochs": 2}}, {"loop": {"seed": 1, "epochs": 3}})
@@ -376,8 +372,8 @@ def config_differences(
             continue
         was, is_ = left.get(name, missing), right.get(name, missing)
         if was != is_ and not (_is_nan(was) and _is_nan(is_)):
-            said = ["absent" if value is missing else repr(value) for value in (was, is_)]
-            found.append(f"{name}: {said[0]}, now {said[1]}")
+            shown = ["absent" if value is missing else repr(value) for value in (was, is_)]
+            found.append(f"{name}: {shown[0]}, now {shown[1]}")
     return found
 
 

@@ -1,35 +1,36 @@
-"""What a run can be told about its pictures: one dataclass per kind of data set, each of which knows how to read it."""
+"""Configuration of the data: one dataclass per kind of data set, with the method that reads it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pvlr.core.arguments import require_choice, require_int, require_number
+from pvlr.core.arguments import require_choices, require_int, require_number
 from pvlr.core.labels import LabelSet
 from pvlr.data.batch import DataError
-from pvlr.data.coco import read_coco
 from pvlr.data.dataset import LabelledImages, hide_labels, know_few, split_by_name
-from pvlr.data.folders import read_folders
-from pvlr.data.nuswide import read_nuswide
+from pvlr.data.readers.coco import read_coco
+from pvlr.data.readers.folders import read_folders
+from pvlr.data.readers.nuswide import NUSWideLists, read_nuswide
+from pvlr.data.readers.table import Mark, NoSplitError, read_table
+from pvlr.data.readers.voc import Difficult, obtain_voc, read_voc
 from pvlr.data.sampling import derive_seed
-from pvlr.data.scenes import ScenesConfig, write_scenes
-from pvlr.data.table import NoSplitError, read_table
-from pvlr.data.voc import obtain_voc, read_voc
+from pvlr.data.scan import OnBadImage
+from pvlr.data.scenes.dataset import ScenesConfig, write_scenes
 from pvlr.train.config import ConfigError, section
 
 __all__ = ["COCOData", "DataConfig", "NUSWideData", "Splits", "TableData", "VOCData"]
 
-# Which pictures are set aside for validation has nothing to do with which ones are for the test.
+# Seed offset: the validation pictures are drawn independently of the test pictures.
 VALIDATION = 1
 
 
 class Splits(NamedTuple):
-    """The parts of a data set, with the same labels.
+    """The splits of a data set, with the same labels.
 
     Attributes:
-        train: What is trained on.
-        test: What the final report is of.
-        validation: What is evaluated during training; None: the test split is, and nothing may be chosen by it.
+        train: The training split.
+        test: The split of the final report.
+        validation: The split evaluated during training; None: the test split is, and nothing may be chosen by it.
     """
 
     train: LabelledImages
@@ -39,29 +40,28 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """How pictures are shown, whatever they are; each kind of data set adds where they are.
+    """Splits, augmentation and known labels of any data set; each kind of data set adds its files.
 
     Args:
-        train_split: Split that is trained on.
-        test_split: Split that the final report is of.
-        val_split: Split that is evaluated during training in place of the test split, and that temperature and
-            thresholds are fitted on after it; null for none.
-        val_share: Share of the training pictures that is set aside for that instead, in (0, 1); a function of
+        train_split: Name of the training split.
+        test_split: Name of the split of the final report.
+        val_split: Name of the split that is evaluated during training in place of the test split, and on which
+            temperature and thresholds are fitted after training; null for none.
+        val_share: Share of the training pictures used as validation split instead of ``val_split``, in (0, 1); drawn by
             ``loop.seed`` and the pictures' names. Null for none.
-        crop: Smallest share of a training picture's area that is cut out at random and resized, in (0, 1]; a label may
-            lie outside of it. 1 takes whole pictures.
+        crop: Smallest share of a training picture's area in a random crop, which is resized, in (0, 1]; the object of a
+            label may lie outside of it. 1 takes whole pictures.
         flip: Flip half of the training pictures left to right.
         rand_augment: Apply RandAugment to the training pictures.
-        cutout: Side of the square that is cut out of training pictures, as a share of theirs, in [0, 1); 0 is off.
+        cutout: Side of the square that is masked in training pictures, as a share of theirs, in [0, 1); 0 is off.
         keep_labels: Share of the training labels (those set aside by ``val_share`` included) that stays known, in
-            (0, 1), or ``single_positive``: one present label per picture; null for all. A function of ``loop.seed``.
-        shots: Labels stay known of as few training pictures (those set aside by ``val_share`` included) as give each
-            label so many positives, at least 1; null for all. A function of ``loop.seed``.
-        unseen: Labels that are left out of all splits, as if nobody had told of them; a trained model can be asked for
-            them by their names. Null for none.
-        on_bad_image: What becomes of a picture that cannot be read, which a look at all of them tells before the run:
-            ``raise`` (nothing is trained) or ``drop`` (it is left out and listed in ``refused.jsonl``).
-        workers: Processes that read pictures; 0 reads them in the training process.
+            (0, 1), or ``single_positive``: one present label per picture; null for all. Drawn by ``loop.seed``.
+        shots: Number of positives of each label, at least 1: labels stay known for only as many training pictures
+            (those set aside by ``val_share`` included) as it takes; null for all. Drawn by ``loop.seed``.
+        unseen: Labels that are removed from all splits; a trained model can predict them by their names. Null for none.
+        on_bad_image: Treatment of pictures that cannot be read, for which all are checked before the run: ``raise`` (an
+            error before training) or ``drop`` (they are left out and listed in ``refused.jsonl``).
+        workers: Number of worker processes that read pictures; 0 reads them in the training process.
     """
 
     train_split: str = "trainval"
@@ -75,12 +75,12 @@ class DataConfig:
     keep_labels: float | Literal["single_positive"] | None = None
     shots: int | None = None
     unseen: tuple[str, ...] | None = None
-    on_bad_image: Literal["raise", "drop"] = "raise"
+    on_bad_image: OnBadImage = "raise"
     workers: int = 2
 
     def __post_init__(self) -> None:
         with section("data"):
-            require_choice("on_bad_image", self.on_bad_image, ("raise", "drop"))
+            require_choices(self)
             if self.crop != 1:
                 require_number("crop", self.crop, above=0.0, below=1.0)
             require_number("cutout", self.cutout, least=0.0, below=1.0)
@@ -101,15 +101,15 @@ class DataConfig:
                 raise ConfigError(f"data.{name}: expected a non-empty text, got ''")
 
     def prepare(self) -> None:
-        """Make or fetch the data where it is absent and the configuration says so."""
+        """Generate or download the data if it is absent and the configuration requires it."""
 
     def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
         """Read a split.
 
         Args:
             split: Its name.
-            train: Whether it is trained on.
-            labels: The columns asked for; None: the data set's own.
+            train: Whether it is the training split.
+            labels: The labels of the columns; None: the data set's own.
 
         Raises:
             DataError: naming the file or folder that is missing or broken.
@@ -117,10 +117,10 @@ class DataConfig:
         raise NotImplementedError
 
     def splits(self, seed: int) -> Splits:
-        """All parts, with the same labels.
+        """Read all splits, with the same labels.
 
         Args:
-            seed: Of which pictures are set aside and which labels are hidden, where some are.
+            seed: Seed of the draw of validation pictures and of hidden labels, if configured.
 
         Raises:
             DataError: naming the file or folder that is missing or broken.
@@ -153,12 +153,12 @@ class VOCData(DataConfig):
     """Pascal VOC, or a data set in its layout.
 
     Args:
-        root: Folder that holds (or will hold) ``VOCdevkit/VOC<year>``.
+        root: Folder that contains (or will contain) ``VOCdevkit/VOC<year>``.
         year: Year of the Pascal VOC set.
-        obtain: What to do before anything else: ``never`` (use what is there), ``download`` (fetch Pascal VOC if the
+        obtain: Preparation of the data: ``never`` (use the existing files), ``download`` (download Pascal VOC if the
             folder is absent) or ``scenes`` (generate the built-in data set if the folder is absent).
-        scenes: The generated data set, where ``obtain`` is ``scenes``.
-        difficult: What a label becomes whose every object is marked difficult: ``unknown`` in both splits, or
+        scenes: Settings of the generated data set, if ``obtain`` is ``scenes``.
+        difficult: State of a label whose objects are all marked difficult: ``unknown`` in both splits, or
             convention ``A`` (positive in training, unknown in test), ``B`` (negative in training, unknown in test) or
             ``C`` (negative in both).
     """
@@ -167,24 +167,21 @@ class VOCData(DataConfig):
     year: str = "2007"
     obtain: Literal["never", "download", "scenes"] = "never"
     scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    difficult: Literal["unknown", "A", "B", "C"] = "unknown"
+    difficult: Difficult = "unknown"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        with section("data"):
-            require_choice("obtain", self.obtain, ("never", "download", "scenes"))
-            require_choice("difficult", self.difficult, ("unknown", "A", "B", "C"))
         self._require_texts("root", "year")
 
     def prepare(self) -> None:
-        """Generate or download the data set where it is absent and ``obtain`` says so."""
+        """Generate or download the data set if it is absent and ``obtain`` requires it."""
         if self.obtain == "scenes":
             write_scenes(self.root, self.scenes)
         else:
             obtain_voc(self.root, self.year, self.obtain)
 
     def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
-        """Read ``ImageSets/Main/<split>.txt`` and the annotations it names."""
+        """Read ``ImageSets/Main/<split>.txt`` and the annotations of its pictures."""
         return read_voc(self.root, year=self.year, split=split, labels=labels, difficult=self.difficult, train=train)
 
 
@@ -220,25 +217,24 @@ class COCOData(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NUSWideData(DataConfig):
-    """NUS-WIDE, by one of the three pairs of lists that circulate.
+    """NUS-WIDE, by one of the three pairs of lists in use.
 
     Args:
-        root: Folder that holds the lists.
-        lists: ``official`` (161,789 / 107,859 pictures), ``labelled`` (the same without unlabelled pictures, 125,449 /
-            83,898) or ``asl`` (the CSV list of the authors of the asymmetric loss, 119,103 / 50,720).
-        images: Folder to which the lists' paths are added; null for ``root/Flickr`` (``asl``: ``root``).
+        root: Folder of the lists.
+        lists: Pair of lists: ``official`` (161,789 / 107,859 pictures), ``labelled`` (the same without unlabelled
+            pictures, 125,449 / 83,898) or ``asl`` (the CSV list of the authors of the asymmetric loss, 119,103 /
+            50,720).
+        images: Folder to which the lists' paths are relative; null for ``root/Flickr`` (``asl``: ``root``).
     """
 
     train_split: str = "train"
     test_split: str = "test"
     root: str = "data/nuswide"
-    lists: Literal["official", "labelled", "asl"] = "labelled"
+    lists: NUSWideLists = "labelled"
     images: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        with section("data"):
-            require_choice("lists", self.lists, ("official", "labelled", "asl"))
         self._require_texts("root")
 
     def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
@@ -248,20 +244,20 @@ class NUSWideData(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TableData(DataConfig):
-    """Pictures of your own: a folder and a table of files and labels, or a folder per label.
+    """Any other pictures: a folder and a table of files and labels, or a folder per label.
 
     Args:
-        images: Folder to which the table's files are added. Without a table, ``images/<split>`` holds a folder per
-            label (``images`` itself, where ``test_share`` is given).
-        table: A CSV file (columns ``file`` and ``labels``; where wanted ``unknown`` and ``split``) or the same as
-            JSONL; null for folders.
-        labels: The labels, in the order wanted; null for those that are found, sorted.
-        separator: Between the labels of a cell.
-        marks: For a CSV file with a column per label: what each cell means (``present``, ``absent``, ``unknown``).
+        images: Folder to which the table's files are relative. Without a table, ``images/<split>`` contains a folder
+            per label (``images`` itself, if ``test_share`` is given).
+        table: A CSV file (columns ``file`` and ``labels``; optionally ``unknown`` and ``split``) or the same as JSONL;
+            null for folders.
+        labels: The labels, in the order of the columns; null for all labels of the data, sorted.
+        separator: Separator of the labels in a cell.
+        marks: For a CSV file with a column per label: the meaning of each cell (``present``, ``absent``, ``unknown``).
         file_column: Name of the column of files.
         split_column: Name of the column of splits.
-        test_share: Share of the pictures that are set aside as the test split, in (0, 1), where the table (or the
-            folder) knows no splits; a function of ``loop.seed`` and the files' names. Null where it does.
+        test_share: Share of the pictures used as test split, in (0, 1), if the table (or the folder) has no splits;
+            drawn by ``loop.seed`` and the files' names. Null if it has splits.
     """
 
     train_split: str = "train"
@@ -270,7 +266,7 @@ class TableData(DataConfig):
     table: str | None = None
     labels: tuple[str, ...] | None = None
     separator: str = ";"
-    marks: dict[str, Literal["present", "absent", "unknown"]] | None = None
+    marks: dict[str, Mark] | None = None
     file_column: str = "file"
     split_column: str = "split"
     test_share: float | None = None
@@ -287,7 +283,7 @@ class TableData(DataConfig):
                     )
 
     def read(self, split: str | None, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
-        """Read a split, or (None) everything."""
+        """Read a split; None: all pictures."""
         labels = LabelSet(tuple(self.labels)) if labels is None and self.labels is not None else labels
         if self.table is None:
             folder = Path(self.images) if split is None else Path(self.images, split)

@@ -1,4 +1,4 @@
-"""Where to compute, and how: a device by its name, results that repeat, compiled code."""
+"""Deterministic algorithms, number of CPU threads and compilation of models."""
 
 import os
 from collections.abc import Iterator
@@ -7,46 +7,20 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from pvlr.core.baselines import BaselineModel
-from pvlr.core.model import PVLR
+from pvlr.core.models.baselines import BaselineModel
+from pvlr.core.models.network import PVLR
 from pvlr.train.config import ConfigError
 
-__all__ = ["compile_model", "determinism", "find_device", "one_core_free", "require_compiler"]
-
-
-def find_device(name: str, *, field: str = "device") -> torch.device:
-    """The device of a name.
-
-    Args:
-        name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<number>``.
-        field: What the name was given as, for the message.
-
-    Raises:
-        ConfigError: where this is no such name, or the machine has no such device.
-
-    Example:
-        >>> find_device("cpu")
-        device(type='cpu')
-    """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"{field}: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got {name!r}")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= there:
-        raise ConfigError(f"{field}: expected a device of this machine, {name!r} is not there")
-    return device
+__all__ = ["compile_model", "determinism", "one_core_free", "require_compiler"]
 
 
 @contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Compute the same at every run of the same machine, during a ``with`` block.
+    """Use deterministic algorithms during a ``with`` block: the same results at every run on the same machine.
 
-    On a CPU it is so anyway. On a GPU torch is told to use algorithms whose sums have one order, and cuBLAS to use a
-    workspace of its own per stream, which it reads when it is first used: before the block nothing may be computed.
-    An operation that has no such algorithm ends the run with its name.
+    A CPU is always deterministic. On a GPU torch is set to use deterministic algorithms, and cuBLAS to use one
+    workspace per stream, a setting that is read at its first use: nothing may be computed before the block. An
+    operation without a deterministic algorithm raises an error with its name.
     """
     if not wanted:
         yield
@@ -54,7 +28,7 @@ def determinism(wanted: bool) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False  # The fastest of several algorithms is another one each time.
+    torch.backends.cudnn.benchmark = False  # The fastest of several algorithms differs between runs.
     try:
         yield
     finally:
@@ -64,14 +38,14 @@ def determinism(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def one_core_free(device: torch.device) -> Iterator[None]:
-    """Compute on a CPU with a thread less than there are cores, during a ``with`` block.
+    """Compute on a CPU with one thread fewer than there are cores, during a ``with`` block.
 
-    OpenMP's threads wait for each other in a loop, so as soon as one of them has to share its core, with a process that
-    reads pictures or with anything else, all cores are busy with waiting. Measured on two cores with the quickstart's
-    tower and two reading processes, in images per second: with two threads 17 to 50 beside another busy process, where
-    one thread makes 180; alone on the machine about 180 either way. Without readers two threads make 311, one 253;
-    beside a busy process 154 and 212. The number of threads decides how sums are rounded, so it does not depend on
-    ``data.workers``, with which a run may go on as it likes. ``OMP_NUM_THREADS`` has precedence.
+    OpenMP's threads busy-wait for each other, so as soon as one of them has to share its core, with a worker process or
+    any other, all cores are busy with waiting. Measured on two cores with the quickstart's
+    tower and two worker processes, in images per second: with two threads 17 to 50 beside another busy process, where
+    one thread makes 180; alone on the machine about 180 either way. Without workers two threads make 311, one 253;
+    beside a busy process 154 and 212. The number of threads affects how sums are rounded, so it does not depend on
+    ``data.workers``, which may change when a run is resumed. ``OMP_NUM_THREADS`` has precedence.
     """
     before = torch.get_num_threads()
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -84,24 +58,24 @@ def one_core_free(device: torch.device) -> Iterator[None]:
 
 
 def require_compiler(device: torch.device, *, field: str = "loop.compile") -> None:
-    """Refuse a machine on which ``torch.compile`` does not work, by compiling next to nothing.
+    """Check that ``torch.compile`` works on this machine, by compiling a tiny function.
 
     Raises:
-        ConfigError: with the compiler's own reason.
+        ConfigError: if not, with the message of the compiler.
     """
     try:
-        torch.compile(_next_to_nothing)(torch.zeros(8, device=device))
+        torch.compile(_tiny_function)(torch.zeros(8, device=device))
     except RuntimeError as err:  # A compiler that is missing or too old for the installed torch, or does not start.
         reason = (str(err).splitlines() or [type(err).__name__])[0]
         raise ConfigError(f"{field}: expected a machine that can compile for {device.type}, but {reason}") from None
 
 
 def compile_model(model: PVLR | BaselineModel, *, of_features: bool = False) -> None:
-    """Compile a model in place: names of weights stay what they are, since nothing is put around it.
+    """Compile a model in place, without a wrapper module: the names of its weights stay the same.
 
     Args:
         model: The model.
-        of_features: Whether it is given patch vectors and not images.
+        of_features: Whether its inputs are patch vectors and not images.
     """
     if of_features:
         model.forward_features = torch.compile(model.forward_features)  # type: ignore[method-assign,assignment]
@@ -109,5 +83,5 @@ def compile_model(model: PVLR | BaselineModel, *, of_features: bool = False) -> 
         model.compile()
 
 
-def _next_to_nothing(x: Tensor) -> Tensor:
+def _tiny_function(x: Tensor) -> Tensor:
     return x.sin() + 1

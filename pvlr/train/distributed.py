@@ -1,9 +1,9 @@
-"""Several processes as one: who this one is, what all agree upon, and sums over all of them.
+"""The process group of a run: rank and world size, broadcast, all-gather and all-reduce, and errors on other ranks.
 
-torchrun starts the processes and tells each who it is; without it there is one. Gradients are summed by plain
-all-reduce, in few large parts and once a step, and not by ``DistributedDataParallel``: that averages over processes,
-wants a backward pass of each at every step and is a module around the model. Here a process may have fewer images than
-another, or none, and accumulation talks to nobody. What is given up is the overlap with the backward pass.
+torchrun starts the processes and sets the rank of each; without it the world size is 1. Gradients are summed by plain
+all-reduce, in a few large buckets once a step, and not by ``DistributedDataParallel``, which averages over ranks,
+requires a backward pass of each at every step and wraps the model in a module. Here a rank may have fewer images than
+another, or none, and accumulation needs no communication. The cost: no overlap with the backward pass.
 """
 
 import logging
@@ -19,70 +19,70 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pvlr.console import is_rank_zero
+from pvlr.inference.device import find_device
 from pvlr.train.config import ConfigError
-from pvlr.train.device import find_device
 from pvlr.train.stop import Interrupted, StopRequest
 
 __all__ = [
     "EndedElsewhere",
     "ProcessLost",
     "World",
-    "is_first",
+    "barrier",
+    "destroy_process_group",
     "join_world",
-    "leave_world",
-    "tells",
-    "wait_for_others",
+    "reports_failure",
 ]
 
 T = TypeVar("T")
 
-# How long processes wait for each other within a step, and for what the first one alone does (a data set that is
-# fetched, features that are computed). One that has ended is noticed at once.
+# Timeouts of collectives within a step, and of work that rank 0 does alone (a data set to download, features to
+# compute). A rank that has ended is detected at once.
 TIMEOUT = timedelta(minutes=10)
 PATIENCE = timedelta(days=2)
-PART = 2**24  # Numbers that are summed at once.
-GRACE = 3.0  # Seconds that the first process lasts for others which end with it.
+PART = 2**24  # Elements of a bucket, which are reduced in one call.
+GRACE = 3.0  # Seconds that rank 0 waits in the final barrier, since it hosts the store.
 
 
 class EndedElsewhere(ValueError):
-    """Another process of the run has refused to go on, and says why."""
+    """Error raised on all other ranks if a rank has raised one, which that rank reports."""
 
 
 class ProcessLost(RuntimeError):
-    """Another process of the run has ended without a word, or does not answer."""
+    """Error raised if another rank of the run has ended without an error message, or does not respond."""
 
 
 class World:
-    """The processes of a run, one of which is this.
+    """The process group of a run, seen from one rank.
 
-    All methods but :meth:`device` are called by all processes, in the same order.
+    All methods but :meth:`device` are collective: called by all ranks, in the same order.
 
     Attributes:
-        rank: Number of this process, from 0.
-        size: Number of processes.
+        rank: Rank of this process, from 0.
+        size: World size.
 
     Args:
         rank: As above.
         size: As above.
-        local_rank: Number of this process among those of its machine.
-        store: What all of them can write small notes into.
+        local_rank: Rank of this process among those of its machine.
+        store: Key-value store of the process group, for counters.
 
     Example:
         >>> world = World()
-        >>> world.sum(2, 0.5), world.gather("a"), world.first(lambda: 3)
+        >>> world.all_reduce_sum(2, 0.5), world.all_gather("a"), world.on_rank_zero(lambda: 3)
         ([2.0, 0.5], ['a'], 3)
     """
 
     def __init__(self, rank: int = 0, size: int = 1, *, local_rank: int = 0, store: Any = None) -> None:
         self.rank, self.size = rank, size
         self._local_rank, self._store = local_rank, store
-        self._patient: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None
+        self._long_timeout_group: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if size > 1 else None
 
     def device(self, name: str, *, field: str = "device") -> torch.device:
-        """The device of a name, this process's own GPU where there are several processes.
+        """Return the device of a name; with several ranks, the GPU of the local rank.
 
         Raises:
-            ConfigError: where the device is not there, or would be shared.
+            ConfigError: if the device does not exist, or would be shared.
         """
         if self.size == 1:
             return find_device(name, field=field)
@@ -94,137 +94,135 @@ class World:
             torch.cuda.set_device(device)
         return device
 
-    def exchange(self, number: int) -> list[int]:
-        """The numbers of all processes, by rank."""
+    def all_gather_int(self, number: int) -> list[int]:
+        """All-gather an integer; return those of all ranks, by rank."""
         if self.size == 1:
             return [number]
         every = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        with _contact():
+        with _raising_process_lost():
             dist.all_gather(every, torch.tensor([number]))
         return [int(one) for one in every]
 
-    def sum(self, *numbers: int | float) -> list[float]:
-        """Sums over all processes, in float64."""
+    def all_reduce_sum(self, *numbers: int | float) -> list[float]:
+        """All-reduce numbers; return their sums over all ranks, in float64."""
         total = torch.tensor(numbers, dtype=torch.float64)
         if self.size > 1:
-            with _contact():
+            with _raising_process_lost():
                 dist.all_reduce(total)
         return [float(one) for one in total.tolist()]
 
-    def gather(self, value: T) -> list[T]:
-        """The values of all processes, by rank; they go as pickles between processes of one run."""
+    def all_gather(self, value: T) -> list[T]:
+        """All-gather a picklable object; return those of all ranks, by rank."""
         if self.size == 1:
             return [value]
         every: list[Any] = [None] * self.size
-        with _contact():
+        with _raising_process_lost():
             dist.all_gather_object(every, value)
         return every
 
-    def together(self, work: Callable[[], T], *, stop: StopRequest | None = None) -> T:
-        """Do what no other process takes part in, and go on only if it went well with all.
+    def on_all_ranks(self, work: Callable[[], T], *, stop: StopRequest | None = None) -> T:
+        """Call a function on every rank and return its local result; raise on all ranks if it failed on one.
 
         Args:
-            work: What this process does.
-            stop: If any process was asked to stop, all agree upon it here.
+            work: Function of this rank, without collective calls.
+            stop: If any rank received a stop request, it is agreed upon by all ranks here.
 
         Raises:
-            Interrupted: where the work of a process was.
-            EndedElsewhere: where the work of another process failed.
+            Interrupted: if the function was interrupted on a rank.
+            EndedElsewhere: if the function failed on another rank.
         """
         if self.size == 1:
-            alone = work()
+            result = work()
             if stop is not None:
                 stop.agreed = stop.requested
-            return alone
+            return result
         outcome: T | None = None
         failure: Exception | None = None
         try:
             outcome = work()
         except Exception as err:
             failure = err
-        fate = 0 if failure is None else failure.signal_number if isinstance(failure, Interrupted) else -1
-        fates = self.exchange(fate)
-        if failure is not None and (fate == -1 or -1 not in fates):
+        status = 0 if failure is None else failure.signal_number if isinstance(failure, Interrupted) else -1
+        statuses = self.all_gather_int(status)
+        if failure is not None and (status == -1 or -1 not in statuses):
             raise failure
-        self._obey(-1 if -1 in fates else max(fates))
+        self._raise_if_failed(-1 if -1 in statuses else max(statuses))
         if stop is not None:
-            asked = max(self.exchange(stop.requested or 0))
-            if asked:
-                stop.requested = stop.agreed = asked
+            requested = max(self.all_gather_int(stop.requested or 0))
+            if requested:
+                stop.requested = stop.agreed = requested
         return outcome  # type: ignore[return-value]
 
-    def first(self, work: Callable[[], T]) -> T:
-        """Let the first process do something alone, and give all of them its result; the others wait for it.
-
-        The result goes as a pickle between processes of one run.
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """Call a function on rank 0 and broadcast its result, as a pickle; the other ranks wait for it.
 
         Raises:
-            Interrupted: where the work was.
-            EndedElsewhere: where it failed, in the other processes.
+            Interrupted: if the function was interrupted.
+            EndedElsewhere: on the other ranks, if the function failed.
         """
         if self.size == 1:
             return work()
-        box: list[Any] = [0, None]
+        payload: list[Any] = [0, None]  # Status and result.
         failure: Exception | None = None
         if self.rank == 0:
             try:
-                box[1] = work()
+                payload[1] = work()
             except Exception as err:
                 failure = err
-                box[0] = err.signal_number if isinstance(err, Interrupted) else -1
-        with _contact():
-            dist.broadcast_object_list(box, src=0, group=self._patient)
+                payload[0] = err.signal_number if isinstance(err, Interrupted) else -1
+        with _raising_process_lost():
+            dist.broadcast_object_list(payload, src=0, group=self._long_timeout_group)
         if failure is not None:
             raise failure
-        self._obey(box[0])
-        return box[1]  # type: ignore[no-any-return]
+        self._raise_if_failed(payload[0])
+        return payload[1]  # type: ignore[no-any-return]
 
-    def in_turn(self, work: Callable[[], T]) -> T:
-        """Do what all do, the first process before the others: what has to be fetched or made is so once.
+    def rank_zero_first(self, work: Callable[[], T]) -> T:
+        """Call a function on rank 0, then on the other ranks: files that it downloads or creates are created once.
 
         Raises:
-            Interrupted: where the work of a process was.
-            EndedElsewhere: where the work of another process failed.
+            Interrupted: if the function was interrupted on a rank.
+            EndedElsewhere: if the function failed on another rank.
         """
         made: list[T] = []
-        self.first(lambda: made.append(work()))
-        return self.together(lambda: made.pop() if made else work())
+        self.on_rank_zero(lambda: made.append(work()))
+        return self.on_all_ranks(lambda: made.pop() if made else work())
 
     @torch.no_grad()
-    def equalise(self, tensors: Iterable[Tensor]) -> None:
-        """Write the first process's values into the tensors of all."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Broadcast tensors of rank 0 into those of all ranks, in place."""
         if self.size == 1:
             return
         for part in _parts(list(tensors)):
             flat = torch.cat([tensor.reshape(-1) for tensor in part])
-            with _contact():
+            with _raising_process_lost():
                 dist.broadcast(flat, src=0)
             for tensor, values in zip(part, torch.split(flat, [tensor.numel() for tensor in part]), strict=True):
                 tensor.copy_(values.view_as(tensor))
 
-    def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace every gradient by the sum of all processes' gradients.
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """All-reduce gradients: replace each by its sum over all ranks.
 
-        A parameter without a gradient here counts as 0; one without a gradient anywhere keeps none.
+        A parameter without a gradient on this rank counts as 0; one without a gradient on any rank keeps none.
         """
         if self.size == 1:
             return
-        there = self.sum(*(float(parameter.grad is not None) for parameter in parameters))
-        used = [parameter for parameter, count in zip(parameters, there, strict=True) if count]
+        counts = self.all_reduce_sum(*(float(parameter.grad is not None) for parameter in parameters))
+        used = [parameter for parameter, count in zip(parameters, counts, strict=True) if count]
         for part in _parts(used):
             grads = [torch.zeros_like(one) if one.grad is None else one.grad for one in part]
             flat = torch.cat([grad.reshape(-1) for grad in grads])
-            with _contact():
+            with _raising_process_lost():
                 dist.all_reduce(flat)
             for parameter, values in zip(part, torch.split(flat, [one.numel() for one in part]), strict=True):
                 parameter.grad = values.view_as(parameter)
 
-    def _obey(self, fate: int) -> None:
-        """End as another process did: -1 by a refusal, else by that signal."""
-        if fate > 0:
-            name = signal.Signals(fate).name
-            raise Interrupted(f"{name} in another process; the training so far is saved", fate)
-        if fate:
+    def _raise_if_failed(self, status: int) -> None:
+        """Raise the error of another rank's status: 0 is none, -1 an error, any other the number of a signal."""
+        if status > 0:
+            name = signal.Signals(status).name
+            raise Interrupted(f"{name} in another process; the training so far is saved", status)
+        if status:
             raise EndedElsewhere("another process has refused to go on")
 
 
@@ -232,68 +230,63 @@ _joined: World | None = None
 
 
 def join_world(timeout: timedelta = TIMEOUT) -> World:
-    """The processes that torchrun started along with this one; without it, this one alone.
+    """Initialise the process group that torchrun started and return it; without torchrun, a world of size 1.
 
-    Over gloo between CPUs and NCCL between GPUs. Once joined, they stay so.
+    The backend is gloo for CPU tensors and NCCL for GPU tensors. Later calls return the same group.
 
     Args:
-        timeout: How long a process waits for the others.
+        timeout: Timeout of the initialisation and of collectives.
 
     Raises:
-        ProcessLost: where the others do not come.
+        ProcessLost: if the other ranks do not join.
     """
     global _joined
     if _joined is None:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return World()
-        if not is_first():
-            logging.getLogger("pvlr").setLevel(logging.ERROR)  # The first process warns.
+        if not is_rank_zero():
+            logging.getLogger("pvlr").setLevel(logging.ERROR)  # Rank 0 warns.
         backend = "cpu:gloo,cuda:nccl" if dist.is_nccl_available() and torch.cuda.is_available() else "gloo"
-        with _contact():
+        with _raising_process_lost():
             store, rank, size = next(dist.rendezvous("env://", timeout=timeout))  # type: ignore[attr-defined]
-            # Of its own, since what torch writes into the other is its business.
-            notes = dist.PrefixStore("pvlr", store)  # type: ignore[attr-defined]
+            # Keys with a prefix, apart from those that torch writes.
+            counters = dist.PrefixStore("pvlr", store)  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-            world = World(rank, size, local_rank=int(os.environ.get("LOCAL_RANK", str(rank))), store=notes)
-        world.exchange(rank)  # One that refuses at once must not leave before all have come.
+            world = World(rank, size, local_rank=int(os.environ.get("LOCAL_RANK", str(rank))), store=counters)
+        world.all_gather_int(rank)  # A rank that fails at once must not exit before all have joined.
         _joined = world
     return _joined
 
 
-def leave_world() -> None:
-    """End the company of processes, at the end of a run that went well."""
+def destroy_process_group() -> None:
+    """Destroy the process group, at the end of a successful run."""
     global _joined
     if _joined is not None:
         _joined = None
         dist.destroy_process_group()
 
 
-def is_first() -> bool:
-    """Whether this is the process that prints and writes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def tells() -> bool:
-    """Whether this is the process that says how the run ended: of several that end, the first one that asks."""
+def reports_failure() -> bool:
+    """Return True on the rank that prints how the run ended: of several that fail, the first one to call this."""
     if _joined is None or _joined._store is None:
-        return is_first()
+        return is_rank_zero()
     try:
-        return bool(_joined._store.add("told", 1) == 1)
-    except RuntimeError:  # Whoever keeps the notes has ended as well.
-        return is_first()
+        return bool(_joined._store.add("reported", 1) == 1)
+    except RuntimeError:  # Rank 0, which hosts the store, has ended as well.
+        return is_rank_zero()
 
 
-def wait_for_others() -> None:
-    """Before the end of a run that did not go well: the process that keeps the notes lets the others read them.
+def barrier() -> None:
+    """Let rank 0, which hosts the store, wait for the other ranks before the end of a failed run.
 
-    Without it whoever asks a moment later finds nobody there, of which torch prints a page. It waits for a few seconds
-    at most, since another process may be gone already.
+    Without it a rank that reads the store later finds it closed, for which torch prints a long traceback. It waits for
+    a few seconds at most, since another rank may have ended already.
     """
     if _joined is None or _joined._store is None:
         return
     try:
         ended, deadline = _joined._store.add("ended", 1), time.monotonic() + GRACE
-        while is_first() and ended < _joined.size and time.monotonic() < deadline:
+        while is_rank_zero() and ended < _joined.size and time.monotonic() < deadline:
             time.sleep(0.02)
             ended = _joined._store.add("ended", 0)
     except RuntimeError:  # As above.
@@ -301,7 +294,7 @@ def wait_for_others() -> None:
 
 
 @contextmanager
-def _contact() -> Iterator[None]:
+def _raising_process_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as err:
@@ -312,7 +305,7 @@ def _contact() -> Iterator[None]:
 
 
 def _parts(tensors: Sequence[Any]) -> Iterator[list[Any]]:
-    """Neighbours of one type and device, up to so many numbers together."""
+    """Yield buckets of consecutive tensors of one dtype and device, of at most ``PART`` elements or one tensor."""
     part: list[Any] = []
     size = 0
     for tensor in tensors:

@@ -1,28 +1,65 @@
-"""Fill a store of features: run the frozen image tower over a split once, view by view."""
+"""Caching of features: the frozen image tower is run over a split once, view by view."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from pvlr.console import say
 from pvlr.core.protocols import ImageTower
 from pvlr.core.towers import Towers
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
-from pvlr.data.features import CachedFeatures, FeatureStore, state_of_pictures
+from pvlr.data.features import CachedFeatures, FeatureDtype, FeatureStore, state_of_pictures
 from pvlr.data.sampling import EpochSampler
 from pvlr.data.transforms import ImageTransform, TransformConfig
 from pvlr.train.config import LoopConfig, TowerConfig
 from pvlr.train.data_config import Splits
-from pvlr.train.evaluate import autocast
-from pvlr.train.feed import load_batches
-from pvlr.train.monitor import say
+from pvlr.train.dataloaders import load_batches
+from pvlr.train.evaluation.predictions import autocast
 
-__all__ = ["cache_features", "cache_splits"]
+__all__ = ["FeatureSettings", "cache_features", "cache_splits"]
 
 SAVE_EVERY = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """Settings of the computation and storage of features.
+
+    Args:
+        views: Views of each picture: the first as in evaluation, the others augmented; functions of (seed, view,
+            index).
+        dtype: Data type in which the vectors are stored.
+        batch_size: Pictures of one forward pass of the tower.
+        workers: Number of worker processes that read pictures.
+        seed: Seed of the augmented views.
+        device: Device of the tower.
+        precision: Precision of the tower, ``"float32"`` or ``"bf16"``.
+    """
+
+    views: int = 1
+    dtype: FeatureDtype = "float16"
+    batch_size: int = 64
+    workers: int = 0
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "float32"
+
+    @classmethod
+    def of(cls, tower: TowerConfig, loop: LoopConfig, *, workers: int, device: torch.device) -> "FeatureSettings":
+        """Return the settings of a run."""
+        return cls(
+            views=tower.feature_views,
+            dtype=tower.feature_dtype,
+            batch_size=loop.eval_batch_size,
+            workers=workers,
+            seed=loop.seed,
+            device=device,
+            precision=loop.precision,
+        )
 
 
 @torch.no_grad()
@@ -33,40 +70,28 @@ def cache_features(
     *,
     fingerprint: str,
     transform: TransformConfig,
-    views: int = 1,
-    dtype: Literal["float16", "float32"] = "float16",
-    batch_size: int = 64,
-    workers: int = 0,
-    seed: int = 0,
-    device: torch.device | None = None,
-    precision: str = "float32",
+    settings: FeatureSettings | None = None,
     watch: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
 ) -> CachedFeatures:
-    """What a frozen tower sees in every picture of a split: read from a folder, or computed into it.
+    """Return the frozen tower's features of every picture of a split: read from a folder, or computed into it.
 
-    An interrupted call leaves what it has computed, and the next one goes on there. Features of another tower, another
-    preprocessing or other pictures are removed and computed anew, with a message.
+    An interrupted call keeps the features computed so far, and the next call continues there. Features of another
+    tower, another preprocessing or other pictures are removed and recomputed, with a message.
 
     Args:
         data: The split; its own transform is not used.
-        tower: In evaluation mode, on ``device``.
-        folder: Of this split's features.
-        fingerprint: Of the tower's weights.
-        transform: How pictures are shown.
-        views: Views of each picture: the first as in evaluation, the others augmented; functions of (seed, view,
-            index).
-        dtype: In which the vectors are kept.
-        batch_size: Pictures that the tower sees at once.
-        workers: Processes that read pictures.
-        seed: Of the augmented views.
-        device: Where the tower is; None: the CPU.
-        precision: ``"float32"`` or ``"bf16"``, of the tower.
-        watch: Sees the batches go by, for a progress bar or a request to stop.
+        tower: The tower in evaluation mode, on the settings' device.
+        folder: Folder of this split's features.
+        fingerprint: Fingerprint of the tower's weights.
+        transform: Preprocessing and augmentation of the pictures.
+        settings: Number of views, data type, device, …; None: the defaults.
+        watch: Wrapper of the iterator of batches, for a progress bar or a request to stop.
 
     Raises:
-        DataError: naming the picture that cannot be read, or where the disk is full, or another run uses the folder.
+        DataError: if a picture cannot be read, naming it, or the disk is full, or another run uses the folder.
     """
-    place = torch.device("cpu") if device is None else device
+    settings = FeatureSettings() if settings is None else settings
+    views, batch_size, seed, precision = settings.views, settings.batch_size, settings.seed, settings.precision
     shown = asdict(transform)
     if views == 1:  # Nothing is augmented.
         shown = {name: shown[name] for name in ("size", "mean", "std", "interpolation")}
@@ -83,12 +108,12 @@ def cache_features(
     }
     shape: dict[str, Any] = {"rows": views * len(data), "patches": tower.grid**2, "dim": tower.dim}
     shape["source"] = getattr(tower, "source_dim", 0)
-    store = FeatureStore(folder, key=key, **shape, dtype=dtype)
+    store = FeatureStore(folder, key=key, **shape, dtype=settings.dtype)
     if store.renewed:
         say(f"features in {folder} were of another tower, preprocessing or pictures: computed anew")
     if not store.complete:
-        need, there = store.bytes_needed / 1e9, f", {store.done:,} are there" if store.done else ""
-        say(f"computing the features of {store.rows:,} pictures into {folder}: {need:.2f} GB{there}")
+        gigabytes, cached = store.bytes_needed / 1e9, f", {store.done:,} are there" if store.done else ""
+        say(f"computing the features of {store.rows:,} pictures into {folder}: {gigabytes:.2f} GB{cached}")
     unsaved = 0
     while not store.complete:
         view, within = divmod(store.done, len(data))
@@ -96,9 +121,9 @@ def cache_features(
         pictures = data.with_transform(ImageTransform(transform, train=view > 0))
         sampler = EpochSampler(len(data), batch_size, seed, view, start_step=start)
         try:
-            for batch in watch(load_batches(pictures, sampler, workers=workers)):
-                with autocast(place, precision):
-                    features = tower(batch.image.to(place))
+            for batch in watch(load_batches(pictures, sampler, workers=settings.workers)):
+                with autocast(settings.device, precision):
+                    features = tower(batch.image.to(settings.device))
                 store.append(*(part[ahead:] for part in features if part is not None))
                 unsaved, ahead = unsaved + len(features.patches) - ahead, 0
                 if unsaved >= SAVE_EVERY:
@@ -106,7 +131,7 @@ def cache_features(
                     unsaved = 0
         except BaseException:
             store.save()
-            store.close()  # The next call may come while this one is still remembered.
+            store.close()  # The next call may come before this store is garbage collected.
             raise
         store.save()
     return CachedFeatures(data, store, shown=views)
@@ -117,44 +142,31 @@ def cache_splits(
     towers: Towers,
     folder: Path,
     *,
-    tower: TowerConfig,
-    loop: LoopConfig,
     transform: TransformConfig,
-    workers: int,
-    device: torch.device,
+    settings: FeatureSettings,
     watch: Callable[[Iterator[Batch]], Iterator[Batch]],
 ) -> list[CachedFeatures]:
-    """What the frozen tower sees in all parts of a data set, from the disk as far as it is there.
+    """Return the frozen tower's features of all splits of a data set, read from the disk as far as they are cached.
 
     Args:
-        splits: The parts.
-        towers: The towers, on ``device``.
-        folder: Of the run; the features lie in it, unless ``tower`` names another place.
-        tower: How they are kept.
-        loop: Batch size, seed and precision.
-        transform: How pictures are shown.
-        workers: Processes that read pictures.
-        device: Where the towers are.
+        splits: The splits.
+        towers: The towers, on the settings' device.
+        folder: Parent folder of each split's folder of features.
+        transform: Preprocessing and augmentation of the pictures.
+        settings: Computation and storage of features; all splits but the training split have one view.
         watch: As for :func:`cache_features`.
 
     Raises:
-        DataError: naming the picture that cannot be read, or where the disk is full.
+        DataError: if a picture cannot be read, naming it, or the disk is full.
     """
-    place = folder / "features" if tower.feature_folder is None else Path(tower.feature_folder)
     return [
         cache_features(
             part,
             towers.image,
-            place / name,
+            folder / name,
             fingerprint=towers.fingerprint,
             transform=transform,
-            views=tower.feature_views if name == "train" else 1,
-            dtype=tower.feature_dtype,
-            batch_size=loop.eval_batch_size,
-            workers=workers,
-            seed=loop.seed,
-            device=device,
-            precision=loop.precision,
+            settings=settings if name == "train" else replace(settings, views=1),
             watch=watch,
         )
         for name, part in splits._asdict().items()

@@ -1,152 +1,171 @@
-"""The training loop: label-normalised steps, refusals before damage, and a stop that loses nothing."""
+"""The training loop: label-normalised steps, checks for non-finite values before each step, checkpointed stops."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from pvlr.core.losses import asymmetric_loss
-from pvlr.core.report import MultiLabelReport
+from pvlr.core.metrics.report import MultiLabelReport
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import derive_seed
 from pvlr.train.config import LoopConfig, LossConfig, ScheduleConfig
 from pvlr.train.distributed import World
-from pvlr.train.evaluate import autocast, output_of
-from pvlr.train.monitor import Monitor
+from pvlr.train.evaluation.predictions import autocast, output_of
+from pvlr.train.monitoring.monitor import Monitor, StepResult
 from pvlr.train.optim import learning_rate_factor, set_learning_rates
 from pvlr.train.state import TrainingState, running_statistics
 from pvlr.train.stop import Interrupted, StopRequest
 
-__all__ = ["StepResult", "TrainingBatches", "TrainingError", "fit", "train_step"]
+__all__ = ["FitConfig", "Hooks", "StepResult", "TrainingBatches", "TrainingError", "fit", "train_step"]
 
 
 class TrainingError(ValueError):
-    """Training that cannot go on."""
+    """Error of a training that cannot continue."""
 
 
 @runtime_checkable
 class TrainingBatches(Protocol):
-    """What the loop needs of its data: batches as a function of the epoch."""
+    """Interface of the training data: batches as a function of the epoch."""
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of one pass."""
+        """Number of batches of one epoch."""
         ...
 
     def training(self, epoch: int, start: int = 0) -> Iterable[Batch]:
-        """Batches of an epoch from batch ``start`` on, or this process's parts of them; the same at each call."""
+        """Return the batches of an epoch from ``start`` on, or this rank's shares of them; the same at each call."""
         ...
 
 
-class StepResult(NamedTuple):
-    """What a step did.
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Settings of the loop and of its steps.
 
-    Attributes:
-        loss: Mean over all known labels of the step, of all processes.
-        positive: The part of it that labels which are present have.
-        gradient_norm: Length of the gradient before clipping.
-        images: Number of images, of all processes.
+    Args:
+        loop: Epochs, sizes, precision, seed and intervals.
+        loss: Settings of the loss.
+        schedule: Learning rate schedule.
+        clip_norm: Maximum norm of the gradient; 0: no clipping.
+        device: Device of the model.
     """
 
-    loss: float
-    positive: float
-    gradient_norm: float
-    images: int
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    clip_norm: float = 0.0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@runtime_checkable
+class Hooks(Protocol):
+    """Callbacks of the loop; each is called by all ranks."""
+
+    def evaluate(self) -> MultiLabelReport:
+        """Evaluate the model; called while it has the averaged weights."""
+        ...
+
+    def save(self) -> object:
+        """Save a checkpoint of the state."""
+        ...
+
+    def keep_best(self, score: float) -> object:
+        """Keep the state as the best one if the mAP of its evaluation is the highest so far."""
+        ...
+
+    def best(self) -> int | None:
+        """Return the step of the best evaluation so far, None if there is none; called if ``patience`` is not 0."""
+        ...
 
 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     batches: Sequence[Batch],
+    config: FitConfig,
     *,
-    loss: LossConfig,
-    clip_norm: float = 0.0,
-    device: torch.device | None = None,
-    precision: str = "float32",
     where: str = "step",
     seed: int = 0,
     world: World | None = None,
 ) -> StepResult:
-    """One step over one or more batches, the same as if they were one: summed losses over all their known labels.
+    """Take one step over one or more batches as over a single one: the loss is the mean over all their known labels.
 
-    It is the same as well if several processes share the images, however unequally. A loss or a gradient that is not
-    finite is refused by all of them before an optimiser has changed anything.
+    The step is the same if several ranks share the images, however unequally. If a loss or a gradient is not finite,
+    all ranks raise the error before the optimiser changes any weight.
 
     Args:
         model: Images ``b 3 s s`` to an output with ``logits`` (``b c``).
-        optimizer: Over the model's trained parameters.
-        batches: At least one, of any sizes; of several processes, some may have none.
-        loss: The asymmetric loss's settings.
-        clip_norm: Longest gradient, 0 for any.
-        device: Where the model is; None: the CPU.
-        precision: ``"float32"`` or ``"bf16"`` (inside autocast).
-        where: Names the step in an error.
-        seed: Of what is random about each picture in the model: a function of it and the picture's index.
-        world: The processes that take the step together; None: this one alone.
+        optimizer: Optimiser of the model's trained parameters.
+        batches: At least one, of any sizes; some of several ranks may have none.
+        config: Loss, maximum gradient norm, device and precision.
+        where: Name of the step in error messages.
+        seed: Seed of the random numbers that the model draws for each picture, by its index.
+        world: The ranks that take the step together; None: this process alone.
 
     Raises:
-        TrainingError: naming the step and the indices of the images, where loss or gradient is not finite; where no
-            process has a batch.
+        TrainingError: if loss or gradient is not finite, naming the step and the indices of the images; if no rank has
+            a batch.
     """
-    place = torch.device("cpu") if device is None else device
-    everyone = World() if world is None else world
+    device, loss, clip_norm = config.device, config.loss, config.clip_norm
+    world = World() if world is None else world
     if loss.unknown == "negative":  # Their target is 0 already.
         batches = [batch._replace(known=torch.ones_like(batch.known)) for batch in batches]
-    mine = [index for batch in batches for index in batch.index.tolist()]
-    images, known = map(int, everyone.sum(len(mine), sum(int(batch.known.sum()) for batch in batches)))
+    local_indices = [index for batch in batches for index in batch.index.tolist()]
+    images, known = map(int, world.all_reduce_sum(len(local_indices), sum(int(batch.known.sum()) for batch in batches)))
     if not images:
         raise TrainingError(f"{where}: expected images to train on, the data ended before")
     total, positive = 0.0, 0.0
-    refused: tuple[float, list[int]] | None = None
+    failed: tuple[float, list[int]] | None = None
     optimizer.zero_grad(set_to_none=True)
     mixture = getattr(model, "mixture", None)
     for batch in batches:
         if mixture is not None:
-            mixture.draws = _draws(seed, batch.index).to(place)
-        with autocast(place, precision):
-            output = output_of(model, batch.image.to(place, non_blocking=True))
+            mixture.draws = _draws(seed, batch.index).to(device)
+        with autocast(device, config.loop.precision):
+            output = output_of(model, batch.image.to(device, non_blocking=True))
         if mixture is not None:
-            mixture.draws = None  # They were of this batch.
+            mixture.draws = None  # They belong to this batch.
         answers = getattr(output, "answers", ()) or (output.logits,)
-        target, told = (x.to(place, non_blocking=True) for x in (batch.target, batch.known))
-        part = _summed(answers, target, told, loss) / max(1, known)
+        target, is_known = (x.to(device, non_blocking=True) for x in (batch.target, batch.known))
+        part = _summed(answers, target, is_known, loss) / max(1, known)
         value = part.item()
-        if not abs(value) < float("inf"):  # Written so that NaN is refused.
+        if not abs(value) < float("inf"):  # Also True for NaN.
             bad = ~output.logits.detach().isfinite().all(dim=1).cpu()
-            refused = value, (batch.index[bad] if bool(bad.any()) else batch.index).tolist()
+            failed = value, (batch.index[bad] if bool(bad.any()) else batch.index).tolist()
             break
         with torch.no_grad():
-            positive += _summed(answers, target, told & (target > 0), loss).item() / max(1, known)
+            positive += _summed(answers, target, is_known & (target > 0), loss).item() / max(1, known)
         part.backward()  # type: ignore[no-untyped-call]
         total += value
-    loss_of_all, positive_of_all, refusals = everyone.sum(total, positive, float(refused is not None))
-    if refusals:
+    loss_of_all, positive_of_all, failures = world.all_reduce_sum(total, positive, float(failed is not None))
+    if failures:
         optimizer.zero_grad(set_to_none=True)
-        found = [one for one in everyone.gather(refused) if one is not None]
+        found = [one for one in world.all_gather(failed) if one is not None]
         indices = [index for _, bad_ones in found for index in bad_ones]
         raise TrainingError(f"{where}: expected a finite loss, got {found[0][0]} for the images {indices}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    everyone.add_gradients(parameters)
+    world.all_reduce_gradients(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm if clip_norm > 0 else float("inf")).item()
     if not norm < float("inf"):
         optimizer.zero_grad(set_to_none=True)
-        indices = [index for share in everyone.gather(mine) for index in share]
+        indices = [index for share in world.all_gather(local_indices) for index in share]
         raise TrainingError(f"{where}: expected a finite gradient, its length is {norm} for the images {indices}")
     optimizer.step()
     return StepResult(loss_of_all, positive_of_all, norm, images)
 
 
 def _draws(seed: int, indices: Tensor) -> Tensor:
-    """A number in [0, 1) for each picture, whichever others are beside it."""
+    """Return a random number in [0, 1) for each picture, independent of the other pictures of the batch."""
     seeds = [derive_seed(seed, index) for index in indices.tolist()]
     return torch.stack([torch.rand((), generator=torch.Generator().manual_seed(one)) for one in seeds])
 
 
 def _summed(answers: Sequence[Tensor], target: Tensor, known: Tensor, loss: LossConfig) -> Tensor:
-    """The loss of some labels, summed over them; the mean over a model's answers."""
+    """Return the loss summed over some labels, averaged over the model's outputs."""
     settings: Any = {"gamma_pos": loss.gamma_pos, "gamma_neg": loss.gamma_neg, "clip": loss.clip}
     parts = [asymmetric_loss(logits, target, known, reduction="sum", **settings) for logits in answers]
     return torch.stack(parts).mean()
@@ -155,173 +174,161 @@ def _summed(answers: Sequence[Tensor], target: Tensor, known: Tensor, loss: Loss
 def fit(
     state: TrainingState,
     data: TrainingBatches,
+    config: FitConfig,
+    hooks: Hooks,
     *,
-    loop: LoopConfig,
-    loss: LossConfig,
-    schedule: ScheduleConfig,
-    evaluate: Callable[[], MultiLabelReport],
-    save: Callable[[], object],
-    offer: Callable[[float], object],
-    best: Callable[[], int | None] = lambda: None,
     monitor: Monitor,
-    clip_norm: float = 0.0,
-    device: torch.device | None = None,
     stop: StopRequest | None = None,
     world: World | None = None,
 ) -> MultiLabelReport:
-    """Train from the state's step to the end, and report on the averaged weights that it ends with.
+    """Train from the state's step to the end, and return the report of the final averaged weights.
 
-    Everything random at a step is a function of (seed, step) or (seed, epoch, index), and the learning rate is one of
-    the step: a run that goes on from a saved state computes what an uninterrupted one would have.
+    All random numbers of a step are functions of (seed, step) or (seed, epoch, index), and the learning rate is a
+    function of the step: a run resumed from a saved state computes the same as an uninterrupted one.
 
     Args:
-        state: Where to start; changed in place.
+        state: The initial state; changed in place.
         data: The training split.
-        loop: Epochs, sizes, precision, seed and intervals.
-        loss: The loss's settings.
-        schedule: The learning rate's way.
-        evaluate: Reports on the model as it is; called with the averaged weights in place, by all processes.
-        save: Saves the state; called by all processes.
-        offer: Is offered the state with the mAP of each evaluation, to keep the best; called by all processes.
-        best: The step of the best evaluation so far, None where there is none; asked by all processes, if
-            ``loop.patience`` is not 0.
-        monitor: Is told about steps and evaluations.
-        clip_norm: Longest gradient, 0 for any.
-        device: Where the model is; None: the CPU.
-        stop: Asked after every step.
-        world: The processes that train together; None: this one alone.
+        config: Settings of the loop and of its steps.
+        hooks: Evaluation and saving.
+        monitor: Record of steps and evaluations.
+        stop: Checked after every step.
+        world: The ranks that train together; None: this process alone.
 
     Raises:
-        TrainingError: where loss or gradient is not finite, or the state is past the last epoch.
-        ValueError: where the number of epochs is not told.
-        Interrupted: where asked to stop, after saving.
+        TrainingError: if loss or gradient is not finite, or the state is past the last epoch.
+        ValueError: if the number of epochs is ``auto``.
+        Interrupted: if a stop was requested, after saving.
     """
-    epochs = loop.epochs
-    if epochs == "auto":
-        raise ValueError("loop.epochs: expected a number by now, see LoopConfig.for_pictures; got 'auto'")
-    per_epoch = -(-data.batches_per_epoch // loop.accumulate)
-    total = per_epoch * epochs
-    if state.step > total:
-        raise TrainingError(
-            f"loop.epochs: the saved run is at step {state.step}, past the {total} steps of {epochs} epochs"
-        )
-    asked = StopRequest() if stop is None else stop
-    everyone = World() if world is None else world
-    if state.step == 0:
-        save()  # From here on there is always one to go back to.
+    loop = _Loop(state, data, config, hooks, monitor)
+    loop.stop = StopRequest() if stop is None else stop
+    loop.world = World() if world is None else world
+    return loop.run()
 
-    def report_on(epoch: int) -> MultiLabelReport:
+
+class _Loop:
+    """State of a call of :func:`fit`."""
+
+    stop: StopRequest
+    world: World
+
+    def __init__(
+        self, state: TrainingState, data: TrainingBatches, config: FitConfig, hooks: Hooks, monitor: Monitor
+    ) -> None:
+        self.state, self.data, self.config, self.hooks, self.monitor = state, data, config, hooks, monitor
+        epochs = config.loop.epochs
+        if epochs == "auto":
+            raise ValueError("loop.epochs: expected a number by now, see LoopConfig.for_pictures; got 'auto'")
+        self.epochs = epochs
+        self.per_epoch = -(-data.batches_per_epoch // config.loop.accumulate)
+        self.total = self.per_epoch * epochs
+        if state.step > self.total:
+            raise TrainingError(
+                f"loop.epochs: the saved run is at step {state.step}, past the {self.total} steps of {epochs} epochs"
+            )
+
+    def run(self) -> MultiLabelReport:
+        """Train epoch after epoch, from the state's step on."""
+        state, every = self.state, self.config.loop.checkpoint_every
+        if state.step == 0:
+            self.hooks.save()  # From here on there is always a checkpoint to resume from.
+        while True:
+            epoch, within = divmod(state.step, self.per_epoch)
+            if state.step == self.total:
+                return self._report_on(epoch)
+            if self._ends_here():
+                self.hooks.save()
+                return self._report_on(epoch)
+            with self.monitor.epoch(epoch, self.epochs, within, self.per_epoch):
+                self._train_epoch(epoch, within)
+            if self.stop.agreed is not None:
+                saved = self.hooks.save()
+                raise Interrupted(f"at step {state.step} of {self.total}, saved as {saved}", self.stop.agreed)
+            ended = state.step % self.per_epoch == 0
+            if ended and ((epoch + 1) % every == 0 or state.step == self.total):
+                self.hooks.save()
+
+    def _report_on(self, epoch: int) -> MultiLabelReport:
         try:
-            with state.average.applied():
-                report = evaluate()
+            with self.state.average.applied():
+                report = self.hooks.evaluate()
         except Interrupted:
-            save()  # Outside of the averaged weights.
+            self.hooks.save()  # With the trained weights, not the averaged ones.
             raise
-        offer(report.mAP)  # Before it is told: an evaluation that was told is not made again.
-        monitor.evaluation(step=state.step, epoch=epoch, report=report)
+        self.hooks.keep_best(report.mAP)  # Before it is recorded: a recorded evaluation is not repeated.
+        self.monitor.evaluation(step=self.state.step, epoch=epoch, report=report)
         return report
 
-    def ends_here() -> bool:
-        """Evaluate, where it is due; whether too many epochs have gone by since the best evaluation.
+    def _is_due(self) -> bool:
+        """Return True if the model is evaluated after this step."""
+        loop, step = self.config.loop, self.state.step
+        epoch, within = divmod(step, self.per_epoch)
+        by_epoch = within == 0 and loop.evaluate_every > 0 and epoch % loop.evaluate_every == 0
+        by_step = loop.evaluate_every_steps > 0 and step % loop.evaluate_every_steps == 0
+        return step > 0 and (by_epoch or by_step)
 
-        Where the best one was is saved with the state that it was of, so a run that goes on ends at the same step.
+    def _ends_here(self) -> bool:
+        """Evaluate, if due; return True if ``patience`` epochs have passed since the best evaluation.
+
+        The step of the best evaluation is saved with its state, so a resumed run ends at the same step.
         """
-        if not _due(state.step, per_epoch, loop):
+        if not self._is_due():
             return False
-        if not everyone.first(lambda: monitor.has_evaluation(state.step)):
-            report_on(state.step // per_epoch)
-        since = best() if loop.patience else None
-        return since is not None and state.step - since >= loop.patience * per_epoch
+        step, patience = self.state.step, self.config.loop.patience
+        if not self.world.on_rank_zero(lambda: self.monitor.has_evaluation(step)):
+            self._report_on(step // self.per_epoch)
+        since = self.hooks.best() if patience else None
+        return since is not None and step - since >= patience * self.per_epoch
 
-    while True:
-        epoch, within = divmod(state.step, per_epoch)
-        if state.step == total:
-            return report_on(epoch)
-        if ends_here():
-            save()
-            return report_on(epoch)
-        steps = _grouped(data.training(epoch, within * loop.accumulate), loop.accumulate, per_epoch - within)
-        with monitor.epoch(epoch, epochs, within, per_epoch):
-            _train_epoch(
-                state, steps, loop, loss, schedule, total, clip_norm, device, monitor, asked, everyone, ends_here
+    def _train_epoch(self, epoch: int, within: int) -> None:
+        """Take the steps of an epoch from step ``within`` on, until it ends or a stop is requested."""
+        accumulate = self.config.loop.accumulate
+        batches = self.data.training(epoch, within * accumulate)
+        steps = _grouped(batches, accumulate, self.per_epoch - within)
+        self.state.model.train()
+        shared = running_statistics(self.state.model) if self.world.size > 1 else []
+        before = time.perf_counter()
+        while True:
+            group = self.world.on_all_ranks(lambda: next(steps, None), stop=self.stop)
+            if group is None or self.stop.agreed is not None:
+                return
+            waiting = time.perf_counter() - before
+            paused = time.perf_counter()
+            if self._ends_here():
+                return
+            before += time.perf_counter() - paused
+            rates, result = self._step(group)
+            self.world.broadcast(shared)
+            self.state.average.update()
+            self.state.step += 1
+            now = time.perf_counter()
+            self.state.seconds += now - before
+            self.monitor.step(
+                self.state.step, result, rates, seconds=now - before, waiting=waiting, model=self.state.model
             )
-        if asked.agreed is not None:
-            raise Interrupted(f"at step {state.step} of {total}, saved as {save()}", asked.agreed)
-        if state.step % per_epoch == 0 and ((epoch + 1) % loop.checkpoint_every == 0 or state.step == total):
-            save()
+            before = now
 
-
-def _due(step: int, per_epoch: int, loop: LoopConfig) -> bool:
-    """Whether the model is evaluated after a step."""
-    epoch, within = divmod(step, per_epoch)
-    by_epoch = within == 0 and loop.evaluate_every > 0 and epoch % loop.evaluate_every == 0
-    by_step = loop.evaluate_every_steps > 0 and step % loop.evaluate_every_steps == 0
-    return step > 0 and (by_epoch or by_step)
-
-
-def _train_epoch(
-    state: TrainingState,
-    steps: Iterator[list[Batch]],
-    loop: LoopConfig,
-    loss: LossConfig,
-    schedule: ScheduleConfig,
-    total: int,
-    clip_norm: float,
-    device: torch.device | None,
-    monitor: Monitor,
-    stop: StopRequest,
-    world: World,
-    ends_here: Callable[[], bool],
-) -> None:
-    state.model.train()
-    shared = running_statistics(state.model) if world.size > 1 else []
-    before = time.perf_counter()
-    while True:
-        batches = world.together(lambda: next(steps, None), stop=stop)
-        if batches is None or stop.agreed is not None:
-            return
-        waiting = time.perf_counter() - before
-        paused = time.perf_counter()
-        if ends_here():
-            return
-        before += time.perf_counter() - paused
-        # Randomness inside the model, if any, is a function of the step (and the process, which has images of its own):
-        # there is no generator's state to save.
-        torch.manual_seed(derive_seed(loop.seed, state.step, world.rank))
-        rates = set_learning_rates(state.optimizer, learning_rate_factor(state.step, total, schedule))
+    def _step(self, batches: list[Batch]) -> tuple[dict[str, float], StepResult]:
+        """Take one step; return its learning rates and its result."""
+        state, seed = self.state, self.config.loop.seed
+        # Random numbers inside the model, if any, are a function of the step and the rank, so that no generator state
+        # has to be saved.
+        torch.manual_seed(derive_seed(seed, state.step, self.world.rank))
+        rates = set_learning_rates(state.optimizer, learning_rate_factor(state.step, self.total, self.config.schedule))
         result = train_step(
             state.model,
             state.optimizer,
             batches,
-            loss=loss,
-            clip_norm=clip_norm,
-            device=device,
-            precision=loop.precision,
+            self.config,
             where=f"step {state.step + 1}",
-            seed=derive_seed(loop.seed, state.step),
-            world=world,
+            seed=derive_seed(seed, state.step),
+            world=self.world,
         )
-        world.equalise(shared)
-        state.average.update()
-        state.step += 1
-        now = time.perf_counter()
-        state.seconds += now - before
-        monitor.step(
-            step=state.step,
-            loss=result.loss,
-            positive=result.positive,
-            gradient_norm=result.gradient_norm,
-            rates=rates,
-            images=result.images,
-            seconds=now - before,
-            waiting=waiting,
-            model=state.model,
-        )
-        before = now
+        return rates, result
 
 
 def _grouped(batches: Iterable[Batch], size: int, count: int) -> Iterator[list[Batch]]:
-    """So many groups of up to so many batches: a process without a part of the last ones takes part in their step."""
+    """Yield ``count`` groups of up to ``size`` batches; empty ones where this rank has no share of the last steps."""
     source = iter(batches)
     for _ in range(count):
         yield list(islice(source, size))

@@ -1,4 +1,4 @@
-"""Parameter groups, optimiser and learning rate: what moves, how fast, and when."""
+"""Parameter groups, optimiser and learning rate schedule."""
 
 import math
 from typing import Any
@@ -13,20 +13,20 @@ __all__ = ["build_optimizer", "learning_rate_factor", "parameter_groups", "set_l
 PROMPTS = "context"
 FEATURES = "residual.source"
 FEATURES_WIDTH = 1280
-"""Width at which the labels' vectors among the features of the whole image have the rate of other layers."""
+"""Width at which the label vectors of ``residual.source`` have the learning rate of the other layers."""
 
 IMAGE_TOWER = "image."
 
-# Positions, classes and registers of open_clip's and timm's image towers: tables of inputs, which nothing multiplies.
+# Position, class and register embeddings of open_clip's and timm's image towers, which are added, not multiplied.
 EMBEDDINGS = ("positional_embedding", "class_embedding", "pos_embed", "cls_token", "reg_token")
 
-# Of torch.optim.lr_scheduler.OneCycleLR, whose cosine form this is.
+# The defaults of torch.optim.lr_scheduler.OneCycleLR.
 START_DIVISOR = 25.0
 END_DIVISOR = 1e4
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that require a gradient, by name, in the order of the model; a shared one once."""
+    """Return the parameters that require a gradient, by name, in the order of the model; a shared one once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -35,24 +35,24 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trained parameters by learning rate and weight decay.
 
-    Parameters named ``context`` (learnable prompts), the image tower's embeddings of position and class, and whatever
-    has fewer than two axes (norms, biases, single numbers) are not decayed; what lies below ``image.`` (the image
-    tower) has its own learning rate, which may fall from layer to layer towards the pixels (discriminative fine-tuning,
+    Parameters named ``context`` (learnable prompts), the image tower's embeddings of position and class, and those
+    with fewer than two axes (norms, biases, scalars) are not decayed; those below ``image.`` (the image tower) have
+    their own learning rate, which may decrease from layer to layer towards the input (discriminative fine-tuning,
     arXiv 1801.06146; the layers are counted as in BEiT, arXiv 2106.08254): with ``n`` blocks ``decay^(n + 1 - i)`` of
     the tower's at depth ``i``, which is 0 before the blocks, the block's number from 1 on, and ``n + 1`` after them.
 
-    The labels' vectors among the features of the whole image (``residual.source``) have 1,280 / width of the rate with
-    AdamW, whose steps are as long for every weight: so a step moves a score as far whatever the tower's width.
+    The label vectors in the space of the whole image's features (``residual.source``) have 1,280 / width of the rate
+    with AdamW, whose step size is the same for every weight: so a step changes a score equally at every tower width.
 
     Args:
-        model: The model; every parameter that requires a gradient comes into exactly one group.
+        model: The model; every parameter that requires a gradient is in exactly one group.
         config: Learning rate, weight decay and the factor of the prompts.
         tower_lr_factor: Learning rate of the image tower, as a multiple of ``config.lr``.
-        tower_layer_decay: A layer's, as a multiple of the next one's; below 1 each depth is a group of its own, and the
-            tower has to tell them (:meth:`~pvlr.core.towers.image.OpenClipImageTower.parameter_depths`).
+        tower_layer_decay: A layer's rate, as a multiple of the next one's; below 1 each depth is a group of its own,
+            which the tower provides (:meth:`~pvlr.core.towers.image.tower.OpenClipImageTower.parameter_depths`).
 
     Returns:
-        Groups as torch's optimisers take them, empty ones left out, each with ``name``, ``params``, ``lr``,
+        Parameter groups for torch's optimisers, without empty ones, each with ``name``, ``params``, ``lr``,
         ``base_lr`` (the highest learning rate) and ``weight_decay``.
 
     Example:
@@ -92,10 +92,10 @@ def parameter_groups(
 def build_optimizer(
     model: nn.Module, config: OptimizerConfig, *, tower_lr_factor: float = 0.1, tower_layer_decay: float = 1.0
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD over :func:`parameter_groups`.
+    """Build AdamW or SGD over :func:`parameter_groups`.
 
     Raises:
-        ValueError: where nothing is trained.
+        ValueError: if no parameter requires a gradient.
     """
     groups = parameter_groups(model, config, tower_lr_factor=tower_lr_factor, tower_layer_decay=tower_layer_decay)
     if not groups:
@@ -106,7 +106,7 @@ def build_optimizer(
 
 
 def learning_rate_factor(step: int, total: int, config: ScheduleConfig) -> float:
-    """The learning rate of a step, as a share of the highest: a function of the step, so that it needs no state.
+    """Return the learning rate of a step as a share of the peak: a function of the step, without state.
 
     ``one_cycle`` is the cosine form of Smith & Topin, "Super-Convergence", arXiv 1708.07120, as torch's
     ``OneCycleLR`` computes it; ``cosine`` is a linear warm-up and half a cosine (arXiv 1608.03983).
@@ -135,7 +135,7 @@ def learning_rate_factor(step: int, total: int, config: ScheduleConfig) -> float
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Set every group to its share of its highest learning rate; returns them by the group's name."""
+    """Set every group's learning rate to ``factor`` times its peak; return them by the group's name."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

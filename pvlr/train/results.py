@@ -1,4 +1,4 @@
-"""What a run reached: for its record, for the model's card and for people."""
+"""Results of a run: for ``run.json``, the model card and the console."""
 
 import math
 import shlex
@@ -8,23 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pvlr.core.model_card import ModelCard
-from pvlr.core.report import MultiLabelReport
-from pvlr.train.baselines import Baseline
-from pvlr.train.monitor import label_table, results_table, say
+from pvlr.console import say
+from pvlr.core.metrics.report import MultiLabelReport
+from pvlr.inference.card import ModelCard
+from pvlr.train.evaluation.baselines import Baseline
+from pvlr.train.monitoring.monitor import label_table, results_table
 
 __all__ = ["Results", "card_of", "show"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """What a run reached on the test split.
+    """Results of a run on the test split.
 
     Attributes:
-        report: Of the averaged weights.
-        of: Of which ones: ``final epoch``, or ``best on validation``.
-        baselines: By name; empty unless asked for.
-        folder: Where the run's files are.
+        report: Report of the averaged weights.
+        of: State of the weights: ``final epoch``, or ``best on validation``.
+        baselines: Results by name; empty unless configured.
+        folder: Folder of the run.
         seconds: Time spent training.
     """
 
@@ -35,19 +36,19 @@ class Results:
     seconds: float
 
     def to_json(self, name: str) -> dict[str, Any]:
-        """As ``run.json`` holds them.
+        """Return the results as ``run.json`` stores them.
 
         Args:
-            name: Of the method that was trained.
+            name: Name of the method that was trained.
         """
-        told: dict[str, Any] = {name: {"seconds": self.seconds, **self.report.to_json()}}
+        entries: dict[str, Any] = {name: {"seconds": self.seconds, **self.report.to_json()}}
         for name, found in self.baselines.items():
-            told[name] = {"seconds": found.seconds, "detail": found.detail, **found.report.to_json()}
-        return told
+            entries[name] = {"seconds": found.seconds, "detail": found.detail, **found.report.to_json()}
+        return entries
 
 
 def card_of(summaries: Sequence[str], report: MultiLabelReport, versions: Mapping[str, str]) -> ModelCard:
-    """What a model's card tells of its training."""
+    """Return the model card of a run: data, metrics, command and versions."""
     metrics = {name: getattr(report, name) for name in ("mAP", "CF1", "OF1")}
     return ModelCard(
         data=tuple(summaries),
@@ -58,12 +59,12 @@ def card_of(summaries: Sequence[str], report: MultiLabelReport, versions: Mappin
 
 
 def show(name: str, results: Results, *, tensorboard: bool) -> None:
-    """Print the results, and what to do next.
+    """Print the results, and commands for the next steps.
 
     Args:
-        name: Of the method that was trained.
-        results: What it reached.
-        tensorboard: Whether there are curves to look at.
+        name: Name of the method that was trained.
+        results: Its results.
+        tensorboard: Whether TensorBoard files were written.
     """
     rows = {f"{name} ({results.of}, averaged)": (results.report, results.seconds)}
     rows |= {name: (found.report, found.seconds) for name, found in results.baselines.items()}
@@ -77,5 +78,5 @@ def show(name: str, results: Results, *, tensorboard: bool) -> None:
     say(f"\nrun folder: {results.folder}")
     if tensorboard:
         say(f"look:       tensorboard --logdir {folder}")
-    if name == "PVLR":  # A baseline's run is compared, and tags nothing.
+    if name == "PVLR":  # A baseline's run is for comparison only.
         say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")

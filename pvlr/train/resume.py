@@ -1,29 +1,29 @@
-"""Going on with a run: from which checkpoint, and only if it is the same run."""
+"""Resuming a run from its checkpoint, after a check that configuration, data and towers are the same."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from pvlr.console import say
 from pvlr.train.checkpoint import CheckpointError, Checkpoints
 from pvlr.train.config import ConfigError, LoopConfig, RunConfig, config_differences
-from pvlr.train.monitor import say
 
-__all__ = ["require_same", "saved_state", "tell_of_other_length"]
+__all__ = ["report_other_length", "require_same", "saved_state"]
 
 
 def saved_state(
     checkpoints: Checkpoints, run: RunConfig, sections: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The checkpoint to go on from, once it is sure that the run may; None for a new run.
+    """Return the state to resume from, if its configuration allows it; None for a new run.
 
     Args:
-        checkpoints: Of the run.
-        run: Its folder, and whether it may or must be there.
+        checkpoints: Checkpoints of the run.
+        run: Its folder, and whether it may or must contain a run.
         sections: The configuration, section by section.
-        defaults: The same, if nothing were configured: so are fields that an earlier version did not know.
+        defaults: The default configuration, for fields that an earlier version did not have.
 
     Raises:
-        ConfigError: where the folder holds another run, or ``run.resume`` does not allow what is there.
-        CheckpointError: where every checkpoint is damaged, or holds something else.
+        ConfigError: if the folder contains another run, or its content conflicts with ``run.resume``.
+        CheckpointError: if every checkpoint is damaged, or one contains something else.
     """
     if run.resume == "never" and checkpoints.paths():
         raise ConfigError(
@@ -47,7 +47,7 @@ def saved_state(
 
 
 def require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None:
-    """Refuse towers, pictures or texts that are others than those a run was started with.
+    """Raise an error if towers, pictures or texts differ from those a run was started with.
 
     Raises:
         ConfigError: naming the option.
@@ -61,8 +61,8 @@ def require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None:
         raise ConfigError("model.descriptions, model.knowledge: the run was started on files of another content")
 
 
-def tell_of_other_length(was: LoopConfig, now: LoopConfig) -> None:
-    """Say what another number of epochs than at first means, if it is another."""
+def report_other_length(was: LoopConfig, now: LoopConfig) -> None:
+    """Print a warning if the number of epochs differs from that at the start of the run."""
     if was.epochs != now.epochs:
         say(
             f"loop.epochs: {was.epochs}, now {now.epochs}: from here on the learning rates are those of a run of "

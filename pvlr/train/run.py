@@ -1,8 +1,8 @@
-"""One run from configuration to results: data, towers, model, loop, baselines, files."""
+"""A run from configuration to results: data, towers, model, loop, calibration, baselines, files."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,29 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvlr.core.baselines import BaselineConfig, BaselineModel
-from pvlr.core.files import remove_leftovers, write_atomically
-from pvlr.core.model import PVLR, PVLRConfig
-from pvlr.core.model_texts import require_same_vectors, text_sources, texts_of, with_copies
+from pvlr.console import say
+from pvlr.core.arguments import ConfigError
+from pvlr.core.metrics.report import MultiLabelReport
+from pvlr.core.models.baselines import BaselineConfig, BaselineModel
+from pvlr.core.models.network import PVLR, PVLRConfig
+from pvlr.core.models.state import trained_state
+from pvlr.core.models.texts import text_sources, with_copies
+from pvlr.core.models.zero_shot import zero_shot_cosines, zero_shot_regions
 from pvlr.core.prompts import PromptBank, encode_knowledge
 from pvlr.core.protocols import ImageFeatures
-from pvlr.core.report import MultiLabelReport
-from pvlr.core.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
-from pvlr.core.towers import Towers, build_towers
-from pvlr.core.weights import trained_state
-from pvlr.core.zero_shot import zero_shot_cosines, zero_shot_regions
+from pvlr.core.towers import build_towers
+from pvlr.core.towers.text.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
 from pvlr.data.sampling import EpochSampler, derive_seed
 from pvlr.data.scan import without_bad_images
-from pvlr.train.baseline_files import save_baseline
-from pvlr.train.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
-from pvlr.train.calibrate import calibrate_on
+from pvlr.files import remove_leftovers, write_atomically
+from pvlr.inference.recognizer import Recognizer
+from pvlr.inference.saving import require_same_vectors, texts_of
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.config import (
     CalibrationConfig,
-    ConfigError,
     LoopConfig,
     LossConfig,
     OptimizerConfig,
@@ -42,26 +42,89 @@ from pvlr.train.config import (
     config_to_json,
 )
 from pvlr.train.data_config import DataConfig, Splits
+from pvlr.train.dataloaders import SplitDataloaders, load_batches, transform_config
 from pvlr.train.device import compile_model, determinism, one_core_free, require_compiler
 from pvlr.train.distributed import World, join_world
-from pvlr.train.evaluate import Predictions, evaluate
-from pvlr.train.features import cache_splits
-from pvlr.train.feed import Feed, SplitFeed, load_batches, transform_config
-from pvlr.train.loop import fit
-from pvlr.train.monitor import Monitor, say, scan_progress
+from pvlr.train.evaluation.baselines import Baseline, PooledFeatures, linear_probe, pooled_features, zero_shot
+from pvlr.train.evaluation.calibration import calibrate_on
+from pvlr.train.evaluation.predictions import Predictions, evaluate
+from pvlr.train.features import FeatureSettings, cache_splits
+from pvlr.train.loop import FitConfig, fit
+from pvlr.train.monitoring.monitor import Monitor, scan_progress
+from pvlr.train.monitoring.record import started, write_config, write_record
+from pvlr.train.monitoring.views import Views, shown_inputs
 from pvlr.train.optim import build_optimizer
-from pvlr.train.record import started, write_config, write_record
 from pvlr.train.results import Results, card_of, show
-from pvlr.train.resume import require_same, saved_state, tell_of_other_length
+from pvlr.train.resume import report_other_length, require_same, saved_state
 from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import StopRequest
-from pvlr.train.views import Views, shown_inputs
 
-__all__ = ["Results", "train"]
+__all__ = ["Results", "TrainConfig", "train"]
 
 BY_F1 = CalibrationConfig()
 
 PVLR_ITSELF = BaselineConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The configuration of a run, section by section; see :func:`train`."""
+
+    data: DataConfig
+    tower: TowerConfig
+    model: PVLRConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    loop: LoopConfig
+    run: RunConfig
+    calibration: CalibrationConfig = BY_F1
+    baseline: BaselineConfig = PVLR_ITSELF
+
+    def to_json(self, *, defaults: bool = False) -> dict[str, Any]:
+        """Return plain values by section; ``defaults``: the default values of each section."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: config_to_json(type(part)() if defaults else part) for name, part in parts.items()}
+
+    def require_possible(self, world: World) -> None:
+        """Check folder, batch size and validation split before anything is downloaded.
+
+        Raises:
+            ConfigError: naming the field.
+        """
+        if Path(self.run.folder).exists() and not Path(self.run.folder).is_dir():
+            raise ConfigError(f"run.folder: expected a folder, or a place for one, found a file at {self.run.folder}")
+        if self.loop.batch_size < world.size:
+            raise ConfigError(
+                f"loop.batch_size: expected an image for each of {world.size} processes, got {self.loop.batch_size}"
+            )
+        if self.loop.patience and self.data.val_split is None and self.data.val_share is None:
+            raise ConfigError(
+                "loop.patience: expected a validation split with it (data.val_split or data.val_share): the test split "
+                "may not decide when training ends"
+            )
+
+    def require_choice(self) -> None:
+        """Check that no sections exclude each other, and that the source of knowledge can be configured.
+
+        Raises:
+            ConfigError: naming the field.
+            SentenceEncoderError: if the sentence encoder cannot be loaded.
+        """
+        model, baseline = self.model, self.baseline
+        if baseline.kind == "none" and baseline != PVLR_ITSELF:
+            raise ConfigError("baseline.kind: expected a method where the section is set, got 'none'")
+        if baseline.kind != "none" and model != PVLRConfig():
+            raise ConfigError(
+                f"model: expected its defaults with baseline.kind '{baseline.kind}', which does not read it"
+            )
+        if model.knowledge == "encoder":
+            raise ConfigError(
+                "model.knowledge: 'encoder' is a function, which a configuration cannot hold; name a model "
+                f"('{SENTENCE_TRANSFORMERS}NAME') or a .npz file, or build the model in Python"
+            )
+        if model.knowledge.startswith(SENTENCE_TRANSFORMERS):
+            require_sentence_transformers(model.knowledge.removeprefix(SENTENCE_TRANSFORMERS))
 
 
 def train(
@@ -77,352 +140,413 @@ def train(
     calibration: CalibrationConfig = BY_F1,
     baseline: BaselineConfig = PVLR_ITSELF,
 ) -> Results:
-    """Train PVLR, or a baseline in its place, on a data set, and report on its test split.
+    """Train PVLR, or a baseline in its place, on a data set, and evaluate it on the test split.
 
-    The result is the final epoch's, with averaged weights (with ``loop.patience``: those of the best evaluation on the
-    validation split; the test split chooses nothing). A run that was stopped goes on where it was, with the same
-    outcome, unless ``loop.epochs`` is another (see :class:`~pvlr.train.config.LoopConfig`). Processes that torchrun
-    started train together, to the same result but for rounding; the first of them writes and prints.
+    The result is that of the averaged weights after the final epoch (with ``loop.patience``: after the best evaluation
+    on the validation split; the test split chooses nothing). A stopped run is resumed with the same outcome, unless
+    ``loop.epochs`` is changed (see :class:`~pvlr.train.config.LoopConfig`). Ranks started by torchrun train together,
+    to the same result except for rounding; rank 0 writes and prints.
 
     Args:
-        data: The pictures and how they are shown.
+        data: The pictures, their splits and augmentation.
         tower: The pre-trained towers.
         model: The model on top of them.
-        loss: What is minimised.
-        optimizer: How a gradient becomes a step.
-        schedule: The learning rate's way.
-        loop: How long, how much at once, on what.
-        run: What is written, and where.
-        calibration: What is fitted after training, where there are validation pictures.
-        baseline: A method of others, trained in the place of PVLR; ``model`` is then left at its defaults.
+        loss: Settings of the loss.
+        optimizer: Settings of the optimiser.
+        schedule: Learning rate schedule.
+        loop: Epochs, batch sizes, evaluations, device and precision.
+        run: Output of the run and how it is resumed.
+        calibration: Calibration after training, if there are validation pictures.
+        baseline: A published method, trained in the place of PVLR; ``model`` is then left at its defaults.
 
     Raises:
-        ConfigError: where the folder holds a run of another configuration, or ``run.resume`` does not allow what is
-            there, or the device is not there or cannot compile, or ``model.knowledge`` is a function, or both ``model``
-            and ``baseline`` are configured, or ``loop.patience`` has no validation split.
-        DataError: where the data cannot be read.
-        TowerError: where the towers cannot be loaded, or are to be an open_clip model without weights.
-        SentenceEncoderError: where the sentence encoder cannot be loaded.
-        PretrainedError: where a file of texts cannot be read, or the sentence encoder makes other vectors than at
-            first.
-        TrainingError: where loss or gradient is not finite.
-        Interrupted: where SIGINT or SIGTERM asked to stop, after saving.
-        EndedElsewhere: where another process has refused.
-        ProcessLost: where another process has ended without a word.
+        ConfigError: if the folder contains a run of another configuration, or its content conflicts with
+            ``run.resume``, or the device is missing or cannot compile, or ``model.knowledge`` is a function, or both
+            ``model`` and ``baseline`` are configured, or ``loop.patience`` has no validation split.
+        DataError: if the data cannot be read.
+        TowerError: if the towers cannot be loaded, or are an open_clip model without weights.
+        SentenceEncoderError: if the sentence encoder cannot be loaded.
+        PretrainedError: if a file of texts cannot be read, or the sentence encoder returns other vectors than at the
+            start of the run.
+        TrainingError: if loss or gradient is not finite.
+        Interrupted: if SIGINT or SIGTERM requested a stop, after saving.
+        EndedElsewhere: if another rank has raised an error.
+        ProcessLost: if another rank has ended without an error message.
     """
+    config = TrainConfig(
+        data=data,
+        tower=tower,
+        model=model,
+        loss=loss,
+        optimizer=optimizer,
+        schedule=schedule,
+        loop=loop,
+        run=run,
+        calibration=calibration,
+        baseline=baseline,
+    )
     world = join_world()
     device = world.device(loop.device, field="loop.device")
     with determinism(loop.deterministic), one_core_free(device):
-        return _train(data, tower, model, loss, optimizer, schedule, loop, run, baseline, calibration, world, device)
+        return _Run(config, world, device).train()
 
 
-def _train(
-    data: DataConfig,
-    tower: TowerConfig,
-    model: PVLRConfig,
-    loss: LossConfig,
-    optimizer: OptimizerConfig,
-    schedule: ScheduleConfig,
-    loop: LoopConfig,
-    run: RunConfig,
-    baseline: BaselineConfig,
-    calibration: CalibrationConfig,
-    world: World,
-    device: torch.device,
-) -> Results:
-    named = {"data": data, "tower": tower, "model": model, "loss": loss, "optimizer": optimizer}
-    named |= {"schedule": schedule, "loop": loop, "calibration": calibration, "run": run, "baseline": baseline}
-    sections = {name: config_to_json(part) for name, part in named.items()}
-    defaults = {name: config_to_json(type(part)()) for name, part in named.items()}
-    folder = Path(run.folder)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"run.folder: expected a folder, or a place for one, found a file at {folder}")
-    if loop.batch_size < world.size:
-        raise ConfigError(
-            f"loop.batch_size: expected an image for each of {world.size} processes, got {loop.batch_size}"
+class _Run:
+    """One run, stage by stage: open its folder, prepare the data, build the model, resume, fit, report.
+
+    It implements the callbacks of the loop (:class:`~pvlr.train.loop.Hooks`).
+    """
+
+    def __init__(self, config: TrainConfig, world: World, device: torch.device) -> None:
+        self.config, self.world, self.device = config, world, device
+        self.loop, self.folder = config.loop, Path(config.run.folder)
+        self.sections = config.to_json()
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.run.keep)
+        self.cached: list[CachedFeatures] | None = None
+        self.views: Views | None = None
+
+    def train(self) -> Results:
+        """Run all stages and return the results."""
+        self._open()
+        self._prepare()
+        self._build()
+        self._start()
+        with StopRequest(patient=self.world.size > 1) as self.stop:
+            try:
+                report, steps, of = self._fit()
+                report = self._calibrate(report, steps)
+            finally:
+                self.monitor.close()
+            baselines = self.world.on_rank_zero(lambda: self._finish(report))
+        return self._report(
+            Results(report=report, of=of, baselines=baselines, folder=self.folder, seconds=self.seconds), steps
         )
-    if loop.patience and data.val_split is None and data.val_share is None:
-        raise ConfigError(
-            "loop.patience: expected a validation split with it (data.val_split or data.val_share): the test split may "
-            "not decide when training ends"
+
+    # --- before training
+
+    def _open(self) -> None:
+        """Check the configuration, and load the checkpoint to resume from, if any."""
+        config, world = self.config, self.world
+        config.require_possible(world)
+        world.on_rank_zero(self._remove_leftovers)
+        defaults = config.to_json(defaults=True)
+        self.saved = world.on_all_ranks(lambda: saved_state(self.checkpoints, config.run, self.sections, defaults))
+        if len(set(world.all_gather_int(-1 if self.saved is None else self.saved["step"]))) > 1:
+            raise ConfigError(
+                f"run.folder: expected a folder that all processes see, {self.folder} holds other files for some"
+            )
+        self.sources = text_sources(config.model)
+        config.require_choice()
+        config.tower.require_weights()
+        if self.loop.compile:
+            world.on_all_ranks(lambda: require_compiler(self.device))
+
+    def _remove_leftovers(self) -> None:
+        remove_leftovers(self.folder)
+        self.checkpoints.remove_leftovers()
+
+    def _prepare(self) -> None:
+        """Load the towers, read the data, and compute the features if they are cached."""
+        config, world = self.config, self.world
+        world.on_rank_zero(config.data.prepare)
+        self.towers = world.rank_zero_first(lambda: build_towers(config.tower))
+        self.towers.image.set_gradient_checkpointing(config.tower.gradient_checkpointing)
+        self.splits = world.on_rank_zero(self._scanned_splits)
+        self.transform = transform_config(self.towers.preprocess, config.data)
+        rows = _labelled_rows(self.splits.train, config.loss)
+        shown = self.splits if rows is None else self.splits._replace(train=self.splits.train.select(rows))
+        self._set_epochs(len(shown.train))
+        self.loaders = SplitDataloaders(
+            shown,
+            config.data,
+            loop=self.loop,
+            transform=self.transform,
+            pin_memory=self.device.type == "cuda",
+            world=world,
         )
-    checkpoints = Checkpoints(folder / "checkpoints", keep=run.keep)
-    world.first(lambda: _remove_leftovers(folder, checkpoints))
-    saved = world.together(lambda: saved_state(checkpoints, run, sections, defaults))
-    if len(set(world.exchange(-1 if saved is None else saved["step"]))) > 1:
-        raise ConfigError(f"run.folder: expected a folder that all processes see, {folder} holds other files for some")
-    sources = text_sources(model)
-    _require_choice(model, baseline)
-    tower.require_weights()
-    if loop.compile:
-        world.together(lambda: require_compiler(device))
+        texts = b"".join(hashlib.sha256(content).digest() for content in self.sources.values())
+        self.identity = {
+            "tower": self.towers.fingerprint,
+            "data": self.loaders.digest,
+            "texts": hashlib.sha256(texts).hexdigest(),
+        }
+        if self.saved is not None:
+            require_same(self.identity, self.saved)
+        for line in self.loaders.summaries:
+            say(line)
+        if config.tower.features == "cache":
+            self.cached = self._cache()
+            if rows is not None:
+                self.cached[0] = self.cached[0].select(rows)
 
-    world.first(data.prepare)
-    towers = world.in_turn(lambda: build_towers(tower))
-    towers.image.set_gradient_checkpointing(tower.gradient_checkpointing)
-    splits = world.first(lambda: _splits(data, loop, folder))
-    transform = transform_config(towers.preprocess, data)
-    taught = _taught(splits.train, loss)
-    shown = splits if taught is None else splits._replace(train=splits.train.select(taught))
-    length = len(shown.train)
-    was = loop if saved is None else replace(loop, epochs=saved["config"]["loop"]["epochs"])
-    was, loop = was.for_pictures(length), loop.for_pictures(length)
-    feed = SplitFeed(shown, data, loop=loop, transform=transform, pin_memory=device.type == "cuda", world=world)
-    cached: list[CachedFeatures] | None = None
-    texts = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in sources.values())).hexdigest()
-    identity = {"tower": towers.fingerprint, "data": feed.digest, "texts": texts}
-    if saved is not None:
-        require_same(identity, saved)
-    for line in feed.summaries:
-        say(line)
+    def _scanned_splits(self) -> Splits:
+        """Return the splits of the data, after a check that every picture can be read."""
+        data = self.config.data
+        parts = [part for part in data.splits(self.loop.seed) if part is not None]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = without_bad_images(
+            parts, data.on_bad_image, folder=self.folder, workers=data.workers, watch=scan_progress
+        )
+        return Splits(*found)
 
-    if tower.features == "cache":
-        towers.image.to(device).eval()
-        with StopRequest(patient=world.size > 1) as stop:
-            cached = world.in_turn(
+    def _set_epochs(self, pictures: int) -> None:
+        """Resolve the number of epochs from that of the pictures, in the present and in the saved configuration."""
+        loop = self.loop
+        was = loop if self.saved is None else replace(loop, epochs=self.saved["config"]["loop"]["epochs"])
+        self.was, self.loop = was.for_pictures(pictures), loop.for_pictures(pictures)
+
+    def _cache(self) -> list[CachedFeatures]:
+        config, tower = self.config, self.config.tower
+        self.towers.image.to(self.device).eval()
+        folder = self.folder / "features" if tower.feature_folder is None else Path(tower.feature_folder)
+        settings = FeatureSettings.of(tower, self.loop, workers=config.data.workers, device=self.device)
+        with StopRequest(patient=self.world.size > 1) as stop:
+            return self.world.rank_zero_first(
                 lambda: cache_splits(
-                    splits,
-                    towers,
+                    self.splits,
+                    self.towers,
                     folder,
-                    tower=tower,
-                    loop=loop,
-                    transform=transform,
-                    workers=data.workers,
-                    device=device,
+                    transform=self.transform,
+                    settings=settings,
                     watch=lambda batches: stop.watch(batches, "the features"),
                 )
             )
-        if taught is not None:
-            cached[0] = cached[0].select(taught)
-    world.first(lambda: [write_atomically(folder / name, content) for name, content in sources.items()])
-    torch.manual_seed(derive_seed(loop.seed))
-    built: PVLR | BaselineModel
-    if baseline == PVLR_ITSELF:
-        built = PVLR.from_towers(with_copies(model, folder), feed.labels, towers).to(device)
-    else:
-        built = BaselineModel(baseline, feed.labels, towers.text, towers.image, logit_scale=towers.logit_scale).to(
-            device
+
+    def _build(self) -> None:
+        """Build the model, set its prior, and load the saved state, if there is one."""
+        config, tower = self.config, self.config.tower
+        self.world.on_rank_zero(
+            lambda: [write_atomically(self.folder / name, content) for name, content in self.sources.items()]
         )
-    if cached is not None:
-        feed = feed.from_features(*cached, regions=built.sees)
-    built.tell_positives(_known_positives(splits.train))
-    if saved is None:
-        _set_prior(built, feed, device)
-    world.equalise(trained_state(built).values())
-    # The average starts where the weights do.
-    rates = {"tower_lr_factor": tower.lr_factor, "tower_layer_decay": tower.layer_decay}
-    state = TrainingState(built, build_optimizer(built, optimizer, **rates), WeightAverage(built, loop.ema))
-    if saved is not None:
-        if isinstance(built, PVLR):
-            require_same_vectors(folder, built)
-        state.load(saved)
-        say(f"going on from step {state.step} of the run in {folder}")
-        tell_of_other_length(was, loop)
-    if loop.compile:
-        compile_model(built, of_features=cached is not None)
+        torch.manual_seed(derive_seed(self.loop.seed))
+        self.built: PVLR | BaselineModel
+        if config.baseline == PVLR_ITSELF:
+            model = with_copies(config.model, self.folder)
+            self.built = PVLR.from_towers(model, self.loaders.labels, self.towers).to(self.device)
+        else:
+            self.built = BaselineModel.from_towers(config.baseline, self.loaders.labels, self.towers).to(self.device)
+        self.recognizer = Recognizer(self.built)
+        if self.cached is not None:
+            self.loaders = self.loaders.from_features(*self.cached, regions=self.built.sees)
+        self.built.set_known_positives(_known_positives(self.splits.train))
+        if self.saved is None:
+            self._set_prior()
+        self.world.broadcast(trained_state(self.built).values())
+        # The average starts as a copy of the weights.
+        rates = {"tower_lr_factor": tower.lr_factor, "tower_layer_decay": tower.layer_decay}
+        optimizer = build_optimizer(self.built, config.optimizer, **rates)
+        self.state = TrainingState(self.built, optimizer, WeightAverage(self.built, self.loop.ema))
+        if self.saved is not None:
+            if isinstance(self.built, PVLR):
+                require_same_vectors(self.folder, self.built)
+            self.state.load(self.saved)
+            say(f"going on from step {self.state.step} of the run in {self.folder}")
+            report_other_length(self.was, self.loop)
+        if self.loop.compile:
+            compile_model(self.built, of_features=self.cached is not None)
 
-    told = {"status": "running", "config": sections, "seed": loop.seed, "identity": identity, "data": feed.summaries}
+    @torch.no_grad()
+    def _set_prior(self) -> None:
+        """Fit the prior to the configured mean probability, on a batch of training pictures."""
+        self.built.eval()
+        batch = next(iter(self.loaders.plain_training(shuffle=True)))
+        inputs = batch.image.to(self.device)
+        self.built.fit_prior(inputs if inputs.dim() == 3 else self.built.regions(inputs))
 
-    def write_down() -> dict[str, Any]:
-        if isinstance(built, PVLR):
-            for name, content in texts_of(built).items():
-                write_atomically(folder / name, content)
-        write_config(folder, sections)
-        process = started(folder, step=state.step)
-        write_record(folder, {**told, **process})
+    def _start(self) -> None:
+        """Write the record of the run, and open its monitor and views."""
+        self.record = {
+            "status": "running",
+            "config": self.sections,
+            "seed": self.loop.seed,
+            "identity": self.identity,
+            "data": self.loaders.summaries,
+        }
+        self.process = self.world.on_rank_zero(self._write_files)
+        self.record |= self.process
+        run, watched = self.config.run, self.splits.validation
+        self.monitor = Monitor(
+            self.folder if self.world.rank == 0 else None,
+            step=self.state.step,
+            evaluated="test" if watched is None else "validation",
+            tensorboard=run.tensorboard,
+            log_every=run.log_every,
+        )
+        if self.monitor.board is None:
+            return
+        self.views = Views(
+            self.monitor.board,
+            self.built,
+            self.splits.test if watched is None else watched,
+            self.transform,
+            device=self.device,
+            precision=self.loop.precision,
+        )
+        about = {"configuration": self.sections, "record": {**self.record, "config": "above"}}
+        self.views.about(about, self.sections)
+        if self.state.step == 0:
+            view = None if self.cached is None else min(1, self.config.tower.feature_views - 1)
+            self.views.inputs(shown_inputs(self.splits.train, self.transform, seed=self.loop.seed, view=view))
+
+    def _write_files(self) -> dict[str, Any]:
+        if isinstance(self.built, PVLR):
+            for name, content in texts_of(self.built).items():
+                write_atomically(self.folder / name, content)
+        write_config(self.folder, self.sections)
+        process = started(self.folder, step=self.state.step)
+        write_record(self.folder, {**self.record, **process})
         return process
 
-    process = world.first(write_down)
-    record = {**told, **process}
+    # --- training: the callbacks of the loop
 
-    monitor = Monitor(
-        folder if world.rank == 0 else None,
-        step=state.step,
-        evaluated="test" if splits.validation is None else "validation",
-        tensorboard=run.tensorboard,
-        log_every=run.log_every,
-    )
-    views: Views | None = None
-    if monitor.board is not None:
-        watched = splits.test if splits.validation is None else splits.validation
-        views = Views(monitor.board, built, watched, transform, device=device, precision=loop.precision)
-        views.about({"configuration": sections, "record": {**record, "config": "above"}}, sections)
-        if state.step == 0:
-            view = None if cached is None else min(1, tower.feature_views - 1)
-            views.inputs(shown_inputs(splits.train, transform, seed=loop.seed, view=view))
+    def evaluate(self) -> MultiLabelReport:
+        """Evaluate the split that is evaluated during training."""
+        return self._evaluate(self.loaders.evaluating(shared=True), self._show)
 
-    def show_inside(found: Predictions) -> None:
-        if views is not None and not monitor.has_evaluation(state.step):
-            views.evaluation(state.step, found)
+    def save(self) -> object:
+        """Save a checkpoint."""
+        return self.world.on_rank_zero(lambda: self.checkpoints.save(self._snapshot(), step=self.state.step))
 
-    def snapshot() -> dict[str, Any]:
-        monitor.flush()
-        return {**state.to_dict(), "config": sections, "identity": identity}
-
-    def best() -> int | None:
-        found = checkpoints.best()
-        return None if found is None else found[0]
-
-    def report_on(
-        batches: Iterator[Batch], stop: StopRequest, seen: Callable[[Predictions], object] = lambda found: None
-    ) -> MultiLabelReport:
-        watched = stop.watch(batches, "evaluation")
-        return evaluate(built, watched, feed.labels, device=device, precision=loop.precision, world=world, seen=seen)
-
-    with StopRequest(patient=world.size > 1) as stop:
-        try:
-            report = fit(
-                state,
-                feed,
-                loop=loop,
-                loss=loss,
-                schedule=schedule,
-                evaluate=lambda: report_on(feed.evaluating(shared=True), stop, show_inside),
-                save=lambda: world.first(lambda: checkpoints.save(snapshot(), step=state.step)),
-                offer=lambda score: world.first(lambda: checkpoints.offer(snapshot, step=state.step, score=score)),
-                best=lambda: world.first(best),
-                monitor=monitor,
-                clip_norm=optimizer.clip_norm,
-                device=device,
-                stop=stop,
-                world=world,
-            )
-            steps, seconds, of = state.step, state.seconds, "final epoch"
-            if loop.patience and (chosen := world.first(best)) is not None:
-                found = world.together(lambda: checkpoints.load(chosen))
-                if found is not None:
-                    state.load(found[1])
-                    of = "best on validation"
-            with state.average.applied():
-                if isinstance(built, PVLR):
-                    world.first(
-                        lambda: calibrate_on(
-                            splits.validation,
-                            built,
-                            stop.watch(feed.evaluating(), "the calibration"),
-                            calibration,
-                            device=device,
-                            precision=loop.precision,
-                            board=monitor.board,
-                            step=steps,
-                        )
-                    )
-                    # The mixture is part of the model, and so of what is reported.
-                    world.equalise([built.mixture.shrinkage])
-                if splits.validation is not None:
-                    report = report_on(feed.testing(shared=True), stop)
-                    monitor.result(step=steps, report=report)
-            if monitor.board is not None:
-                monitor.board.finished(steps)
-        finally:
-            monitor.close()
-
-        def finish() -> dict[str, Baseline]:
-            with state.average.applied():
-                if isinstance(built, PVLR):
-                    built.card = card_of(feed.summaries, report, process["versions"])
-                    built.save_pretrained(folder)
-                else:
-                    save_baseline(folder, built, tower=tower, fingerprint=towers.fingerprint)
-            return _baselines(model, tower, towers, feed, loop, device, stop, cached) if run.baselines else {}
-
-        baselines = world.first(finish)
-    results = Results(report=report, of=of, baselines=baselines, folder=folder, seconds=seconds)
-    name = "PVLR" if baseline.kind == "none" else baseline.kind
-    finished = {"steps": steps, "result_of_step": state.step, "seconds": seconds, "results": results.to_json(name)}
-    world.first(lambda: write_record(folder, {**record, "status": "finished", **finished}))
-    show(name, results, tensorboard=run.tensorboard)
-    return results
-
-
-def _remove_leftovers(folder: Path, checkpoints: Checkpoints) -> None:
-    remove_leftovers(folder)
-    checkpoints.remove_leftovers()
-
-
-def _splits(data: DataConfig, loop: LoopConfig, folder: Path) -> Splits:
-    """The parts of the data, after a look at every picture."""
-    parts = [part for part in data.splits(loop.seed) if part is not None]
-    folder.mkdir(parents=True, exist_ok=True)
-    return Splits(
-        *without_bad_images(parts, data.on_bad_image, folder=folder, workers=data.workers, watch=scan_progress)
-    )
-
-
-def _require_choice(model: PVLRConfig, baseline: BaselineConfig) -> None:
-    """Refuse what cannot be had before anything is fetched."""
-    if baseline.kind == "none" and baseline != PVLR_ITSELF:
-        raise ConfigError("baseline.kind: expected a method where the section is set, got 'none'")
-    if baseline.kind != "none" and model != PVLRConfig():
-        raise ConfigError(f"model: expected its defaults with baseline.kind '{baseline.kind}', which does not read it")
-    if model.knowledge == "encoder":
-        raise ConfigError(
-            "model.knowledge: 'encoder' is a function, which a configuration cannot hold; name a model "
-            f"('{SENTENCE_TRANSFORMERS}NAME') or a .npz file, or build the model in Python"
+    def keep_best(self, score: float) -> object:
+        """Keep the state as the best one, if its score is the highest so far."""
+        return self.world.on_rank_zero(
+            lambda: self.checkpoints.keep_best(self._snapshot, step=self.state.step, score=score)
         )
-    if model.knowledge.startswith(SENTENCE_TRANSFORMERS):
-        require_sentence_transformers(model.knowledge.removeprefix(SENTENCE_TRANSFORMERS))
+
+    def best(self) -> int | None:
+        """Return the step of the best evaluation so far."""
+
+        def step() -> int | None:
+            found = self.checkpoints.best()
+            return None if found is None else found[0]
+
+        return self.world.on_rank_zero(step)
+
+    def _snapshot(self) -> dict[str, Any]:
+        self.monitor.flush()
+        return {**self.state.to_dict(), "config": self.sections, "identity": self.identity}
+
+    def _show(self, found: Predictions) -> None:
+        if self.views is not None and not self.monitor.has_evaluation(self.state.step):
+            self.views.evaluation(self.state.step, found)
+
+    def _evaluate(
+        self, batches: Iterator[Batch], seen: Callable[[Predictions], object] = lambda found: None
+    ) -> MultiLabelReport:
+        watched = self.stop.watch(batches, "evaluation")
+        precision = self.loop.precision
+        labels, device, world = self.loaders.labels, self.device, self.world
+        return evaluate(self.built, watched, labels, device=device, precision=precision, world=world, seen=seen)
+
+    def _fit(self) -> tuple[MultiLabelReport, int, str]:
+        """Train; return the last report, the number of steps, and a description of the resulting weights."""
+        config = FitConfig(
+            loop=self.loop,
+            loss=self.config.loss,
+            schedule=self.config.schedule,
+            clip_norm=self.config.optimizer.clip_norm,
+            device=self.device,
+        )
+        report = fit(self.state, self.loaders, config, self, monitor=self.monitor, stop=self.stop, world=self.world)
+        steps, self.seconds = self.state.step, self.state.seconds
+        if self.loop.patience and (chosen := self.best()) is not None:
+            found = self.world.on_all_ranks(lambda: self.checkpoints.load(chosen))
+            if found is not None:
+                self.state.load(found[1])
+                return report, steps, "best on validation"
+        return report, steps, "final epoch"
+
+    # --- after training
+
+    def _calibrate(self, report: MultiLabelReport, steps: int) -> MultiLabelReport:
+        """Fit the decision on validation pictures; return the test report, computed anew if there is such a split."""
+        with self.state.average.applied():
+            self.world.on_rank_zero(lambda: self._fit_decision(steps))
+            if isinstance(self.built, PVLR):  # The mixture is part of the evaluated model.
+                self.world.broadcast([self.built.mixture.shrinkage])
+            if self.splits.validation is not None:
+                report = self._evaluate(self.loaders.testing(shared=True))
+                self.monitor.result(step=steps, report=report)
+        if self.monitor.board is not None:
+            self.monitor.board.finished(steps)
+        return report
+
+    def _fit_decision(self, steps: int) -> None:
+        self.recognizer.decision = calibrate_on(
+            self.splits.validation,
+            self.built,
+            self.stop.watch(self.loaders.evaluating(), "the calibration"),
+            FitConfig(loop=self.loop, device=self.device),
+            self.config.calibration,
+            board=self.monitor.board,
+            step=steps,
+        )
+
+    def _finish(self, report: MultiLabelReport) -> dict[str, Baseline]:
+        """Save the model with averaged weights, and evaluate the baselines if configured."""
+        with self.state.average.applied():
+            self.recognizer.card = card_of(self.loaders.summaries, report, self.process["versions"])
+            self.recognizer.save_pretrained(self.folder)
+        return self._baselines() if self.config.run.baselines else {}
+
+    def _baselines(self) -> dict[str, Baseline]:
+        towers, tower, loaders = self.towers, self.config.tower, self.loaders
+        if tower.train != "frozen":  # The tower was trained; the baselines are evaluated on the pre-trained one.
+            towers = build_towers(replace(tower, train="frozen", layer_decay=1.0, gradient_checkpointing=False))
+        towers.image.to(self.device).eval()
+        towers.text.to(self.device)
+        text = encode_knowledge(PromptBank(loaders.labels, templates=self.config.model.templates), towers.text.encode)
+
+        def encode(batches: Iterator[Batch], image: Callable[[Tensor], ImageFeatures]) -> PooledFeatures:
+            watched = self.stop.watch(batches, "the baselines")
+            compare = partial(zero_shot_cosines, text=text, regions=zero_shot_regions(towers))
+            return pooled_features(image, watched, compare=compare, device=self.device, precision=self.loop.precision)
+
+        if self.cached is None:
+            train, test = (encode(part, towers.image) for part in (loaders.plain_training(), loaders.testing()))
+        else:
+            # The cache stores the pooled vector first, then the patch vectors.
+            train, test = (
+                encode(
+                    load_batches(
+                        part.with_regions("both", shown=1), EpochSampler(len(part), self.loop.eval_batch_size)
+                    ),
+                    lambda vectors: ImageFeatures(vectors[:, 1:].float(), vectors[:, 0].float()),
+                )
+                for part in self.cached[:2]
+            )
+        return {
+            "linear probe": linear_probe(train, test, loaders.labels, seed=self.loop.seed),
+            "zero-shot": zero_shot(train, test, text, loaders.labels, scale=towers.logit_scale),
+        }
+
+    def _report(self, results: Results, steps: int) -> Results:
+        """Complete the record, and print the results."""
+        kind = self.config.baseline.kind
+        name = "PVLR" if kind == "none" else kind
+        finished = {
+            "status": "finished",
+            "steps": steps,
+            "result_of_step": self.state.step,
+            "seconds": results.seconds,
+            "results": results.to_json(name),
+        }
+        self.world.on_rank_zero(lambda: write_record(self.folder, {**self.record, **finished}))
+        show(name, results, tensorboard=self.config.run.tensorboard)
+        return results
 
 
-def _taught(train: LabelledImages, loss: LossConfig) -> list[int] | None:
-    """The pictures that training learns from, where there are others: of which nothing is known."""
-    told = train.known.any(dim=1)
-    if loss.unknown == "negative" or bool(told.all()):
+def _labelled_rows(train: LabelledImages, loss: LossConfig) -> list[int] | None:
+    """Return the rows of pictures with a known label, which are trained on; None if that is all of them."""
+    known = train.known.any(dim=1)
+    if loss.unknown == "negative" or bool(known.all()):
         return None
-    if not bool(told.any()):
+    if not bool(known.any()):
         raise ConfigError("data: expected training pictures of which a label is known, found none")
-    rows: list[int] = told.nonzero().flatten().tolist()
+    rows: list[int] = known.nonzero().flatten().tolist()
     return rows
 
 
 def _known_positives(train: LabelledImages) -> Tensor:
-    """How many pictures are known to have each label."""
+    """Return the number of known positives of each label."""
     return ((train.target > 0) & train.known).sum(dim=0).float()
-
-
-@torch.no_grad()
-def _set_prior(built: PVLR | BaselineModel, feed: Feed, device: torch.device) -> None:
-    """Start from the configured mean probability, on a batch of training pictures."""
-    built.eval()
-    batch = next(iter(feed.plain_training(shuffle=True)))
-    inputs = batch.image.to(device)
-    built.fit_prior(inputs if inputs.dim() == 3 else built.regions(inputs))
-
-
-def _baselines(
-    model: PVLRConfig,
-    tower: TowerConfig,
-    towers: Towers,
-    feed: SplitFeed,
-    loop: LoopConfig,
-    device: torch.device,
-    stop: StopRequest,
-    cached: Sequence[CachedFeatures] | None,
-) -> dict[str, Baseline]:
-    if tower.train != "frozen":  # The model has trained its tower; the baselines are measured on it as it comes.
-        towers = build_towers(replace(tower, train="frozen", layer_decay=1.0, gradient_checkpointing=False))
-    towers.image.to(device).eval()
-    towers.text.to(device)
-
-    text = encode_knowledge(PromptBank(feed.labels, templates=model.templates), towers.text.encode)
-
-    def encode(batches: Iterator[Batch], see: Callable[[Tensor], ImageFeatures]) -> PooledFeatures:
-        watched = stop.watch(batches, "the baselines")
-        compare = partial(zero_shot_cosines, text=text, regions=zero_shot_regions(towers))
-        return pooled_features(see, watched, compare=compare, device=device, precision=loop.precision)
-
-    if cached is None:
-        train, test = (encode(part, towers.image) for part in (feed.plain_training(), feed.testing()))
-    else:
-        # The cache holds what the tower saw: the pooled vector first.
-        train, test = (
-            encode(
-                load_batches(part.with_regions("both", shown=1), EpochSampler(len(part), loop.eval_batch_size)),
-                lambda seen: ImageFeatures(seen[:, 1:].float(), seen[:, 0].float()),
-            )
-            for part in cached[:2]
-        )
-    return {
-        "linear probe": linear_probe(train, test, feed.labels, seed=loop.seed),
-        "zero-shot": zero_shot(train, test, text, feed.labels, scale=towers.logit_scale),
-    }

@@ -1,4 +1,4 @@
-"""What a run is at a step: trained weights, their moving average, the optimiser and the step's number."""
+"""State of a run at a step: trained weights, their moving average, the optimiser and the number of steps."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pvlr.core.weights import StateError, load_trained_state, trained_state
+from pvlr.core.models.state import StateError, load_trained_state, trained_state
 from pvlr.train.optim import trained_parameters
 
 __all__ = ["TrainingState", "WeightAverage", "running_statistics"]
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """What the trained parts of the image tower note about the batches that go through (BatchNorm)."""
+    """Return the running statistics (BatchNorm) of the trained parts of the image tower."""
     trained = trained_state(model)
     return [value for name, value in model.named_buffers() if name.startswith("image.") and name in trained]
 
@@ -23,12 +23,12 @@ class WeightAverage:
     """Exponential moving average of the trained parameters, in float32.
 
     Update ``t`` (from 0) with the weights ``w`` is ``a ← d a + (1 − d) w``, ``d = min(decay, (1 + t)/(10 + t))``: the
-    first weights, which are far from any good ones, are soon forgotten. Running statistics are not averaged: the
-    model's own are used.
+    weights of the first steps soon have little influence. Running statistics are not averaged: the model's own are
+    used.
 
     Args:
-        model: Its trained parameters are averaged, and the average starts as a copy of them.
-        decay: In [0, 1); 0: the average is the weights themselves.
+        model: The model whose trained parameters are averaged; the average starts as a copy of them.
+        decay: Decay, in [0, 1); 0: the average equals the weights.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -48,7 +48,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the present weights in."""
+        """Update the average with the present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, parameter in self._parameters.items():
             self.weights[name].lerp_(parameter.float(), 1 - decay)
@@ -56,7 +56,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Give the average to the model for the time of a ``with`` block, then its own weights back, bit for bit."""
+        """Set the model to the averaged weights during a ``with`` block, then restore its own, bit for bit."""
         own = {name: value.detach().clone() for name, value in self._parameters.items()}
         self._write(self.weights)
         try:
@@ -65,15 +65,15 @@ class WeightAverage:
             self._write(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """Averaged weights and the number of updates."""
+        """Return the averaged weights and the number of updates."""
         return {"updates": self.updates, "weights": dict(self.weights)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` returned.
+        """Load what :meth:`state_dict` returned.
 
         Raises:
-            StateError: where the names differ.
+            StateError: if the names differ.
         """
         if state["weights"].keys() != self.weights.keys():
             raise StateError("average: expected the weights of this model's trained parameters, got others")
@@ -83,20 +83,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def _write(self, weights: Mapping[str, Tensor]) -> None:
-        # In place: a cache keyed by the parameters' version sees the change.
+        # In place: this changes the parameters' version, by which a cache is invalidated.
         for name, parameter in self._parameters.items():
             parameter.copy_(weights[name])
 
 
 class TrainingState:
-    """Everything that a step changes.
+    """State that a training step changes.
 
     Attributes:
         model: The model.
         optimizer: Its optimiser.
         average: The moving average of its weights.
         step: Number of steps done.
-        seconds: Time spent training, over all parts of an interrupted run.
+        seconds: Time spent training, summed over all resumptions of the run.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage) -> None:
@@ -105,7 +105,7 @@ class TrainingState:
         self.seconds = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Tensors and plain values that :meth:`load` takes back."""
+        """Return the state as tensors and plain values, for :meth:`load`."""
         return {
             "step": self.step,
             "seconds": self.seconds,
@@ -115,10 +115,10 @@ class TrainingState:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go back to a saved step.
+        """Load a saved state.
 
         Raises:
-            StateError: where the weights are those of another model.
+            StateError: if the weights are those of another model.
         """
         load_trained_state(self.model, state["model"])
         self.average.load_state_dict(state["average"])

@@ -1,4 +1,4 @@
-"""Being asked to stop: remembered at once, obeyed where nothing is half done."""
+"""Stop requests by signal: stored at once, acted upon between steps."""
 
 import signal
 import threading
@@ -13,10 +13,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and what it has done is saved.
+    """Error of a run that was stopped by a signal, after its state was saved.
 
     Attributes:
-        signal_number: The signal that asked.
+        signal_number: Number of the signal.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -25,18 +25,18 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers SIGINT and SIGTERM during a ``with`` block; a second one is not waited for.
+    """Handler of SIGINT and SIGTERM during a ``with`` block: the first is stored, a second has its default effect.
 
-    Outside of the main thread, where Python has no signals, it never fires.
+    Outside of the main thread, where Python cannot handle signals, none is ever stored.
 
     Args:
-        patient: A second one is remembered as well. For processes started by torchrun, which passes on to each of them
-            a signal that may have reached them before.
+        patient: Store a second signal as well. For ranks started by torchrun, which forwards to each of them a signal
+            that they may have received before.
 
     Attributes:
-        requested: The signal that has reached this process, None so far; it may come between any two lines.
-        agreed: The signal that all processes of the run know of, as :meth:`~pvlr.train.distributed.World.together`
-            found it: what decides whether to go on, since one that stopped alone would leave the others waiting.
+        requested: The signal that this process has received, None so far; it may change between any two lines.
+        agreed: The signal agreed upon by all ranks in :meth:`~pvlr.train.distributed.World.on_all_ranks`, None so far:
+            the loop stops by it, since a rank that stopped alone would leave the others waiting.
 
     Example:
         >>> with StopRequest() as stop:
@@ -52,7 +52,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._remember) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._store) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -61,14 +61,14 @@ class StopRequest:
         self._restore()
 
     def watch(self, items: Iterable[T], doing: str) -> Iterator[T]:
-        """Pass items on until asked to stop.
+        """Yield items until a stop is requested.
 
         Args:
-            items: Whatever is gone through while nothing needs saving.
-            doing: What is interrupted, for the message.
+            items: The items, of work whose progress needs no saving.
+            doing: Name of the work, for the message.
 
         Raises:
-            Interrupted: once asked to stop.
+            Interrupted: once a stop is requested.
         """
         for item in items:
             if self.requested is not None:
@@ -76,7 +76,7 @@ class StopRequest:
                 raise Interrupted(f"{name} during {doing}; the training so far is saved", self.requested)
             yield item
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
+    def _store(self, number: int, frame: FrameType | None) -> None:
         self.requested = number
         if not self._patient:
             self._restore()

@@ -1,4 +1,4 @@
-"""What an attack is, and what became of it."""
+"""Attacks and their outcomes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ class Attack(NamedTuple):
 
 
 def outcome(attack: Attack, folder: Path) -> str:
-    """What becomes of an attack, the folder's own path left out. No error but the project's own is caught."""
+    """Return the outcome of an attack, without the folder's own path; only the project's errors are caught."""
     act = attack.make(folder)
     try:
         said = f"read: {act()}"

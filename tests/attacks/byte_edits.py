@@ -22,12 +22,12 @@ from hostile_voc import annotation
 from PIL import Image
 
 from pvlr.data.batch import DataError
-from pvlr.data.coco import read_coco
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.images import MAX_PIXELS, decode_rgb
-from pvlr.data.shards import read_shards
-from pvlr.data.table import read_table
-from pvlr.data.voc import read_annotation
+from pvlr.data.readers.coco import read_coco
+from pvlr.data.readers.shards import read_shards
+from pvlr.data.readers.table import read_table
+from pvlr.data.readers.voc import read_annotation
 
 SECONDS, GIGABYTES = 20, 2.5
 NUMBERS = (
@@ -45,7 +45,7 @@ NUMBERS = (
 
 
 class Format(NamedTuple):
-    """Valid files, and what reads one."""
+    """Valid files, and the function that reads one."""
 
     files: tuple[bytes, ...]
     ending: str
@@ -53,7 +53,7 @@ class Format(NamedTuple):
 
 
 class Tried(NamedTuple):
-    """What became of the edits of a format."""
+    """Outcome of the edits of a format."""
 
     edits: int
     read: int
@@ -140,7 +140,7 @@ FORMATS = {
 
 
 def edited(content: bytes, seed: int) -> bytes:
-    """One to four edits, often near the start: bytes changed, put in, taken out, doubled, exchanged, or cut off."""
+    """Make one to four edits, often near the start: bytes changed, added, removed, doubled, exchanged, or cut off."""
     rng = np.random.default_rng(seed)
     changed = bytearray(content)
     for _ in range(1 if rng.random() < 0.6 else rng.integers(2, 5)):

@@ -12,12 +12,12 @@ from hostile_pictures import encoded
 from hostile_voc import VOC
 
 from pvlr.core.labels import LabelSet
-from pvlr.data.coco import MAX_JSON_BYTES, read_coco
 from pvlr.data.dataset import LabelledImages
-from pvlr.data.folders import read_folders
-from pvlr.data.lines import MAX_TABLE_BYTES
-from pvlr.data.nuswide import read_nuswide
-from pvlr.data.table import read_table
+from pvlr.data.readers.coco import MAX_JSON_BYTES, read_coco
+from pvlr.data.readers.folders import read_folders
+from pvlr.data.readers.lines import MAX_TABLE_BYTES
+from pvlr.data.readers.nuswide import read_nuswide
+from pvlr.data.readers.table import read_table
 
 LABELS = LabelSet(("cat", "dog"))
 PICTURE = encoded("PNG")

@@ -16,7 +16,7 @@ from hostile_pictures import encoded, png
 from pvlr.core.labels import LabelSet
 from pvlr.data.archives import unpack
 from pvlr.data.images import MAX_BYTES
-from pvlr.data.shards import MAX_LABEL_BYTES, read_shards
+from pvlr.data.readers.shards import MAX_LABEL_BYTES, read_shards
 
 LABELS = LabelSet(("cat", "dog"))
 Files = list[tuple[str, bytes]]
@@ -45,7 +45,7 @@ def tar(files: Files, *odd: tarfile.TarInfo, form: int = tarfile.PAX_FORMAT) -> 
 
 
 def block(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
-    """A header and what it announces."""
+    """A header and the content that it announces."""
     header = info(name, len(content), type=kind).tobuf(tarfile.USTAR_FORMAT)
     return header + content + bytes(-len(content) % tarfile.BLOCKSIZE)
 

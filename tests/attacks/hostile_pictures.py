@@ -13,7 +13,7 @@ from attack import Act, Attack
 from PIL import Image
 
 from pvlr.data.images import MAX_BYTES, decode_rgb
-from pvlr.data.rows import read_rows
+from pvlr.data.readers.rows import read_rows
 
 NOISE = np.random.default_rng(0).integers(0, 256, size=(40, 48, 3), dtype=np.uint8)
 RED, BLUE = (255, 0, 0), (0, 0, 255)

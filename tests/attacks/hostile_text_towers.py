@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from attack import Act, Attack
-from hf_text_models import write_hf_tower
+from helpers.hf_text_models import write_hf_tower
 
 from pvlr.core.towers import load_towers
 

@@ -1,4 +1,4 @@
-"""Attacks on what Pascal VOC is read from: XML and lists of pictures."""
+"""Attacks on the files that Pascal VOC is read from: XML and lists of pictures."""
 
 import os
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from attack import Act, Attack
 from hostile_pictures import encoded
 
 from pvlr.core.labels import LabelSet
-from pvlr.data.voc import read_voc
+from pvlr.data.readers.voc import read_voc
 
 LABELS = LabelSet(("cat", "dog"))
 PICTURE = encoded("PNG")
@@ -59,7 +59,7 @@ def listed(name: str, content: bytes, outcome: str) -> Attack:
 
 
 def instead(path: str, put: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Puts something in the place of a file."""
+    """Return a function that puts something in the place of a file."""
 
     def change(home: Path) -> None:
         (home / path).unlink()

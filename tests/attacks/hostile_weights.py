@@ -16,8 +16,8 @@ from unittest import mock
 
 import torch
 from attack import Act, Attack
-from tower_models import small_model, write_folder
-from weight_files import change_json, hf_config, write_archive, write_epoch, write_transformers
+from helpers.tower_models import small_model, write_folder
+from helpers.weight_files import change_json, hf_config, write_archive, write_epoch, write_transformers
 
 from pvlr.core.towers import load_towers
 
@@ -27,7 +27,7 @@ RUN = "which is not loaded, for it could run code"
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """What is run or fetched is an error of its own, also where the library would have made a sentence of it."""
+    """Raise another error if code is run or a file fetched, also where the library would have refused in a sentence."""
     asked: list[Any] = []
 
     def connect(_: socket.socket, address: Any) -> None:
@@ -73,7 +73,7 @@ def theirs(name: str, spoil: Spoil, outcome: str, kind: str = "clip") -> Attack:
 
 
 class Runs:
-    """Writes a file when it is made."""
+    """Object that writes a file when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -111,7 +111,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def bomb(path: Path) -> None:
-    """200 MB of zeros in the place of a storage."""
+    """Write 200 MB of zeros in the place of a storage."""
     torch.save(state(), path)
     files = contents(path)
     name = next(name for name in files if name.endswith("/data/0"))
@@ -149,7 +149,7 @@ def overlaid(path: Path) -> None:
 
 
 class Acts(torch.nn.Module):
-    """TorchScript's own way to write a file, when it is loaded."""
+    """Module that writes a file by TorchScript's own means when it is loaded."""
 
     def __init__(self, target: str) -> None:
         super().__init__()

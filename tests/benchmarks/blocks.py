@@ -25,7 +25,7 @@ class Blocks(nn.Module):
         self.maps = maps
 
     def label_vectors(self) -> Tensor:
-        """What no image changes, ``c d``."""
+        """Label vectors, which no image changes, ``c d``."""
         knowledge, knowledge_map = self.knowledge(self.fixed)
         context, context_map = self.context(self.vectors)
         return self.fusion(knowledge, context, knowledge_map, context_map)
@@ -91,7 +91,7 @@ class Decoder(nn.Module):
 
 
 class GroupDecoder(nn.Module):
-    """As in ML-Decoder: at most 100 fixed group queries look at the patches, each then scores its share of labels."""
+    """ML-Decoder: at most 100 fixed group queries look at the patches, each then scores its share of labels."""
 
     def __init__(self, labels: int, groups: int = 100) -> None:
         super().__init__()
@@ -152,8 +152,8 @@ def tower_or_head(part: str) -> Callable[[], object]:
     import open_clip
 
     from pvlr.core import PVLR, LabelSet, PVLRConfig
-    from pvlr.core.towers.image import OpenClipImageTower
-    from pvlr.core.towers.text import OpenClipTextTower
+    from pvlr.core.towers.image.tower import OpenClipImageTower
+    from pvlr.core.towers.text.open_clip import OpenClipTextTower
 
     clip = open_clip.create_model("ViT-B-16-quickgelu", load_weights=False).eval()
     text = OpenClipTextTower(clip, open_clip.get_tokenizer("ViT-B-16-quickgelu"))

@@ -15,16 +15,16 @@ def steps(features: str, knowledge_alone: bool, photographs: str, folder: str) -
     import open_clip
 
     from pvlr.core import PVLR, PVLRConfig
-    from pvlr.core.towers.image import OpenClipImageTower
-    from pvlr.core.towers.text import OpenClipTextTower
+    from pvlr.core.towers.image.tower import OpenClipImageTower
+    from pvlr.core.towers.text.open_clip import OpenClipTextTower
     from pvlr.data.dataset import LabelledImages
+    from pvlr.data.readers.voc import VOC_LABELS
     from pvlr.data.sampling import EpochSampler
     from pvlr.data.transforms import ImageTransform, TransformConfig
-    from pvlr.data.voc import VOC_LABELS
-    from pvlr.train.config import LossConfig, OptimizerConfig
+    from pvlr.train.config import OptimizerConfig
+    from pvlr.train.dataloaders import load_batches
     from pvlr.train.features import cache_features
-    from pvlr.train.feed import load_batches
-    from pvlr.train.loop import train_step
+    from pvlr.train.loop import FitConfig, train_step
     from pvlr.train.optim import build_optimizer
 
     clip = open_clip.create_model("ViT-B-16-quickgelu", load_weights=False).eval()
@@ -46,7 +46,7 @@ def steps(features: str, knowledge_alone: bool, photographs: str, folder: str) -
 
     def work() -> None:
         for batch in load_batches(data, EpochSampler(len(data), BATCH, shuffle=True)):
-            train_step(model, optimizer, [batch], loss=LossConfig(), clip_norm=1.0)
+            train_step(model, optimizer, [batch], FitConfig(clip_norm=1.0))
 
     return work
 

@@ -1,4 +1,4 @@
-"""What training costs on a GPU, beside the image tower alone: ``python tests/benchmarks/gpu.py [--json FILE]``.
+"""Costs of training on a GPU, beside the image tower alone: ``python tests/benchmarks/gpu.py [--json FILE]``.
 
 bf16 and ``torch.compile``; nothing is fetched. First the scenes of the quickstart are trained on from end to end, then
 steps are timed on pictures that lie on the device already: of the scenes' tower, and of ViT-B/16 at 448 pixels with
@@ -75,7 +75,7 @@ ROWS = {
 
 
 class Cost(NamedTuple):
-    """What a row costs.
+    """Cost of a row.
 
     Attributes:
         images: Pictures per second.
@@ -94,10 +94,10 @@ def build(row: str, work: Workload, device: Any) -> Callable[[], object]:
     from pvlr.core.towers import build_towers
     from pvlr.core.towers.spec import TowerSpec
     from pvlr.data.batch import Batch
-    from pvlr.train.config import LossConfig, OptimizerConfig
+    from pvlr.train.config import LoopConfig, OptimizerConfig
     from pvlr.train.device import compile_model
-    from pvlr.train.evaluate import autocast, output_of
-    from pvlr.train.loop import train_step
+    from pvlr.train.evaluation.predictions import autocast, output_of
+    from pvlr.train.loop import FitConfig, train_step
     from pvlr.train.optim import build_optimizer
     from pvlr.train.state import WeightAverage
 
@@ -147,10 +147,11 @@ def build(row: str, work: Workload, device: Any) -> Callable[[], object]:
     known = torch.ones_like(target, dtype=torch.bool)
     batch = Batch(inputs, target, known, torch.arange(work.batch))
     optimizer, average = build_optimizer(model, OptimizerConfig()), WeightAverage(model, 0.9997)
+    config = FitConfig(loop=LoopConfig(precision="bf16"), clip_norm=1.0, device=device)
     model.train()
 
     def step() -> None:
-        train_step(model, optimizer, [batch], loss=LossConfig(), clip_norm=1.0, device=device, precision="bf16")
+        train_step(model, optimizer, [batch], config)
         average.update()
 
     return step

@@ -1,4 +1,4 @@
-"""How long importing takes, each in interpreters of its own."""
+"""Times of importing, each in interpreters of its own."""
 
 import statistics
 import subprocess

@@ -10,7 +10,7 @@ THREADS = 2
 
 
 class Measured(NamedTuple):
-    """What one piece of work costs.
+    """Cost of one piece of work.
 
     Attributes:
         seconds: The fastest repetition: what else a machine does only ever adds to it.

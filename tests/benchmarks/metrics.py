@@ -23,9 +23,9 @@ def coco(what: str) -> Callable[[], object]:
     """One quantity over predictions in memory."""
     from sklearn.metrics import average_precision_score
 
-    from pvlr.core.bootstrap import bootstrap_map
-    from pvlr.core.metrics import average_precision, label_ranking_average_precision
-    from pvlr.core.report import ReportAccumulator, multilabel_report
+    from pvlr.core.metrics.bootstrap import bootstrap_map
+    from pvlr.core.metrics.ranking import average_precision, label_ranking_average_precision
+    from pvlr.core.metrics.report import ReportAccumulator, multilabel_report
 
     torch.set_num_threads(1)
     n, c = COCO
@@ -56,9 +56,9 @@ def coco(what: str) -> Callable[[], object]:
 
 def large(how: str) -> Callable[[], object]:
     """All of it in parts, which are made as they are needed, as a model would make them."""
-    from pvlr.core.metrics import average_precision
-    from pvlr.core.report import ReportAccumulator
-    from pvlr.train.shelf import kept_in
+    from pvlr.core.metrics.ranking import average_precision
+    from pvlr.core.metrics.report import ReportAccumulator
+    from pvlr.train.evaluation.spill import spill_to
 
     torch.set_num_threads(1)
     n, c = LARGE
@@ -66,7 +66,7 @@ def large(how: str) -> Callable[[], object]:
     def by_images() -> object:
         folder = tempfile.mkdtemp()
         try:
-            found = ReportAccumulator(keep=kept_in(folder))
+            found = ReportAccumulator(keep=spill_to(folder))
             for start in range(0, n, AT_ONCE):
                 scores, target = predictions(AT_ONCE, c, 0.001, start)
                 found.update(scores.sigmoid(), target, scores=scores)

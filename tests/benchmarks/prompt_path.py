@@ -26,7 +26,7 @@ def prompt_path(labels: int, plain: bool) -> Callable[[], object]:
     """Forward and backward from every label's vector to the shared context."""
     import open_clip
 
-    from pvlr.core.towers.text import OpenClipTextTower
+    from pvlr.core.towers.text.open_clip import OpenClipTextTower
 
     config = open_clip.get_model_config("ViT-B-16-quickgelu")
     # The image half is not needed, and kept small.
@@ -38,7 +38,7 @@ def prompt_path(labels: int, plain: bool) -> Callable[[], object]:
     weight = torch.randn(labels, tower.dim)
 
     def whole_text() -> torch.Tensor:
-        """As it is usually written: 77 positions for every label, the context put in between."""
+        """Encode as it is usually written: 77 positions for every label, the context put in between."""
         embedded = tower.embed(prompts.ids)
         shared = context.expand(labels, -1, -1)
         x = torch.cat([embedded[:, :1], shared, embedded[:, 1 + CONTEXT :]], dim=1) + tower.positional_embedding

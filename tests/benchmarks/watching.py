@@ -1,4 +1,4 @@
-"""What TensorBoard costs beside the steps it is told of, and what an evaluation shows: in seconds of one processor."""
+"""Costs of TensorBoard beside the steps it is told of, and of an evaluation's figures, in seconds of one processor."""
 
 import multiprocessing
 import statistics
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from measure import table
 from PIL import Image
+from torch import Tensor
 
 EVERY, IMAGES = 10, 1000
 
@@ -44,12 +45,12 @@ def row(
     from pvlr.data.batch import Batch
     from pvlr.data.dataset import LabelledImages
     from pvlr.train import loop
-    from pvlr.train.config import LossConfig, OptimizerConfig
-    from pvlr.train.evaluate import Predictions
-    from pvlr.train.feed import transform_config
-    from pvlr.train.monitor import Monitor
+    from pvlr.train.config import OptimizerConfig
+    from pvlr.train.dataloaders import transform_config
+    from pvlr.train.evaluation.predictions import Predictions
+    from pvlr.train.monitoring.monitor import Monitor
+    from pvlr.train.monitoring.views import Views
     from pvlr.train.optim import build_optimizer
-    from pvlr.train.views import Views
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -67,26 +68,26 @@ def row(
     # Of a step: all of it without the watching, and the watching, by whether TensorBoard is told of the step.
     bare: list[float] = []
     watching: dict[bool, list[float]] = {True: [], False: []}
-    apart, of_present = 0.0, loop._of_present
+    apart, summed = 0.0, loop._summed
 
-    def taken_apart(*given: Any) -> float:
+    def taken_apart(*given: Any) -> Tensor:
         nonlocal apart
+        if torch.is_grad_enabled():
+            return summed(*given)
+        # The part of the loss that is due to present labels, which nothing but the watching reads.
         start = time.process_time()
-        found = of_present(*given)
+        found = summed(*given)
         apart = time.process_time() - start
         return found
 
-    loop._of_present = taken_apart
+    loop._summed = taken_apart
     with tempfile.TemporaryDirectory() as folder:
         monitor = Monitor(Path(folder), tensorboard=True, log_every=EVERY, quiet=True)
         for number in range(1, steps + 1):
             start = time.process_time()
-            result = loop.train_step(model, optimizer, [data], loss=LossConfig())
+            result = loop.train_step(model, optimizer, [data], loop.FitConfig())
             taken = time.process_time() - start
-            monitor.step(
-                step=number, loss=result.loss, positive=result.positive, gradient_norm=result.gradient_norm,
-                rates={"layers": 0.1}, images=batch, seconds=1.0, waiting=0.0, model=model,
-            )  # fmt: skip
+            monitor.step(number, result, {"layers": 0.1}, seconds=1.0, waiting=0.0, model=model)
             watched = time.process_time() - start - taken
             if number > 1:  # The first is for warming up.
                 bare.append(taken - apart)

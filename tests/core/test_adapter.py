@@ -1,11 +1,11 @@
 import re
 
 import pytest
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from torch.testing import assert_close
 
 from pvlr.core.adapter import VisualAdapter
@@ -21,7 +21,7 @@ hiddens = st.sampled_from([0, 1, 6])
 
 @given(sizes(), draws(), hiddens)
 def test_patches_become_what_the_formula_says(s: Sizes, draw: Draw, hidden: int) -> None:
-    adapter = perturb(VisualAdapter(dim=s.d, hidden=hidden).double(), draw)
+    adapter = perturb(VisualAdapter(dim=s.d, adapter_width=hidden).double(), draw)
     patches = draw.normal(s.b, s.n, s.d)
     found = adapter(patches)
     for b in range(s.b):
@@ -31,7 +31,7 @@ def test_patches_become_what_the_formula_says(s: Sizes, draw: Draw, hidden: int)
 
 @given(sizes(), draws(), hiddens)
 def test_the_whole_image_becomes_what_the_formula_says(s: Sizes, draw: Draw, hidden: int) -> None:
-    adapter = perturb(VisualAdapter(dim=s.d, hidden=hidden, source_dim=s.k).double(), draw)
+    adapter = perturb(VisualAdapter(dim=s.d, adapter_width=hidden, source_dim=s.k).double(), draw)
     pooled, source = draw.normal(s.b, s.d), draw.normal(s.b, s.k)
     found = adapter.whole(pooled, source)
     for b in range(s.b):
@@ -44,7 +44,7 @@ def test_the_whole_image_becomes_what_the_formula_says(s: Sizes, draw: Draw, hid
 
 @given(sizes(), draws(), hiddens)
 def test_law_6_before_the_first_step_nothing_but_the_length_is_changed(s: Sizes, draw: Draw, hidden: int) -> None:
-    adapter = VisualAdapter(dim=s.d, hidden=hidden, source_dim=s.k).double()
+    adapter = VisualAdapter(dim=s.d, adapter_width=hidden, source_dim=s.k).double()
     patches, pooled, labels = draw.normal(s.b, s.n, s.d), draw.normal(s.b, s.d), draw.normal(s.c, s.d)
     assert_close(adapter(patches), patches / patches.norm(dim=-1, keepdim=True), **EXACT)
     whole = adapter.whole(pooled, draw.normal(s.b, s.k))
@@ -54,7 +54,7 @@ def test_law_6_before_the_first_step_nothing_but_the_length_is_changed(s: Sizes,
 
 @given(sizes(), draws(), hiddens)
 def test_what_comes_out_is_of_unit_length_and_does_not_know_how_long_it_was(s: Sizes, draw: Draw, hidden: int) -> None:
-    adapter = perturb(VisualAdapter(dim=s.d, hidden=hidden, source_dim=s.k).double(), draw)
+    adapter = perturb(VisualAdapter(dim=s.d, adapter_width=hidden, source_dim=s.k).double(), draw)
     patches, pooled, source = draw.normal(s.b, s.n, s.d), draw.normal(s.b, s.d), draw.normal(s.b, s.k)
     for out in (adapter(patches), adapter.whole(pooled, source)):
         assert_close(out.norm(dim=-1), torch.ones(out.shape[:-1], dtype=torch.float64), **EXACT)
@@ -63,7 +63,7 @@ def test_what_comes_out_is_of_unit_length_and_does_not_know_how_long_it_was(s: S
 
 @given(sizes(), draws(), hiddens)
 def test_law_2_patches_and_images_are_changed_one_by_one(s: Sizes, draw: Draw, hidden: int) -> None:
-    adapter = perturb(VisualAdapter(dim=s.d, hidden=hidden, source_dim=s.k).double(), draw)
+    adapter = perturb(VisualAdapter(dim=s.d, adapter_width=hidden, source_dim=s.k).double(), draw)
     patches, pooled, source = draw.normal(s.b, s.n, s.d), draw.normal(s.b, s.d), draw.normal(s.b, s.k)
     out, whole, order = adapter(patches), adapter.whole(pooled, source), draw.order(s.n)
     assert_close(adapter(patches[:, order]), out[:, order], **EXACT)
@@ -78,7 +78,7 @@ def test_law_2_patches_and_images_are_changed_one_by_one(s: Sizes, draw: Draw, h
 
 def test_every_parameter_learns_and_the_first_step_starts_at_the_last_projections() -> None:
     draw = Draw(1)
-    adapter = VisualAdapter(dim=8, hidden=6, source_dim=5).double()
+    adapter = VisualAdapter(dim=8, adapter_width=6, source_dim=5).double()
     inputs = draw.normal(2, 7, 8), draw.normal(2, 8), draw.normal(2, 5)
 
     def learns() -> set[str]:
@@ -89,19 +89,19 @@ def test_every_parameter_learns_and_the_first_step_starts_at_the_last_projection
     assert learns() == {"down.weight", "down.bias", "source.weight"}
     perturb(adapter, draw)
     assert learns() == {name for name, _ in adapter.named_parameters()}
-    assert list(VisualAdapter(dim=8, hidden=0).parameters()) == []
+    assert list(VisualAdapter(dim=8, adapter_width=0).parameters()) == []
 
 
 def test_save_load_pickle_and_copy() -> None:
     draw = Draw(2)
-    made = [VisualAdapter(dim=8, hidden=6, source_dim=5).double() for _ in range(2)]
+    made = [VisualAdapter(dim=8, adapter_width=6, source_dim=5).double() for _ in range(2)]
     survives(perturb(made[0], draw), made[1], draw.normal(2, 7, 8))
 
 
 @pytest.mark.parametrize("width", [torch.bfloat16, torch.float16])
 def test_in_half_precision_it_is_close_and_stays_in_it(width: torch.dtype) -> None:
     draw = Draw(3, torch.float32)
-    adapter = perturb(VisualAdapter(dim=8, hidden=6, source_dim=5), draw, 0.1)
+    adapter = perturb(VisualAdapter(dim=8, adapter_width=6, source_dim=5), draw, 0.1)
     inputs = draw.normal(2, 7, 8), draw.normal(2, 8), draw.normal(2, 5)
     wanted = adapter(inputs[0]), adapter.whole(*inputs[1:])
     narrow = [x.to(width) for x in inputs]
@@ -114,13 +114,13 @@ def test_in_half_precision_it_is_close_and_stays_in_it(width: torch.dtype) -> No
 # --- refusal
 
 X = torch.zeros
-BLOCK = VisualAdapter(dim=8, hidden=6, source_dim=5)
+BLOCK = VisualAdapter(dim=8, adapter_width=6, source_dim=5)
 REFUSED = [
     (lambda: BLOCK(X(3, 8)), ShapeError, "patches: expected axes 'b n d', got shape (3, 8)"),
     (lambda: BLOCK(X(2, 3, 7)), ShapeError, "patches: expected axes 'b n d' with d=8, got shape (2, 3, 7)"),
     # Where nothing is projected, no projection would find out.
     (
-        lambda: VisualAdapter(dim=8, hidden=0)(X(2, 3, 7)),
+        lambda: VisualAdapter(dim=8, adapter_width=0)(X(2, 3, 7)),
         ShapeError,
         "patches: expected axes 'b n d' with d=8, got shape (2, 3, 7)",
     ),

@@ -3,11 +3,11 @@ import re
 from unittest import mock
 
 import pytest
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import Draw, Sizes, backward, draws, sizes
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, backward, draws, sizes
 from torch import Tensor
 from torch.testing import assert_close
 

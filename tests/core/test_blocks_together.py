@@ -1,10 +1,10 @@
 """The laws of the method on all blocks together, with vectors in the place of towers."""
 
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import Draw, Sizes, as_lists, draws, perturb, sizes
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, draws, perturb, sizes
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -23,10 +23,10 @@ def stack(s: Sizes, draw: Draw, trained: bool, hidden: int = 3, **options: str) 
     blocks = [
         KnowledgePrompter(dim=s.d, heads=s.h, relation=options.get("relation", "attention")),
         ContextPrompter(width=s.w, dim=s.d, heads=s.h, relation=options.get("relation", "attention")),
-        FusionBlock(dim=s.d, heads=s.h, mode=options.get("mode", "gate")),
-        VisualAdapter(dim=s.d, hidden=hidden),
+        FusionBlock(dim=s.d, heads=s.h, fusion=options.get("fusion", "gate")),
+        VisualAdapter(dim=s.d, adapter_width=hidden),
         DualModalAttention(dim=s.d, heads=s.h, direction=options.get("direction", "both"), feedforward=hidden),
-        SemanticPooling(dim=s.d, hidden=hidden, sharpness=5.0),
+        SemanticPooling(dim=s.d, feedforward=hidden, sharpness=5.0),
         SimilarityHead(scale=3.0, bias=-1.0),
     ]
     for block in blocks:
@@ -47,7 +47,7 @@ def stack(s: Sizes, draw: Draw, trained: bool, hidden: int = 3, **options: str) 
 
 
 def as_given(blocks: list, vectors: Tensor, patches: Tensor) -> Tensor:
-    """What evidence and head make of vectors that nothing has changed, by the loops of the reference."""
+    """Scores of evidence and head of vectors that nothing has changed, by the loops of the reference."""
     pool, head = (as_lists(block) for block in blocks[-2:])
     rows = []
     for image in patches.tolist():
@@ -66,7 +66,7 @@ def test_law_6_untrained_blocks_score_as_the_cosines_of_what_they_are_given(s: S
 @given(sizes(), draws())
 def test_law_6_trained_blocks_do_so_without_attention_fusion_relation_and_feed_forwards(s: Sizes, draw: Draw) -> None:
     vectors, patches = draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)
-    logits, blocks = stack(s, draw, trained=True, hidden=0, direction="none", mode="knowledge", relation="none")
+    logits, blocks = stack(s, draw, trained=True, hidden=0, direction="none", fusion="knowledge", relation="none")
     found = logits(vectors, draw.normal(s.c, s.d), patches)
     assert_close(found, as_given(blocks, vectors, patches), **EXACT)
 

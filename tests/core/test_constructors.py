@@ -1,4 +1,4 @@
-"""What the blocks' constructors refuse, argument by argument, in the words of the message."""
+"""Refusals of the blocks' constructors, argument by argument, in the words of the message."""
 
 import re
 
@@ -74,22 +74,22 @@ REFUSED = [
     # Where a width is given the joint one does not have to split.
     *((block, {"dim": 0, "width": 8}, "dim: expected a whole number of at least 1, got 0") for block in WITH_WIDTH),
     (DualModalAttention, {"dim": 9, "direction": "none"}, "dim: expected a multiple of heads=2, got 9"),
-    (FusionBlock, {"dim": 9, "mode": "sum"}, "dim: expected a multiple of heads=2, got 9"),
+    (FusionBlock, {"dim": 9, "fusion": "sum"}, "dim: expected a multiple of heads=2, got 9"),
     *numbers("layers", 1, DualModalAttention),
-    *numbers("feedforward", 0, DualModalAttention),
+    *numbers("feedforward", 0, DualModalAttention, SemanticPooling),
     *numbers("source_dim", 1, KnowledgePrompter),
     *numbers("source_dim", 0, VisualAdapter, LabelResidual),
-    *numbers("hidden", 0, VisualAdapter, SemanticPooling),
+    *numbers("adapter_width", 0, VisualAdapter),
     *numbers("labels", 1, LabelResidual),
     *numbers("parts", 0, Mixture),
     *numbers("width", 1, ContextPrompter),
-    *numbers("tokens", 1, ContextPrompter),
+    *numbers("context_tokens", 1, ContextPrompter),
     *choices("relation", RELATIONS, KnowledgePrompter, ContextPrompter),
     *choices("direction", "'both', 'labels', 'patches', 'none'", DualModalAttention),
-    *choices("mode", "'gate', 'sum', 'knowledge', 'context'", FusionBlock),
+    *choices("fusion", "'gate', 'sum', 'knowledge', 'context'", FusionBlock),
     *booleans("zero_out", MultiHeadAttention),
     *booleans("maps", FusionBlock),
-    (FusionBlock, {"mode": "sum", "maps": "false"}, "maps: expected True or False, got 'false'"),
+    (FusionBlock, {"fusion": "sum", "maps": "false"}, "maps: expected True or False, got 'false'"),
     *positive("scale", SimilarityHead),
     *positive("patches", SimilarityHead),
     *positive("whole", SimilarityHead),
@@ -114,15 +114,15 @@ def test_wrong_arguments_are_refused_by_name(block: type[Block], wrong: dict, me
 @pytest.mark.usefixtures("unchecked")
 def test_smallest_sizes_are_allowed() -> None:
     assert KnowledgePrompter(dim=1, heads=1, source_dim=1)(torch.ones(1, 1))[0].shape == (1, 1)
-    assert ContextPrompter(width=1, dim=1, heads=1, tokens=1).context.shape == (1, 1)
+    assert ContextPrompter(width=1, dim=1, heads=1, context_tokens=1).context.shape == (1, 1)
     assert ContextPrompter(width=1, dim=1, heads=1, std=0.0).context.eq(0).all()
     one, patches = torch.ones(1, 1), torch.ones(1, 1, 1)
     assert DualModalAttention(dim=1, heads=1, layers=1, feedforward=1)(one, patches)
     # An odd width has heads where there is an inner one.
     assert DualModalAttention(dim=3, heads=2, width=2)(torch.ones(1, 3), torch.ones(1, 1, 3))
-    assert VisualAdapter(dim=1, hidden=1, source_dim=1).whole(one, one).shape == (1, 1)
-    assert VisualAdapter(dim=1, hidden=0)(patches).shape == (1, 1, 1)
-    assert SemanticPooling(dim=1, hidden=1)(patches, one).shape == (1, 1, 1)
+    assert VisualAdapter(dim=1, adapter_width=1, source_dim=1).whole(one, one).shape == (1, 1)
+    assert VisualAdapter(dim=1, adapter_width=0)(patches).shape == (1, 1, 1)
+    assert SemanticPooling(dim=1, feedforward=1)(patches, one).shape == (1, 1, 1)
     assert LabelResidual(labels=1, dim=1, source_dim=1)(one, torch.zeros(1, dtype=torch.int64)).shape == (1, 1)
     assert Mixture(parts=1, drop=0.0)(patches, one).shape == (1, 1)
 

@@ -1,18 +1,17 @@
-"""What holds for every block and every function in every configuration; the table is ``contract_cases.MATRIX``."""
+"""Laws of every block and every function in every configuration; the table is ``contract_cases.MATRIX``."""
 
 import inspect
 import runpy
 from contextlib import AbstractContextManager
 from unittest import mock
 
-import contract_cases
 import einops
-import model_toys
 import pytest
 import torch
-from contract_cases import BLOCKS, MATRIX, OPEN, OTHER, TOGETHER, Case, again
-from model_toys import build
-from strategies import Draw, backward
+from helpers import contract_cases, model_toys
+from helpers.contract_cases import BLOCKS, MATRIX, OPEN, OTHER, TOGETHER, Case, again
+from helpers.model_toys import build
+from helpers.strategies import Draw, backward
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,7 +23,7 @@ from pvlr.core import shapes
 from pvlr.core.attention import RelationMap
 from pvlr.core.block import Block
 from pvlr.core.labels import LabelSet
-from pvlr.core.model import PVLR, PVLRConfig
+from pvlr.core.models.network import PVLR, PVLRConfig
 from pvlr.core.towers import load_towers
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

@@ -34,7 +34,7 @@ def undocumented(things: dict[str, Any]) -> list[str]:
 
 
 def own_doc(thing: Any) -> str:
-    """Not what it inherits, nor what `NamedTuple` and dataclasses write for those who wrote nothing."""
+    """Docstring of its own: not the inherited one, nor that of `NamedTuple` and dataclasses where none was written."""
     doc = vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__
     return "" if doc is None or doc.startswith(f"{thing.__name__}(") else doc
 
@@ -53,7 +53,7 @@ def undescribed(things: dict[str, Any]) -> list[str]:
 
 
 def without_example(things: dict[str, Any]) -> list[str]:
-    """What is called with tensors or numbers, and shows no call."""
+    """Functions and classes that are called with tensors or numbers, and show no call."""
     return [name for name, thing in things.items() if shows(thing) and ">>>" not in own_doc(thing)]
 
 

@@ -1,11 +1,11 @@
 import re
 
 import pytest
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import Draw, Sizes, draws, sizes
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, draws, sizes
 from torch.testing import assert_close
 
 from pvlr.core import functional as lib

@@ -1,4 +1,4 @@
-"""What the pure functions refuse, argument by argument, and in which words."""
+"""Refusals of the pure functions, argument by argument, and their words."""
 
 import re
 

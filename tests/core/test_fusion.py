@@ -1,11 +1,11 @@
 import re
 
 import pytest
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -30,12 +30,12 @@ def tensor(nested: list) -> Tensor:
 
 
 @given(sizes(), draws(), modes, st.booleans())
-def test_it_is_its_formula(s: Sizes, draw: Draw, mode: str, with_maps: bool) -> None:
-    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode).double(), draw)
+def test_it_is_its_formula(s: Sizes, draw: Draw, fusion: str, with_maps: bool) -> None:
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, fusion=fusion).double(), draw)
     knowledge, context = draw.normal(s.c, s.d), draw.normal(s.c, s.d)
     maps = (relation(draw, s), relation(draw, s)) if with_maps else (None, None)
     dense = tuple(one.dense().tolist() for one in maps) if with_maps else None
-    wanted = reference.fusion(as_lists(block), knowledge.tolist(), context.tolist(), dense, mode=mode, heads=s.h)
+    wanted = reference.fusion(as_lists(block), knowledge.tolist(), context.tolist(), dense, fusion=fusion, heads=s.h)
     assert_close(block(knowledge, context, *maps), tensor(wanted), **EXACT)
 
 
@@ -55,7 +55,7 @@ def test_the_factors_give_what_the_fused_dense_map_gives(s: Sizes, draw: Draw) -
 def test_the_opening_is_the_share_of_the_knowledge(s: Sizes, draw: Draw) -> None:
     block = perturb(FusionBlock(dim=s.d, heads=s.h, maps=False).double(), draw)
     knowledge, context = draw.normal(s.c, s.d), draw.normal(s.b, s.c, s.d)
-    share = block.opening(knowledge, context)
+    share = block.gate_weights(knowledge, context)
     assert share.min() > 0
     assert share.max() < 1
     assert_close(share * knowledge + (1 - share) * context, block(knowledge, context), **EXACT)
@@ -65,8 +65,8 @@ def test_the_opening_is_the_share_of_the_knowledge(s: Sizes, draw: Draw) -> None
 
 
 @given(sizes(), draws(), modes)
-def test_law_1_permuting_labels_permutes_the_output(s: Sizes, draw: Draw, mode: str) -> None:
-    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode).double(), draw)
+def test_law_1_permuting_labels_permutes_the_output(s: Sizes, draw: Draw, fusion: str) -> None:
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, fusion=fusion).double(), draw)
     order, knowledge, context = draw.order(s.c), draw.normal(s.c, s.d), draw.normal(s.c, s.d)
     maps = relation(draw, s), relation(draw, s)
     turned = (RelationMap(one.query[:, order], one.key[:, order]) for one in maps)
@@ -76,25 +76,25 @@ def test_law_1_permuting_labels_permutes_the_output(s: Sizes, draw: Draw, mode: 
 
 @given(sizes(), draws(), modes)
 def test_law_2_fixed_knowledge_fuses_with_the_context_of_every_image_as_if_alone(
-    s: Sizes, draw: Draw, mode: str
+    s: Sizes, draw: Draw, fusion: str
 ) -> None:
-    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode).double(), draw)
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, fusion=fusion).double(), draw)
     knowledge, context = draw.normal(s.c, s.d), draw.normal(s.b, s.c, s.d)
     known, seen = relation(draw, s), relation(draw, s, s.b)
     together = block(knowledge, context, known, seen)
     swapped = block(context, knowledge, seen, known)
     for b in range(s.b):
         of_image = RelationMap(seen.query[b], seen.key[b])
-        if mode != "knowledge":
+        if fusion != "knowledge":
             assert_close(together[b], block(knowledge, context[b], known, of_image), **EXACT)
-        if mode != "context":
+        if fusion != "context":
             assert_close(swapped[b], block(context[b], knowledge, of_image, known), **EXACT)
 
 
-@pytest.mark.parametrize("mode", ["gate", "sum"])
-def test_a_leading_axis_of_one_is_as_good_as_none(mode: str) -> None:
+@pytest.mark.parametrize("fusion", ["gate", "sum"])
+def test_a_leading_axis_of_one_is_as_good_as_none(fusion: str) -> None:
     draw, s = Draw(0), Sizes(b=3, c=5, n=1, h=2, e=4, t=1, m=1, w=1, k=1)
-    block = perturb(FusionBlock(dim=8, heads=2, mode=mode).double(), draw)
+    block = perturb(FusionBlock(dim=8, heads=2, fusion=fusion).double(), draw)
     knowledge, context, known, seen = draw.normal(5, 8), draw.normal(3, 5, 8), relation(draw, s), relation(draw, s, 3)
     wide = RelationMap(known.query[None], known.key[None])
     wanted = block(knowledge, context, known, seen)
@@ -115,8 +115,8 @@ def test_law_6_before_the_first_step_it_is_the_mean_of_both_inputs(s: Sizes, dra
 @given(sizes(), draws())
 def test_one_input_alone_comes_out_unchanged_and_the_other_is_not_needed(s: Sizes, draw: Draw) -> None:
     x = draw.normal(s.c, s.d)
-    assert FusionBlock(dim=s.d, heads=s.h, mode="knowledge")(x, None) is x
-    assert FusionBlock(dim=s.d, heads=s.h, mode="context")(None, x) is x
+    assert FusionBlock(dim=s.d, heads=s.h, fusion="knowledge")(x, None) is x
+    assert FusionBlock(dim=s.d, heads=s.h, fusion="context")(None, x) is x
 
 
 def test_without_maps_there_is_no_branch_of_maps() -> None:
@@ -134,8 +134,8 @@ def test_without_maps_there_is_no_branch_of_maps() -> None:
 def test_parameters_exist_only_where_the_mode_uses_them_and_every_one_learns() -> None:
     draw = Draw(1)
     s = Sizes(b=2, c=5, n=1, h=2, e=4, t=1, m=1, w=1, k=1)
-    for mode in ("sum", "knowledge", "context"):
-        assert list(FusionBlock(dim=8, heads=2, mode=mode).parameters()) == []
+    for fusion in ("sum", "knowledge", "context"):
+        assert list(FusionBlock(dim=8, heads=2, fusion=fusion).parameters()) == []
     block = perturb(FusionBlock(dim=8, heads=2).double(), draw)
     maps = relation(draw, s), relation(draw, s, 2)
     backward(block(draw.normal(5, 8), draw.normal(2, 5, 8), *maps))
@@ -179,32 +179,32 @@ X = torch.zeros
 MAP = RelationMap(X(2, 3, 4), X(2, 3, 4))
 SMALL = RelationMap(X(2, 2, 4), X(2, 2, 4))
 ONE_HEAD = RelationMap(X(1, 3, 8), X(1, 3, 8))
-BLOCK = "FusionBlock(dim=8, heads=2, mode='gate', maps=False)"
+BLOCK = "FusionBlock(dim=8, heads=2, fusion='gate', maps=False)"
 REFUSED = [
     ({"dim": 10, "heads": 4}, (), ValueError, "dim: expected a multiple of heads=4, got 10"),
     (
-        {"mode": "mean"},
+        {"fusion": "mean"},
         (),
         ValueError,
-        "mode: expected one of 'gate', 'sum', 'knowledge', 'context', got 'mean'",
+        "fusion: expected one of 'gate', 'sum', 'knowledge', 'context', got 'mean'",
     ),
-    ({}, (None, X(3, 8)), ValueError, "knowledge: expected vectors '... c d' in mode 'gate', got None"),
-    ({}, (X(3, 8), None), ValueError, "context: expected vectors '... c d' in mode 'gate', got None"),
+    ({}, (None, X(3, 8)), ValueError, "knowledge: expected vectors '... c d' with fusion 'gate', got None"),
+    ({}, (X(3, 8), None), ValueError, "context: expected vectors '... c d' with fusion 'gate', got None"),
     (
-        {"mode": "knowledge"},
+        {"fusion": "knowledge"},
         (None, X(3, 8)),
         ValueError,
-        "knowledge: expected vectors '... c d' in mode 'knowledge', got None",
+        "knowledge: expected vectors '... c d' with fusion 'knowledge', got None",
     ),
     (
-        {"mode": "context"},
+        {"fusion": "context"},
         (X(3, 8), None),
         ValueError,
-        "context: expected vectors '... c d' in mode 'context', got None",
+        "context: expected vectors '... c d' with fusion 'context', got None",
     ),
     ({}, (X(3, 7), X(3, 8)), ShapeError, "knowledge: expected axes '... c d' with d=8, got shape (3, 7)"),
     ({}, (X(3, 8), X(4, 8)), ShapeError, "context: expected axes '... c d' with c=3, got shape (4, 8)"),
-    ({"mode": "sum"}, (X(3, 8), X(1, 8)), ShapeError, "context: expected axes '... c d' with c=3, got shape (1, 8)"),
+    ({"fusion": "sum"}, (X(3, 8), X(1, 8)), ShapeError, "context: expected axes '... c d' with c=3, got shape (1, 8)"),
     (
         {},
         (X(2, 3, 8), X(4, 3, 8)),
@@ -253,16 +253,20 @@ def test_refusals_name_the_argument(options: dict, inputs: tuple, kind: type, me
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_what_the_opening_refuses() -> None:
-    with pytest.raises(ValueError, match=r"^opening: only a FusionBlock with mode 'gate' has a gate, this is Fusion"):
-        FusionBlock(dim=8, mode="sum").opening(torch.ones(2, 8), torch.ones(2, 8))
+def test_what_the_weights_of_the_gate_refuse() -> None:
+    with pytest.raises(
+        ValueError, match=r"^gate_weights: only a FusionBlock with fusion 'gate' has a gate, this is Fusion"
+    ):
+        FusionBlock(dim=8, fusion="sum").gate_weights(torch.ones(2, 8), torch.ones(2, 8))
     block = FusionBlock(dim=8)
     with pytest.raises(ShapeError, match=r"^context: expected axes '... c d' with c=2, got shape \(3, 8\)$"):
-        block.opening(torch.ones(2, 8), torch.ones(3, 8))
+        block.gate_weights(torch.ones(2, 8), torch.ones(3, 8))
     with pytest.raises(ShapeError, match=r"^context: expected leading axes that broadcast against knowledge's, got "):
-        block.opening(torch.ones(2, 1, 8), torch.ones(3, 1, 8))
+        block.gate_weights(torch.ones(2, 1, 8), torch.ones(3, 1, 8))
 
 
 def test_only_a_block_that_mixes_maps_has_a_mix() -> None:
-    with pytest.raises(ValueError, match=r"^mix: only a FusionBlock with mode 'gate' and maps mixes maps, this is Fus"):
-        _ = FusionBlock(dim=8, mode="sum").mix
+    with pytest.raises(
+        ValueError, match=r"^mix: only a FusionBlock with fusion 'gate' and maps mixes maps, this is Fus"
+    ):
+        _ = FusionBlock(dim=8, fusion="sum").mix

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import reference
 import torch
-from contract_cases import MATRIX, Case
+from helpers import reference
+from helpers.contract_cases import MATRIX, Case
+from helpers.strategies import Draw, Sizes, draws, perturb, tensors
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, draws, perturb, tensors
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -76,7 +76,7 @@ def weighted(output: Any, seed: int) -> float:
 def slopes_agree(
     module: nn.Module | None, inputs: Flat, run: Callable[..., tuple[Tensor, ...]], slow: Callable[[State, State], Any]
 ) -> None:
-    """For every input and parameter: its gradient along a random direction is the reference's slope there.
+    """Compare every input's and parameter's gradient along a random direction with the reference's slope there.
 
     Args:
         module: Its parameters are leaves too.
@@ -151,8 +151,8 @@ def test_dual_modal_attention_learns_as_its_formula(
 
 @FEW
 @given(small, draws(), st.sampled_from(["gate", "gate", "sum"]))
-def test_fusion_learns_as_its_formula_through_both_maps(s: Sizes, draw: Draw, mode: str) -> None:
-    block = perturb(FusionBlock(dim=s.d, heads=s.h, mode=mode).double(), draw)
+def test_fusion_learns_as_its_formula_through_both_maps(s: Sizes, draw: Draw, fusion: str) -> None:
+    block = perturb(FusionBlock(dim=s.d, heads=s.h, fusion=fusion).double(), draw)
     inputs = {"knowledge": draw.normal(s.c, s.d), "context": draw.normal(s.c, s.d)}
     inputs |= {name: draw.normal(s.h, s.c, s.e) for name in ("qa", "ka", "qb", "kb")}
 
@@ -164,13 +164,13 @@ def test_fusion_learns_as_its_formula_through_both_maps(s: Sizes, draw: Draw, mo
         maps = tuple(
             [reference.attention_map(q, k) for q, k in zip(x[f"q{side}"], x[f"k{side}"], strict=True)] for side in "ab"
         )
-        return reference.fusion(state, x["knowledge"], x["context"], maps, mode=mode, heads=s.h)
+        return reference.fusion(state, x["knowledge"], x["context"], maps, fusion=fusion, heads=s.h)
 
     slopes_agree(block, inputs, run, slow)
 
 
 def apart(patches: Tensor, rows: Tensor) -> bool:
-    """Whether one patch is most like each label: between two that are, a maximum has no slope."""
+    """Test whether one patch is most like each label: between two that are, a maximum has no slope."""
     columns = torch.tensor(reference.cosine_scores(patches.tolist(), rows.tolist(), 1.0, 0.0))
     return bool(((columns > columns.amax(dim=0) - 0.01).sum(dim=0) == 1).all())
 
@@ -196,7 +196,7 @@ def test_the_head_learns_as_its_formula(s: Sizes, draw: Draw, names: set[str]) -
 @FEW
 @given(small, draws(), st.sampled_from([0, 3]))
 def test_the_adapter_learns_as_its_formula(s: Sizes, draw: Draw, hidden: int) -> None:
-    block = perturb(VisualAdapter(dim=s.d, hidden=hidden, source_dim=3).double(), draw)
+    block = perturb(VisualAdapter(dim=s.d, adapter_width=hidden, source_dim=3).double(), draw)
     inputs = {"patches": draw.normal(s.n, s.d), "pooled": draw.normal(s.d), "source": draw.normal(3)}
 
     def run(patches: Tensor, pooled: Tensor, source: Tensor) -> tuple[Tensor, ...]:
@@ -211,7 +211,7 @@ def test_the_adapter_learns_as_its_formula(s: Sizes, draw: Draw, hidden: int) ->
 @FEW
 @given(small, draws(), st.sampled_from([0, 3]), st.booleans())
 def test_semantic_pooling_learns_as_its_formula(s: Sizes, draw: Draw, hidden: int, brought: bool) -> None:
-    block = perturb(SemanticPooling(dim=s.d, hidden=hidden, sharpness=3.0).double(), draw)
+    block = perturb(SemanticPooling(dim=s.d, feedforward=hidden, sharpness=3.0).double(), draw)
     inputs = {"patches": draw.normal(s.n, s.d), "knowledge": draw.normal(s.c, s.d)}
     inputs |= {"gathered": draw.normal(s.c, s.d)} if brought else {}
 

@@ -2,11 +2,11 @@ import math
 import re
 
 import pytest
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import Draw, draws
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, draws
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -125,7 +125,7 @@ def test_it_equals_published_asl_whose_focusing_weight_is_in_the_gradient(shared
 def test_published_asl_that_detaches_the_weight_has_the_same_loss_and_another_gradient(
     shared: Path, setting: str
 ) -> None:
-    """Detaching is why: the same formula with the weight detached gives the published gradient to the last digits."""
+    """Show the reason, detaching: the same formula with the weight detached gives the published gradient."""
     files = golden(shared)
     name = f"asl.AsymmetricLoss.{setting}.detachTrue.float64"
     loss, gradient = loss_and_gradient(files["x"], files["y"], **SETTINGS[setting], reduction="sum")
@@ -140,7 +140,7 @@ def test_published_asl_that_detaches_the_weight_has_the_same_loss_and_another_gr
 @pytest.mark.shared
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_query2labels_loss_is_the_same_on_another_scale(shared: Path, setting: str) -> None:
-    """It divides by images and labels and multiplies by 1000; its focusing weight is detached as well."""
+    """Compare with a loss that divides by images and labels, multiplies by 1000, and detaches its focusing weight."""
     files = golden(shared)
     name = f"q2l.AsymmetricLossOptimized.{setting}.float64"
     scale = 1000 / files["x"].numel()

@@ -3,11 +3,22 @@ import re
 from itertools import pairwise
 
 import pytest
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import (
+    Draw,
+    Sizes,
+    as_lists,
+    backward,
+    draws,
+    missing_gradients,
+    perturb,
+    seeds,
+    sizes,
+    survives,
+)
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, seeds, sizes, survives
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -110,7 +121,7 @@ def test_in_training_a_share_of_the_pictures_is_without_its_base(drop: float) ->
     count, draw = 4000, Draw(0)
     block = mixture(draw, parts=2, drop=drop)
     base, learned = draw.normal(count, 3, 2), draw.normal(count, 3)
-    with_base, without = block.mixed(base, learned, torch.tensor(math.inf)), learned + block.bias
+    with_base, without = block.complete(base, learned), learned + block.bias
     found = block.train()(base, learned, torch.zeros(3, dtype=torch.float64))
     # A picture has it for all labels and parts, or for none.
     left_out = (found == without).all(dim=-1)
@@ -132,11 +143,43 @@ def test_in_training_all_that_was_learned_counts(s: Sizes, draw: Draw, parts: in
 
 
 @given(sizes(), draws(), st.integers(1, 4))
-def test_mixed_is_what_evaluation_does_in_any_mode(s: Sizes, draw: Draw, parts: int) -> None:
+def test_complete_is_all_that_was_learned_on_the_whole_base_in_any_mode(s: Sizes, draw: Draw, parts: int) -> None:
     block = mixture(draw, parts=parts, drop=0.9)
-    base, learned, positives = draw.normal(s.b, s.c, parts), draw.normal(s.b, s.c), known(draw, s.c)
-    wanted = block(base, learned, positives)
-    assert torch.equal(block.train().mixed(base, learned, positives), wanted)
+    base, learned = draw.normal(s.b, s.c, parts), draw.normal(s.b, s.c)
+    wanted = block(base, learned, torch.full((s.c,), math.inf, dtype=torch.float64)), block(base, None)
+    for training in (True, False):
+        block.train(training)
+        assert torch.equal(block.complete(base, learned), wanted[0])
+        assert torch.equal(block.complete(base, None), wanted[1])
+    without = mixture(draw, parts=0)
+    assert torch.equal(without.complete(None, learned), without(None, learned))
+
+
+@given(sizes(), draws(), st.integers(0, 3), st.integers(1, 3))
+def test_each_of_several_answers_is_on_its_own_and_all_lack_the_base_of_the_same_pictures(
+    s: Sizes, draw: Draw, parts: int, count: int
+) -> None:
+    block = mixture(draw, parts=parts, drop=0.5).train()
+    base, answers = draw.normal(s.b, s.c, parts) if parts else None, [draw.normal(s.b, s.c) for _ in range(count)]
+    for draws_of in (None, draw.uniform(s.b)):
+        block.draws = draws_of
+        torch.manual_seed(s.b)
+        found = block.each(base, answers)
+        assert len(found) == count
+        for one, answer in zip(found, answers, strict=True):
+            torch.manual_seed(s.b)
+            assert_close(one, block(base, answer), **EXACT)
+
+
+def test_given_draws_say_which_pictures_are_without_their_base() -> None:
+    draw = Draw(0)
+    block = mixture(draw, parts=2, drop=0.5).train()
+    block.draws = torch.tensor([0.1, 0.5, 0.9, 0.0])
+    base = draw.normal(4, 3, 2)
+    kept = torch.tensor([0.0, 1.0, 1.0, 0.0]).double().reshape(4, 1, 1)
+    assert torch.equal(block.dropped(base), base * kept)
+    block.drop = 0.0
+    assert block.dropped(base) is base
 
 
 def test_in_evaluation_nothing_is_left_out() -> None:
@@ -223,6 +266,26 @@ REFUSED = [
 def test_refusals_name_the_argument(parts: int, inputs: tuple, kind: type, message: str, training: bool) -> None:
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         Mixture(parts=parts).train(training)(*inputs)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("parts", "inputs", "kind", "message"), REFUSED)
+def test_all_other_ways_to_mix_refuse_as_it_does(parts: int, inputs: tuple, kind: type, message: str) -> None:
+    base, learned, *positives = inputs
+    if positives:
+        return
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        Mixture(parts=parts).complete(base, learned)
+    if learned is not None:
+        with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+            Mixture(parts=parts).each(base, [learned])
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_left_out_and_measured_has_a_score_for_each_part() -> None:
+    for call in (Mixture(parts=2).dropped, Mixture(parts=2).fit_spread):
+        with pytest.raises(ShapeError, match=r"^base: expected axes 'b c p' with p=2, got shape \(4, 3, 3\)$"):
+            call(torch.zeros(4, 3, 3))
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import seeds
+from helpers.toy_text import LABELS, ToyTower
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import seeds
 from torch.testing import assert_close
-from toy_text import LABELS, ToyTower
 
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.prompts import PromptBank, encode_knowledge, load_label_vectors

@@ -4,15 +4,26 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
+from helpers import reference
+from helpers.strategies import (
+    Draw,
+    Sizes,
+    as_lists,
+    backward,
+    draws,
+    missing_gradients,
+    perturb,
+    seeds,
+    sizes,
+    survives,
+)
+from helpers.toy_text import LABELS, ToyTower, prompts_for
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, seeds, sizes, survives
 from torch import Tensor
 from torch.testing import assert_close
-from toy_text import LABELS, ToyTower, prompts_for
 
 from pvlr.core.attention import RelationMap
 from pvlr.core.functional import splice_context
@@ -71,7 +82,7 @@ def test_law_6_untrained_knowledge_comes_out_as_it_went_in(s: Sizes, draw: Draw)
 @given(seeds(), draws(), st.sampled_from([2, 4]))
 def test_encoding_is_the_normalised_tower_with_the_context_in_place(seed: int, draw: Draw, tokens: int) -> None:
     tower, bank = ToyTower(seed=seed), PromptBank(LABELS, context_words=None, context_tokens=tokens)
-    prompter = perturb(ContextPrompter(width=6, dim=8, tokens=tokens, heads=2).double(), draw)
+    prompter = perturb(ContextPrompter(width=6, dim=8, context_tokens=tokens, heads=2).double(), draw)
     prompts = prompts_for(tower, bank)
     spliced = splice_context(tower.embed(prompts.ids), prompter.context, 0)
     wanted = [reference.normalise(row) for row in tower.run(spliced, prompts.end).tolist()]
@@ -124,7 +135,7 @@ def test_law_3_one_context_serves_any_number_of_labels() -> None:
 
 
 def test_the_context_starts_small_and_as_random_as_asked() -> None:
-    context = ContextPrompter(width=300, dim=8, tokens=16, std=0.5).context
+    context = ContextPrompter(width=300, dim=8, context_tokens=16, std=0.5).context
     assert context.std().item() == pytest.approx(0.5, rel=0.1)
     assert torch.equal(ContextPrompter(width=3, dim=8, std=0.0).context, torch.zeros(4, 3))
 
@@ -218,7 +229,7 @@ REFUSED = [
         ShapeError,
         "vectors: expected axes 'c k' with k=5, got shape (3, 8)",
     ),
-    (lambda: prompter(tokens=0), ValueError, "tokens: expected a whole number of at least 1, got 0"),
+    (lambda: prompter(context_tokens=0), ValueError, "context_tokens: expected a whole number of at least 1, got 0"),
     (lambda: prompter(width=1.5), ValueError, "width: expected a whole number of at least 1, got 1.5"),
     (lambda: prompter(std=-1.0), ValueError, "std: expected a finite number >= 0, got -1.0"),
     (
@@ -242,7 +253,7 @@ REFUSED = [
         "prompts.end: expected axes 'c' with c=3, got shape (2,)",
     ),
     (
-        lambda: prompter(tokens=3).encode(TOWER, PROMPTS),
+        lambda: prompter(context_tokens=3).encode(TOWER, PROMPTS),
         ValueError,
         "prompts: expected 3 positions for the context, got 4",
     ),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from contract_cases import BLOCKS, Case
+from helpers.contract_cases import BLOCKS, Case
 from torch import Tensor
 
 from pvlr.core import functional as lib
@@ -231,7 +231,7 @@ FUNCTIONS = [
         lambda: FUSION(LABELS, LABELS, RelationMap(X(2, 3, 4), X(2, 5, 4)), RELATION),
         "knowledge_map.key: expected axes '... h c e' with c=3, got shape (2, 5, 4)",
     ),
-    (lambda: FusionBlock(dim=8, mode="sum")(X(3, 8), X(3, 8, **META)), f"context: {OFF}"),
+    (lambda: FusionBlock(dim=8, fusion="sum")(X(3, 8), X(3, 8, **META)), f"context: {OFF}"),
 ]
 
 

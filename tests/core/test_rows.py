@@ -7,11 +7,11 @@ from unittest import mock
 
 import pytest
 import torch
-from contract_cases import BLOCKS, FUNCTIONS, OPEN, TOGETHER, Case
+from helpers.contract_cases import BLOCKS, FUNCTIONS, OPEN, TOGETHER, Case
+from helpers.model_toys import HEADS, build, patches_for, switches
+from helpers.strategies import Draw, draws, first, tensors
 from hypothesis import given
 from hypothesis import strategies as st
-from model_toys import HEADS, build, patches_for, switches
-from strategies import Draw, draws, first, tensors
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -33,7 +33,7 @@ ROWS = st.integers(1, 3)
 
 
 def counted(call: Callable[[], object], rows: int) -> tuple[object, dict[str, int]]:
-    """What a call returns where so many rows go at once, and how often the parts that are gone through were called."""
+    """Result of a call where so many rows go at once, and the number of calls of the parts that are gone through."""
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(functional, "ROWS_AT_ONCE", rows))
         spies = {
@@ -97,7 +97,11 @@ def test_rows_that_have_no_partner_are_refused_and_not_left_out() -> None:
 def test_the_number_of_parts_is_that_of_the_rows_on_the_side_that_looks() -> None:
     labels, patches = Draw(0).normal(5, 4), Draw(0).normal(2, 7, 4)
     block, head = DualModalAttention(dim=4, heads=2, layers=3).double(), SimilarityHead().double()
-    semantic, anchors, inputs = SemanticPooling(dim=4, hidden=3).double(), labels[:3], (patches, patches[:, 0], labels)
+    semantic, anchors, inputs = (
+        SemanticPooling(dim=4, feedforward=3).double(),
+        labels[:3],
+        (patches, patches[:, 0], labels),
+    )
     with torch.no_grad():
         assert counted(lambda: block(labels, patches), 2)[1]["attention.attend"] == 3 * (3 + 4)
         assert counted(lambda: block(labels, patches), 7)[1]["attention.attend"] == 3 * 2

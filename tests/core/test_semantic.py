@@ -1,18 +1,18 @@
 import re
 
 import pytest
-import reference
 import torch
+from helpers import reference
+from helpers.strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import Draw, Sizes, as_lists, backward, draws, missing_gradients, perturb, sizes, survives
 from torch.testing import assert_close
 
 from pvlr.core.semantic import SemanticPooling
 from pvlr.core.shapes import ShapeError
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-forms = st.fixed_dictionaries({"hidden": st.sampled_from([0, 1, 6]), "sharpness": st.floats(0.1, 50)})
+forms = st.fixed_dictionaries({"feedforward": st.sampled_from([0, 1, 6]), "sharpness": st.floats(0.1, 50)})
 
 
 # --- definition
@@ -35,7 +35,7 @@ def test_it_is_its_formula(s: Sizes, draw: Draw, form: dict, own: bool, brought:
 
 
 def test_it_starts_at_the_sharpness_it_was_given() -> None:
-    block = SemanticPooling(dim=2, hidden=0, sharpness=7.0)
+    block = SemanticPooling(dim=2, feedforward=0, sharpness=7.0)
     found = block(torch.tensor([[[3.0, 0.0], [0.0, 2.0]]]), torch.tensor([[5.0, 0.0]]))
     weights = torch.tensor([7.0, 0.0]).softmax(dim=0)
     assert_close(found[0, 0], weights)
@@ -76,7 +76,7 @@ def test_neither_order_nor_length_of_the_patches_matters(s: Sizes, draw: Draw, f
 def test_law_6_before_the_first_step_the_feed_forward_adds_nothing(s: Sizes, draw: Draw, brought: bool) -> None:
     patches, knowledge = draw.normal(s.b, s.n, s.d), draw.normal(s.c, s.d)
     gathered = draw.normal(s.b, s.c, s.d) if brought else None
-    with_it, without = (SemanticPooling(dim=s.d, hidden=hidden).double() for hidden in (6, 0))
+    with_it, without = (SemanticPooling(dim=s.d, feedforward=hidden).double() for hidden in (6, 0))
     assert torch.equal(with_it(patches, knowledge, gathered), without(patches, knowledge, gathered))
 
 
@@ -86,7 +86,7 @@ def test_law_6_before_the_first_step_the_feed_forward_adds_nothing(s: Sizes, dra
 @pytest.mark.parametrize("own", [True, False])
 def test_every_parameter_learns_and_so_do_all_that_are_given(own: bool) -> None:
     draw = Draw(1)
-    block = perturb(SemanticPooling(dim=8, hidden=6, sharpness=2.0).double(), draw)
+    block = perturb(SemanticPooling(dim=8, feedforward=6, sharpness=2.0).double(), draw)
     shapes = ((2, 7, 8), (2, 5, 8) if own else (5, 8), (2, 5, 8))
     inputs = [draw.normal(*shape).requires_grad_() for shape in shapes]
     backward(block(*inputs))
@@ -96,7 +96,7 @@ def test_every_parameter_learns_and_so_do_all_that_are_given(own: bool) -> None:
 
 def test_save_load_pickle_and_copy() -> None:
     draw = Draw(2)
-    made = [SemanticPooling(dim=8, hidden=6).double() for _ in range(2)]
+    made = [SemanticPooling(dim=8, feedforward=6).double() for _ in range(2)]
     survives(perturb(made[0], draw), made[1], draw.normal(2, 7, 8), draw.normal(5, 8), draw.normal(2, 5, 8))
 
 
@@ -104,7 +104,7 @@ def test_save_load_pickle_and_copy() -> None:
 @pytest.mark.parametrize("hidden", [0, 6])
 def test_in_half_precision_it_is_close_and_stays_in_it(width: torch.dtype, hidden: int) -> None:
     draw = Draw(3, torch.float32)
-    block = perturb(SemanticPooling(dim=8, hidden=hidden, sharpness=2.0), draw, 0.1)
+    block = perturb(SemanticPooling(dim=8, feedforward=hidden, sharpness=2.0), draw, 0.1)
     inputs = draw.normal(2, 7, 8), draw.normal(5, 8), draw.normal(2, 5, 8)
     wanted = block(*inputs)
     found = block.to(width)(*(x.to(width) for x in inputs))
@@ -121,10 +121,12 @@ REFUSED = [
     ((X(2, 3, 7), K), "patches: expected axes 'b n d' with d=8, got shape (2, 3, 7)"),
     ((P, X(5, 7)), "knowledge: expected axes 'c d' with d=8, got shape (5, 7)"),
     ((P, X(3, 5, 8)), "knowledge: expected axes 'b c d' with b=2, got shape (3, 5, 8)"),
+    ((P, X(2, 5, 7)), "knowledge: expected axes 'b c d' with d=8, got shape (2, 5, 7)"),
     ((P, X(8)), "knowledge: expected axes 'b c d', got shape (8,)"),
     ((P, K, X(5, 8)), "gathered: expected axes 'b c d', got shape (5, 8)"),
     ((P, K, X(2, 4, 8)), "gathered: expected axes 'b c d' with c=5, got shape (2, 4, 8)"),
     ((P, K, X(1, 5, 8)), "gathered: expected axes 'b c d' with b=2, got shape (1, 5, 8)"),
+    ((P, K, X(2, 5, 7)), "gathered: expected axes 'b c d' with d=8, got shape (2, 5, 7)"),
 ]
 
 
@@ -133,4 +135,4 @@ REFUSED = [
 @pytest.mark.parametrize(("inputs", "message"), REFUSED)
 def test_refusals_name_the_argument(inputs: tuple, message: str, hidden: int) -> None:
     with pytest.raises(ShapeError, match=f"^{re.escape(message)}$"):
-        SemanticPooling(dim=8, hidden=hidden)(*inputs)
+        SemanticPooling(dim=8, feedforward=hidden)(*inputs)

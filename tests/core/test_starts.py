@@ -1,4 +1,4 @@
-"""How blocks start: the defaults of their constructors, and the values of their parameters before the first step."""
+"""Start of the blocks: the defaults of their constructors, and the values of their parameters before the first step."""
 
 import math
 
@@ -24,7 +24,7 @@ DEFAULTS: list[tuple[type[Block], dict, dict]] = [
         {"scale": 10.0, "bias": 0.0, "patches": 0.3, "whole": 0.3},
     ),
     (LabelRelation, {"dim": 8}, {"heads": 8}),
-    (FusionBlock, {"dim": 8}, {"heads": 8, "mode": "gate", "maps": True}),
+    (FusionBlock, {"dim": 8}, {"heads": 8, "fusion": "gate", "maps": True}),
     (
         DualModalAttention,
         {"dim": 8},
@@ -34,10 +34,10 @@ DEFAULTS: list[tuple[type[Block], dict, dict]] = [
     (
         ContextPrompter,
         {"width": 6, "dim": 8},
-        {"tokens": 4, "heads": 8, "relation": "attention", "std": 0.02},
+        {"context_tokens": 4, "heads": 8, "relation": "attention", "std": 0.02},
     ),
-    (VisualAdapter, {"dim": 8}, {"hidden": 256, "source_dim": 0}),
-    (SemanticPooling, {"dim": 8}, {"hidden": 512, "sharpness": 20.0}),
+    (VisualAdapter, {"dim": 8}, {"adapter_width": 256, "source_dim": 0}),
+    (SemanticPooling, {"dim": 8}, {"feedforward": 512, "sharpness": 20.0}),
     (LabelResidual, {"labels": 3, "dim": 8}, {"source_dim": 0}),
     (Mixture, {"parts": 3}, {"drop": 0.5, "shrinkage": 5.0, "bias": 0.0}),
 ]
@@ -88,15 +88,15 @@ def test_a_feed_forward_starts_at_nothing() -> None:
 
 
 def test_what_is_added_to_what_the_towers_gave_starts_at_zero() -> None:
-    adapter = VisualAdapter(dim=64, hidden=32, source_dim=16)
+    adapter = VisualAdapter(dim=64, adapter_width=32, source_dim=16)
     residual = LabelResidual(labels=3, dim=64, source_dim=16)
-    down = SemanticPooling(dim=64, hidden=32).feedforward.down
+    down = SemanticPooling(dim=64, feedforward=32).feedforward.down
     zeros = [adapter.down.weight, adapter.down.bias, adapter.source.weight, down.weight, down.bias]
     for parameter in (*zeros, *residual.parameters()):
         assert not parameter.any()
     # What comes before is not: two layers of zeros would never learn.
     assert adapter.up.weight.any()
-    assert SemanticPooling(dim=64, hidden=32).feedforward.up.weight.any()
+    assert SemanticPooling(dim=64, feedforward=32).feedforward.up.weight.any()
 
 
 def test_scores_of_the_base_start_with_the_same_weight() -> None:

@@ -15,7 +15,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def ink(picture: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
-    """Where a colour is: rows and columns of its pixels."""
+    """Rows and columns of the pixels of a colour."""
     return np.argwhere((np.asarray(picture) == colour).all(axis=-1))
 
 

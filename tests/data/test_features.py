@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.strategies import Draw, draws
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from strategies import Draw, draws
 from torch import Tensor
 
 from pvlr.core.labels import LabelSet

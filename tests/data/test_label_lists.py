@@ -8,7 +8,7 @@ import pytest
 from pvlr.core.labels import LabelError
 from pvlr.data.batch import DataError
 from pvlr.data.label_lists import LISTS, labels_of
-from pvlr.data.voc import VOC_LABELS
+from pvlr.data.readers.voc import VOC_LABELS
 
 
 @pytest.mark.parametrize(

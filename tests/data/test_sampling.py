@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvlr.data.batch import DataError
-from pvlr.data.sampling import EpochSampler, derive_seed
+from pvlr.data.sampling import EpochSampler, Share, derive_seed
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,5 +82,5 @@ def test_refusals(arguments: tuple[int, ...], message: str) -> None:
 
 
 def test_the_representation_is_a_constructor_call() -> None:
-    sampler = EpochSampler(9, 2, 3, 4, True, 1)
+    sampler = EpochSampler(9, 2, 3, 4, True, 1, share=Share(1, 2))
     assert list(eval(repr(sampler))) == list(sampler)  # noqa: S307

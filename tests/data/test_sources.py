@@ -1,4 +1,4 @@
-"""What a command line may name as pictures."""
+"""Pictures as a command line may name them."""
 
 import errno
 import glob

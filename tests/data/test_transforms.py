@@ -4,16 +4,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.voc_tree import write_voc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
-from voc_tree import write_voc
 
 from pvlr.data.batch import DataError, collate
+from pvlr.data.readers.voc import read_voc
 from pvlr.data.sampling import EpochSampler
 from pvlr.data.transforms import GREY, ImageTransform, TransformConfig, cutout
-from pvlr.data.voc import read_voc
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

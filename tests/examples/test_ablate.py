@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from pvlr.core import PVLRConfig
-from pvlr.core.baselines import BaselineConfig
+from pvlr.core.models.baselines import BaselineConfig
 from pvlr.train.cli import command
 from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig, TowerConfig
 from pvlr.train.data_config import COCOData, VOCData
-from pvlr.train.study import StudyConfig, _all, _changed, study
+from pvlr.train.evaluation.study import StudyConfig, _all, _changed, study
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CONFIGS = sorted((EXAMPLES / "configs").rglob("ablation_*.yaml"))
@@ -25,7 +25,7 @@ STUDY = EXAMPLES / "configs" / "ablation_scenes.yaml"
 
 
 def small_study(folder: Path, **more: object) -> subprocess.CompletedProcess[str]:
-    """The study of the scenes, of few pictures and one epoch, in a folder."""
+    """Run the study of the scenes, of few pictures and one epoch, in a folder."""
     options = {
         "data.root": folder / "scenes",
         "data.scenes.train": 24,

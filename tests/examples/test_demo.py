@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import chromium
-from extras import require_extra
-from tagging_toys import NAMES, make_tagger, write_pictures
+from helpers.browser import chromium
+from helpers.extras import require_extra
+from helpers.tagging_toys import NAMES, make_recognizer, write_pictures
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 90.0
@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 def until(found: Any, what: str) -> Any:
-    """What a function gives once it gives something."""
+    """Return the result of a function once there is one."""
     end = time.monotonic() + SECONDS
     while not (value := found()):
         if time.monotonic() > end:
@@ -39,7 +39,7 @@ def until(found: Any, what: str) -> Any:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     require_extra("demo", "gradio")
     folder = tmp_path_factory.mktemp("demo")
-    make_tagger(folder / "tower").model.save_pretrained(folder / "model")
+    make_recognizer(folder / "tower").save_pretrained(folder / "model")
     port = free_port()
     command = [sys.executable, "examples/demo.py", "--run", str(folder / "model"), "--port", str(port)]
     with (folder / "log.txt").open("w") as log:
@@ -73,7 +73,7 @@ def said(page: Any) -> str:
 
 
 def ask_for(page: Any, names: str, wanted: Callable[[str], bool]) -> str:
-    """What is said of a label list in the end: an answer to the one before may still come first."""
+    """Return the answer to a list of labels; the answer to the list before may still come first."""
     box = by(page, "#labels textarea")[0]
     box.clear()
     box.send_keys(names)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from tower_models import write_folder
-from training_toys import LABELS, tiny_options, write_voc
+from helpers.tower_models import write_folder
+from helpers.training_toys import LABELS, tiny_options, write_voc
 
-from pvlr.core.bootstrap import bootstrap_map, percentile_interval
-from pvlr.core.report import multilabel_report
+from pvlr.core.metrics.bootstrap import bootstrap_map, percentile_interval
+from pvlr.core.metrics.report import multilabel_report
 from pvlr.train import train
 from pvlr.train.cli import command
 from pvlr.train.config import ConfigError
 from pvlr.train.data_config import COCOData, TableData, VOCData
-from pvlr.train.evaluate_run import read_data_config
+from pvlr.train.evaluation.evaluate_run import read_data_config
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "evaluate.py"
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pvlr.core import PVLR, LabelSet, PVLRConfig, load_towers
+from pvlr.core.models.baselines import BaselineConfig, BaselineModel
+from pvlr.inference.recognizer import Recognizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -16,9 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "model"
-    PVLR.from_towers(PVLRConfig(), LabelSet(("red_circle", "star")), load_towers("pvlr:scenes-clip")).save_pretrained(
-        folder
-    )
+    towers, labels = load_towers("pvlr:scenes-clip"), LabelSet(("red_circle", "star"))
+    Recognizer(PVLR.from_towers(PVLRConfig(), labels, towers)).save_pretrained(folder)
     return folder
 
 
@@ -46,6 +48,22 @@ def test_a_program_its_description_and_then_other_labels(saved: Path, tmp_path: 
     with np.load(tmp_path / "labels.npz") as file:
         assert list(file["names"]) == ["zebra", "fire truck"]
     assert (tmp_path / "program.pt2").stat().st_mtime_ns == made
+
+
+def test_a_baseline_is_exported_as_any_model(tmp_path: Path) -> None:
+    towers, labels = load_towers("pvlr:scenes-clip"), LabelSet(("red_circle", "star"))
+    model = BaselineModel.from_towers(BaselineConfig(kind="linear_probe"), labels, towers)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.randn(model.head.weight.shape))
+    Recognizer(model).save_pretrained(tmp_path / "model")
+    told = export("--run", tmp_path / "model", "--out", tmp_path, "--kind", "torch", "--benchmark", "true")
+    assert told.returncode == 0, told.stderr
+    assert "batch  program is" in told.stdout
+    with (tmp_path / "program.pt2").open("rb") as file:
+        program = torch.export.load(file).module()
+    images = torch.randn(2, 3, 128, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(program(images), model.eval()(images).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:

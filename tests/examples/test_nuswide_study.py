@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from pvlr.data.nuswide import NUSWIDE_LABELS
+from pvlr.data.readers.nuswide import NUSWIDE_LABELS
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ROWS = {
@@ -24,7 +24,7 @@ ROWS = {
 
 
 def write_three(shared: Path, folder: Path) -> None:
-    """Three photographs in the layout of the ASL authors' list; those whose labels are not known are called sky."""
+    """Write three photographs in the layout of the ASL authors' list; those without known labels are called sky."""
     found = {path.name.split("_")[-1]: path for path in (shared / "data" / "nuswide" / "images").iterdir()}
     with gzip.open(shared / "data" / "nuswide" / "labels81.csv.gz", "rt", encoding="utf-8") as file:
         rows = {row["file"].split("_")[1]: row["concept_indices"].split() for row in csv.DictReader(file)}

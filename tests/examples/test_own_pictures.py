@@ -1,4 +1,4 @@
-"""From somebody's folder of pictures to a trained tagger, for each kind of data set, by the scripts."""
+"""Training of a tagger on somebody's folder of pictures, for each kind of data set, by the scripts."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from training_toys import LABELS, tiny_options, write_voc
+from helpers.training_toys import LABELS, tiny_options, write_voc
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TRAIN, TEST = 8, 4
@@ -34,7 +34,7 @@ def run(script: str, *options: str) -> "subprocess.CompletedProcess[str]":
 
 
 def trained(script: str, options: list[str], folder: Path, tower: Path) -> str:
-    """Train by a script; what it printed."""
+    """Train by a script; return its output."""
     common = [option for option in tiny_options(folder, tower, folder / "run") if not option.startswith("--data.root")]
     done = run(script, *common, *options)
     assert done.returncode == 0, done.stderr

@@ -1,14 +1,14 @@
-"""`pvlr:photos` on real photographs: what it recognises with nothing trained."""
+"""`pvlr:photos` on real photographs, with nothing trained."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from extras import require_extra
+from helpers.extras import require_extra
 
-from pvlr.core.report import multilabel_report
-from pvlr.train.evaluate_run import evaluate_run
+from pvlr.core.metrics.report import multilabel_report
+from pvlr.train.evaluation.evaluate_run import evaluate_run
 
 
 def mean_ap(config: dict[str, Any], folder: Path) -> float:

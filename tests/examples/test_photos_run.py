@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from extras import require_extra
-from tagging_toys import write_pictures
+from helpers.extras import require_extra
+from helpers.tagging_toys import write_pictures
 
-from pvlr.train import Tagger, train
+from pvlr.inference.recognizer import Recognizer
+from pvlr.train import train
 from pvlr.train.cli import command
 from pvlr.train.data_config import TableData
 
@@ -34,6 +35,6 @@ def test_a_run_is_cached_gone_on_with_and_asked(tmp_path: Path, capsys: pytest.C
         ]
         assert command(train, words, data=TableData) == 0
     assert "going on from step 2" in capsys.readouterr().out
-    found = Tagger.from_pretrained(tmp_path / "run").tag(tmp_path / "pictures" / "000.png", threshold=0.0)
+    found = Recognizer.from_pretrained(tmp_path / "run").tag(tmp_path / "pictures" / "000.png", threshold=0.0)
     assert sorted(tag.name for tag in found) == ["cat", "dog"]
     assert all(tag.attention.shape == (2, 2) for tag in found)

@@ -1,4 +1,4 @@
-"""The command that tags pictures, as a person uses it: what it writes, goes on with, refuses and survives."""
+"""The command that tags pictures, as a person uses it: its files, its refusals, and runs that were stopped."""
 
 import csv
 import importlib.util
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tagging_toys import NAMES, make_tagger, write_pictures
+from helpers.tagging_toys import NAMES, make_recognizer, write_pictures
 
-from pvlr.train import Tagger
+from pvlr.inference.recognizer import Recognizer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "predict.py"
 
@@ -35,7 +35,7 @@ def main() -> Callable[[list[str]], int]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    make_tagger(folder / "tower").model.save_pretrained(folder / "model")
+    make_recognizer(folder / "tower").save_pretrained(folder / "model")
     return folder / "model"
 
 
@@ -58,10 +58,10 @@ def test_a_folder_becomes_lines_of_json_and_a_list_of_what_is_bad(
     out = tmp_path / "tags.jsonl"
     assert main(["--run", str(model), str(pictures), "--out", str(out), "--batch-size", "4"]) == 1
     found = tagged(out)
-    tagger = Tagger.from_pretrained(model)
+    recognizer = Recognizer.from_pretrained(model)
     assert sorted(found) == sorted(str(path) for path in pictures.glob("*.png"))
     for path, tags in found.items():
-        expected = tagger.tag(path)
+        expected = recognizer.tag(path)
         assert [tag["name"] for tag in tags] == [tag.name for tag in expected]
         assert [tag["probability"] for tag in tags] == pytest.approx([tag.probability for tag in expected], abs=1e-4)
     assert 0 < sum(map(len, found.values())) < 3 * len(found)  # By the labels' own thresholds.
@@ -81,8 +81,8 @@ def test_a_second_run_adds_what_is_new_and_only_that(
     assert main([*options, f"{pictures}/00[0-3].png"]) == 0
     first = out.read_bytes()
     seen: list[object] = []
-    prepare = Tagger.prepare
-    monkeypatch.setattr(Tagger, "prepare", lambda self, path: (seen.append(path), prepare(self, path))[1])
+    prepare = Recognizer.prepare
+    monkeypatch.setattr(Recognizer, "prepare", lambda self, path: (seen.append(path), prepare(self, path))[1])
     assert main([*options, str(pictures)]) == 1
     assert out.read_bytes().startswith(first)
     assert len(seen) == 6

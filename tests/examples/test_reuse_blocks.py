@@ -32,7 +32,7 @@ USES = {
 
 @pytest.fixture(scope="module")
 def measured() -> tuple[dict[str, tuple[float, float]], str]:
-    """What a shortened run of the script measured and printed."""
+    """Run the script in short; return its measurements and its output."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(io.StringIO()) as said:

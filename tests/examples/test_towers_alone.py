@@ -11,14 +11,13 @@ from typing import Any
 
 import open_clip
 import pytest
-from extras import require_extra
-from tagging_toys import NAMES, make_tagger, write_pictures
-from tower_models import CONFIGS, write_folder
+from helpers.extras import require_extra
+from helpers.tagging_toys import NAMES, make_recognizer, write_pictures
+from helpers.tower_models import CONFIGS, write_folder
 
 from pvlr.core import PretrainedError, TowerError, TowerSpec, load_towers
 from pvlr.core.towers import spec_of
-from pvlr.core.zero_shot import zero_shot_model
-from pvlr.train import Tagger
+from pvlr.inference.recognizer import Recognizer
 from pvlr.train.config import ConfigError
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -85,19 +84,19 @@ def test_a_tower_with_a_bias_gives_probabilities(
     words = ["--tower", str(sigmoid), "--labels", f"@{labels}", *pictures]
     assert predict([*words, "--top", "1", "--out", str(out)]) == 0
     assert capsys.readouterr().err == ""
-    model = zero_shot_model(load_towers(f"local-dir:{sigmoid}"), ["cat", "salt, pepper"])
+    recognizer = Recognizer.from_towers(load_towers(f"local-dir:{sigmoid}"), ["cat", "salt, pepper"])
     for line, path in zip(out.read_text().splitlines(), pictures, strict=True):
         (tag,) = json.loads(line)["tags"]
-        wanted = Tagger(model).tag(path, threshold=0.0)[0]
+        wanted = recognizer.tag(path, threshold=0.0)[0]
         assert tag == {"name": wanted.name, "probability": pytest.approx(wanted.probability, abs=1e-4)}
     assert predict([*words, "--threshold", "-0.5"]) == 2
     assert capsys.readouterr().err == "error: --threshold: expected a probability in [0, 1], got -0.5\n"
 
 
 def test_without_labels_it_is_coco_s(pictures: list[str]) -> None:
-    tagger = Tagger.opened(tower="pvlr:scenes-clip")
-    assert (len(tagger.labels), tagger.labels.names[0]) == (80, "person")
-    assert len(Tagger.opened(tower="pvlr:scenes-clip", labels="voc").labels) == 20
+    recognizer = Recognizer.open(tower="pvlr:scenes-clip")
+    assert (len(recognizer.labels), recognizer.labels.names[0]) == (80, "person")
+    assert len(Recognizer.open(tower="pvlr:scenes-clip", labels="voc").labels) == 20
 
 
 @pytest.mark.parametrize(
@@ -172,7 +171,7 @@ def test_ray_needs_no_run(pictures: list[str], tmp_path: Path) -> None:
 @pytest.fixture
 def moved(tmp_path: Path) -> Path:
     """A saved model, and its tower in another place than it was."""
-    make_tagger(tmp_path / "old").model.save_pretrained(tmp_path / "model")
+    make_recognizer(tmp_path / "old").save_pretrained(tmp_path / "model")
     shutil.move(tmp_path / "old", tmp_path / "new")
     return tmp_path
 
@@ -182,23 +181,23 @@ def test_a_tower_that_lies_elsewhere_is_named(moved: Path, predict: Any, picture
     assert predict(["--run", model, *pictures]) == 2
     assert "--tower" in capsys.readouterr().err
     assert predict(["--run", model, "--tower", place, *pictures, "--top", "1"]) == 0
-    assert Tagger.opened(model, place, labels="a, b").labels.names == ("a", "b")
+    assert Recognizer.open(model, place, labels="a, b").labels.names == ("a", "b")
     write_folder(moved / "other", "vit", seed=7)
     with pytest.raises(PretrainedError, match="the model was trained on other weights of the tower 'local-dir:"):
-        Tagger.opened(model, str(moved / "other"))
+        Recognizer.open(model, str(moved / "other"))
     with pytest.raises(TowerError, match=r"expected the folder that 'local-dir:.*' lies in now, got the file"):
-        Tagger.opened(model, f"{place}/open_clip_model.safetensors")
+        Recognizer.open(model, f"{place}/open_clip_model.safetensors")
     again = moved / "again"
-    Tagger.opened(model, place).model.save_pretrained(again)
-    assert Tagger.from_pretrained(again).labels.names == NAMES
+    Recognizer.open(model, place).save_pretrained(again)
+    assert Recognizer.from_pretrained(again).labels.names == NAMES
 
 
 def test_a_relative_path_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
-    make_tagger(Path("tower")).model.save_pretrained("model")
+    make_recognizer(Path("tower")).save_pretrained("model")
     monkeypatch.chdir(tmp_path)
-    assert Tagger.from_pretrained("project/model").labels.names == NAMES
+    assert Recognizer.from_pretrained("project/model").labels.names == NAMES
 
 
 def test_weights_in_a_file_that_has_moved(tmp_path: Path, pictures: list[str]) -> None:
@@ -208,10 +207,10 @@ def test_weights_in_a_file_that_has_moved(tmp_path: Path, pictures: list[str]) -
     write_folder(tmp_path / "tower", "vit")
     old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
     shutil.copy(tmp_path / "tower" / "open_clip_model.safetensors", old)
-    model = zero_shot_model(load_towers("pvlr-test-moved", weights=str(old)), ["cat"])
-    model.save_pretrained(tmp_path / "model")
+    ranking = Recognizer.from_towers(load_towers("pvlr-test-moved", weights=str(old)), ["cat"])
+    ranking.save_pretrained(tmp_path / "model")
     shutil.move(old, new)
-    tagger = Tagger.opened(str(tmp_path / "model"), str(new))
-    assert len(tagger.tag(pictures[0])) == 1
+    recognizer = Recognizer.open(str(tmp_path / "model"), str(new))
+    assert len(recognizer.tag(pictures[0])) == 1
     with pytest.raises(ConfigError, match=r"^run: expected a trained model, or tower"):
-        Tagger.opened()
+        Recognizer.open()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tower_models import write_folder
-from training_toys import tiny_options, write_voc
+from helpers.tower_models import write_folder
+from helpers.training_toys import tiny_options, write_voc
 
 from pvlr.train import train
 from pvlr.train.cli import command

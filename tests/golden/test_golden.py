@@ -1,4 +1,4 @@
-"""What earlier versions wrote can still be read."""
+"""Runs that earlier versions wrote, which can still be read."""
 
 import json
 import shutil
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.training_toys import write_voc
 from safetensors.torch import load_file
-from training_toys import write_voc
 
-from pvlr.train import Tagger, train
+from pvlr.inference.recognizer import Recognizer
+from pvlr.train import train
 from pvlr.train.checkpoint import FORMAT, Checkpoints
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
@@ -29,7 +30,7 @@ def test_a_run_of_an_earlier_version_predicts_and_goes_on(
     write_voc(Path("voc"), train=8, test=4)
     shutil.copytree(folder, "run")
     expected = json.loads(Path("run/expected.json").read_text())
-    tags = Tagger.from_pretrained("run").tag("voc/VOCdevkit/VOC2007/JPEGImages/000009.jpg", threshold=0.0)
+    tags = Recognizer.from_pretrained("run").tag("voc/VOCdevkit/VOC2007/JPEGImages/000009.jpg", threshold=0.0)
     found = {one.name: one.probability for one in tags}
     assert found == pytest.approx(expected, abs=1e-4)
     loaded = Checkpoints(Path("run/checkpoints")).load()

@@ -17,9 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from training_toys import write_voc
+from helpers.training_toys import write_voc
 
-from pvlr.train import Tagger, train
+from pvlr.inference.recognizer import Recognizer
+from pvlr.train import train
 from pvlr.train.checkpoint import FORMAT
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
@@ -31,9 +32,9 @@ OPTIONS = {
     "data.workers": 0,
     "tower.name": "pvlr:scenes-clip",
     "model.relation": "none",
-    "model.dma": "none",
+    "model.direction": "none",
     "model.fusion": "sum",
-    "model.adapter": 4,
+    "model.adapter_width": 4,
     "model.feedforward": 4,
     "loop.epochs": 2,
     "loop.batch_size": 4,
@@ -62,7 +63,7 @@ def main() -> None:
             shutil.copy(f"run/{file}", FOLDER)
         for path in sorted(Path("run/checkpoints").glob("step-00000002.pt*")):
             shutil.copy(path, FOLDER / "checkpoints")
-        found = {one.name: one.probability for one in Tagger.from_pretrained("run").tag(PICTURE, threshold=0.0)}
+        found = {one.name: one.probability for one in Recognizer.from_pretrained("run").tag(PICTURE, threshold=0.0)}
         (FOLDER / "expected.json").write_text(f"{json.dumps(found, indent=1, sort_keys=True)}\n")
 
 

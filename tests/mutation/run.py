@@ -1,4 +1,4 @@
-"""Does a test fail when the code is wrong? Changes one place at a time (see ``mutants.py``) and runs the tests.
+"""Mutation testing: change one place of the code at a time (see ``mutants.py``), and see whether a test fails.
 
     python tests/mutation/run.py [--files functional,head] [--sample 30] [--seed 0] [--jobs 2]
                                  [--out report.json] [--again report.json]
@@ -34,22 +34,28 @@ PASS_SCORE = 0.9
 # Seconds, besides ten times what the tests take on the code as it is; an endless loop is a death too.
 TIMEOUT = 30.0
 
-# Module to its own tests (with the examples in its docstrings), then to those of the modules that use it.
-_WHOLE = ["test_contracts", "test_blocks_together", "test_model"]
+# Module of pvlr.core to its own tests (with the examples in its docstrings), then to those of the modules that use it.
+_BLOCK = ["test_starts", "test_constructors", "test_refusals"]
+_WHOLE = ["test_contracts", "test_blocks_together", "models/test_model"]
 TESTS: dict[str, tuple[list[str], list[str]]] = {
     "functional": (
         ["test_functional", "test_functional_refusals", "test_refusals"],
         ["test_rows", "test_contracts", "test_attention", "test_fusion", "test_head", "test_prompts"],
     ),
     "losses": (["test_losses"], ["test_contracts"]),
-    "metrics": (["test_metrics"], ["test_metrics_published"]),
+    "metrics/ranking": (["metrics/test_ranking"], ["metrics/test_ranking_published"]),
     "attention": (
-        ["test_attention", "test_starts", "test_constructors", "test_refusals"],
+        ["test_attention", *_BLOCK],
         ["test_rows", "test_fusion", "test_prompts", *_WHOLE],
     ),
-    "fusion": (["test_fusion", "test_starts", "test_constructors", "test_refusals"], _WHOLE),
-    "head": (["test_head", "test_starts", "test_constructors", "test_refusals"], ["test_rows", *_WHOLE]),
-    "prompts": (["test_prompts", "test_prompt_bank", "test_starts", "test_constructors", "test_refusals"], _WHOLE),
+    "fusion": (["test_fusion", *_BLOCK], _WHOLE),
+    "head": (["test_head", *_BLOCK], ["test_rows", *_WHOLE]),
+    "prompts": (["test_prompts", "test_prompt_bank", *_BLOCK], _WHOLE),
+    "base": (["test_base"], ["test_rows", *_WHOLE]),
+    "mixture": (["test_mixture", *_BLOCK], _WHOLE),
+    "adapter": (["test_adapter", *_BLOCK], _WHOLE),
+    "semantic": (["test_semantic", *_BLOCK], ["test_rows", *_WHOLE]),
+    "residual": (["test_residual", *_BLOCK], _WHOLE),
 }
 # Tests left out of each stage: the slow ones, about something else than what a mutant changes.
 FIRST = "not compile and not ten_thousand and not coco"
@@ -128,7 +134,7 @@ def _listed(text: str) -> set[str]:
 def _table(files: list[str], done: list[Task]) -> bool:
     """Print one line per file and their sum; whether every score is good enough."""
     good = True
-    print(f"{'file':<12}{'mutants':>8}{'killed':>8}{'equivalent':>12}{'survived':>10}{'score':>9}")
+    print(f"{'file':<16}{'mutants':>8}{'killed':>8}{'equivalent':>12}{'survived':>10}{'score':>9}")
     for name in [*files, "all"]:
         tasks = [task for task in done if name in (task.module, "all")]
         counted = [task for task in tasks if not task.equivalent]
@@ -136,7 +142,7 @@ def _table(files: list[str], done: list[Task]) -> bool:
         score = killed / len(counted) if counted else 1.0
         good = good and score >= PASS_SCORE
         equal, alive = len(tasks) - len(counted), len(counted) - killed
-        print(f"{name:<12}{len(tasks):>8}{killed:>8}{equal:>12}{alive:>10}{score:>9.1%}")
+        print(f"{name:<16}{len(tasks):>8}{killed:>8}{equal:>12}{alive:>10}{score:>9.1%}")
     return good
 
 
@@ -206,7 +212,7 @@ def _prepare() -> None:
     import torch._dynamo  # noqa: F401
     from hypothesis import Phase, settings
 
-    # The profile of tests/strategies.py inherits from this one what it does not set itself.
+    # The profile of tests/helpers/strategies.py inherits from this one what it does not set itself.
     settings.register_profile("mutation", derandomize=True, database=None, phases=[Phase.explicit, Phase.generate])
     settings.load_profile("mutation")
     gc.collect()
@@ -224,7 +230,7 @@ def _write(place: Path, module: str, source: str) -> None:
     """Put the text of a module in place, and leave no byte code of another one."""
     path = place / "pvlr/core" / f"{module}.py"
     path.write_text(source)
-    for cached in path.parent.glob(f"__pycache__/{module}.*"):
+    for cached in path.parent.glob(f"__pycache__/{path.stem}.*"):
         cached.unlink()
 
 

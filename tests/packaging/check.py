@@ -25,7 +25,7 @@ if SimilarityHead()(out.patches, out.labels).shape != (3, 5): raise SystemExit("
 PICTURE = """
 import io
 from PIL import Image
-from pvlr.data.rows import read_rows
+from pvlr.data.readers.rows import read_rows
 if read_rows([{"image": Image.new("RGB", (4, 4)), "labels": ["cat"]}], name="x")[0].image.shape != (3, 4, 4):
     raise SystemExit("wrong shape")
 """
@@ -53,7 +53,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from pvlr.core import KnowledgePrompter, LabelSet, PromptBank, encode_knowledge
-from pvlr.core.sentence_encoders import load_sentence_transformer
+from pvlr.core.towers.text.sentence_encoders import load_sentence_transformer
 tokens = Tokenizer(WordLevel({"cat": 0, "dog": 1, "[UNK]": 2}, unk_token="[UNK]"))
 tokens.pre_tokenizer = Whitespace()
 SentenceTransformer(modules=[StaticEmbedding(tokens, embedding_dim=6)], device="cpu").save("encoder")
@@ -64,36 +64,36 @@ HF = f"""
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(ROOT / "tests")!r})
-from hf_text_models import write_hf_tower
+from helpers.hf_text_models import write_hf_tower
 from pvlr.core import load_towers
 write_hf_tower(Path("tower"), "roberta-base")
 if load_towers("local-dir:tower").text.encode(["a cat."]).shape[0] != 1: raise SystemExit("wrong shape")
 """
 PHOTOS = """
 from PIL import Image
-from pvlr.train.predict import Tagger
-found = Tagger.opened(tower="pvlr:photos", labels="cat, dog").tag(Image.new("RGB", (40, 30)), threshold=0.0)
+from pvlr.inference.recognizer import Recognizer
+found = Recognizer.open(tower="pvlr:photos", labels="cat, dog").tag(Image.new("RGB", (40, 30)), threshold=0.0)
 if len(found) != 2: raise SystemExit("wrong number")
 """
 ONNX = """
-from pvlr.train.predict import Tagger
-from pvlr.train.programs import write_program
-print(write_program(Path("program"), Tagger.from_pretrained("run").model, kind="onnx", labels="input").difference)
+from pvlr.inference.recognizer import Recognizer
+from pvlr.inference.export import write_program
+print(write_program(Path("program"), Recognizer.from_pretrained("run").model, kind="onnx", labels="input").difference)
 """
 DEMO = f"""
 import runpy
-from pvlr.train.predict import Tagger
-runpy.run_path({str(ROOT / "examples" / "demo.py")!r})["build"](Tagger.from_pretrained("run"))
+from pvlr.inference.recognizer import Recognizer
+runpy.run_path({str(ROOT / "examples" / "demo.py")!r})["build"](Recognizer.from_pretrained("run"))
 """
 RAY = """
 import pyarrow.dataset
-from pvlr.train.bulk import tag_bulk
+from pvlr.inference.ray import tag_bulk
 tag_bulk(run="run", pictures="data/VOCdevkit/VOC2007/JPEGImages", out="tags", workers=1, part_size=10)
 found = pyarrow.dataset.dataset([str(path) for path in Path("tags").glob("*.parquet")]).count_rows()
 if found != 17: raise SystemExit(f"expected 17 pictures, found {found}")
 """
 PLOT = """
-from pvlr.train.study_report import write_report
+from pvlr.train.evaluation.study_report import write_report
 cell = {"group": "methods", "row": "PVLR", "mAP": 0.5, "CF1": 0.5, "OF1": 0.5, "parameters": 1, "seconds": 2.0,
     "inference": 1e-5}
 write_report(Path(), [cell])
@@ -134,14 +134,14 @@ SMOKE = {
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """The wheel and the source archive."""
+    """Build the wheel and the source archive."""
     run(sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT))
     (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, source
 
 
 def look_into(wheel: Path, source: Path) -> None:
-    """The wheel holds the package and nothing else; the archive also what its tests need."""
+    """Check that the wheel holds the package and nothing else, and the archive also the files that its tests need."""
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
     strange = [name for name in names if not name.startswith(("pvlr/", "pvlr-"))]
@@ -157,7 +157,7 @@ def look_into(wheel: Path, source: Path) -> None:
 
 
 def install(wheel: Path, folder: Path, constraints: Path, extra: str) -> None:
-    """One extra (or none) in an environment that was empty, used for what it is for."""
+    """Install one extra (or none) into an empty environment, and use it."""
     code, absent = SMOKE[extra]
     venv.create(folder / "venv", with_pip=True)
     python = str(folder / "venv" / "bin" / "python")

@@ -1,4 +1,4 @@
-"""What the package says about itself: floors that are tested, versions that agree, checks that stay under ``-O``."""
+"""Metadata of the package: floors that are tested, versions that agree, checks that stay under ``-O``."""
 
 import os
 import re
@@ -81,7 +81,7 @@ def test_tests_can_fail_under_python_o(tmp_path: Path) -> None:
     ("part", "package"), [("data", "PIL"), ("data", "torchvision"), ("train", "open_clip"), ("train", "jsonargparse")]
 )
 def test_a_part_without_its_extra_says_what_to_install(part: str, package: str) -> None:
-    """In a process of its own, to which the package is not there."""
+    """Import the part in a process of its own, to which the package is not there."""
     code = f"""
 import sys
 from importlib.abc import MetaPathFinder

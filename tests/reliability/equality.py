@@ -23,7 +23,7 @@ HEAD = ("processes", "batch", "accumulate", "features", "≠ one process", "work
 
 
 def row(folder: Path, way: tuple[int, int, int], workers: tuple[int, int], **more: object) -> tuple[object, ...]:
-    """One way, run whole and in two parts; the run that it is compared with is made where it is absent."""
+    """Train one way, whole and in two parts; the run that it is compared with is made where it is absent."""
     processes, batch, accumulate = way
     common = {"optimizer__kind": "sgd", "optimizer__lr": 0.05, **more}
     name = "-".join(str(part) for part in (*way, *more.values()))

@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import CONTEXT, free_port
+from helpers.processes import CONTEXT, free_port
+from helpers.tower_models import write_folder
+from helpers.training_toys import tiny_options, write_voc
 from safetensors.torch import load_file
 from torch import Tensor
-from tower_models import write_folder
-from training_toys import tiny_options, write_voc
 
 
 def write_inputs(folder: Path) -> None:
-    """A tower and 24 + 9 pictures."""
+    """Write a tower and 24 + 9 pictures."""
     write_folder(folder / "tower", "vit")
     write_voc(folder / "voc", train=24, test=9)
 
 
 def options_of(inputs: Path, run: Path, **more: object) -> list[str]:
-    """Of a run of epochs of 24 pictures; `more` has `__` for the dots."""
+    """Return the options of a run of epochs of 24 pictures; `more` has `__` for the dots."""
     few = {"loop__epochs": 4, "loop__ema": 0.9, "loop__eval_batch_size": 2, "loop__evaluate_every": 2}
     return tiny_options(inputs / "voc", inputs / "tower", run, **{**few, **more})
 
@@ -47,7 +47,7 @@ def _run(options: Sequence[str], environment: dict[str, str], log: Path) -> None
 
 
 class Job:
-    """One or several processes that run a training; what they say goes to ``<run folder>.log``."""
+    """One or several processes that run a training; their output goes to ``<run folder>.log``."""
 
     def __init__(self, options: Sequence[str], run: Path, *, processes: int = 1) -> None:
         self.run, self.log = run, run.with_name(f"{run.name}.log")
@@ -59,7 +59,7 @@ class Job:
             self.processes[-1].start()
 
     def wait(self, timeout: float = 300) -> list[int | None]:
-        """Exit codes, by rank."""
+        """Wait for the end; return the exit codes, by rank."""
         end = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0.1, end - time.monotonic()))
@@ -79,7 +79,7 @@ class Job:
             time.sleep(0.005)
 
     def ended(self, timeout: float) -> bool:
-        """Whether all end by themselves within so many seconds."""
+        """Return whether all end by themselves within so many seconds."""
         end = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
@@ -118,13 +118,13 @@ def stopped(options: Sequence[str], run: Path, *, steps: int, processes: int = 1
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    """What was told of each step and evaluation, but for the speed."""
+    """Return the metrics of each step and evaluation, without the speed."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
 
 
 def state_of(run: Path) -> dict[str, Tensor]:
-    """Everything in the last checkpoint and the exported model that is a tensor or a number, but for the time."""
+    """Return all tensors and numbers of the last checkpoint and the exported model, without the time."""
     last = sorted((run / "checkpoints").glob("step-*.pt"))[-1]
     saved = torch.load(last, weights_only=True)
     found = {f"exported {name}": value for name, value in load_file(run / "model.safetensors").items()}
@@ -143,18 +143,18 @@ def _tensors(tree: Any, name: str = "") -> list[tuple[str, Tensor]]:
 
 
 def same(run: Path, other: Path) -> bool:
-    """Whether two runs ended the same to the last bit: weights, optimiser, schedule, average, metrics, steps told."""
+    """Return whether two runs ended the same to the last bit: weights, optimiser, schedule, average, metrics."""
     one, two = state_of(run), state_of(other)
     equal = one.keys() == two.keys() and all(torch.equal(value, two[name]) for name, value in one.items())
     return equal and rows_of(run) == rows_of(other)
 
 
 def difference(run: Path, other: Path) -> float:
-    """Largest difference between the exported weights of two runs."""
+    """Return the largest difference between the exported weights of two runs."""
     one, two = load_file(run / "model.safetensors"), load_file(other / "model.safetensors")
     return max(float((value - two[name]).abs().max()) for name, value in one.items())
 
 
 def files_of(run: Path) -> list[str]:
-    """Names of all files of a run."""
+    """Return the names of all files of a run."""
     return sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())

@@ -27,7 +27,7 @@ MORE = {"loop__accumulate": 2, "optimizer__lr": 0.01}
 
 
 def kill(folder: Path, kills: int, *, processes: int = 1, seed: int = 0, **more: object) -> list[str]:
-    """Print the table of kills; returns what went wrong."""
+    """Print the table of kills; return the failures."""
     draw = random.Random(seed)
     write_inputs(folder)
     whole, run = folder / "whole", folder / "killed"

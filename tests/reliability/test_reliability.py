@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from equality import row
+from helpers.processes import free_port
 from jobs import Job, difference, finished, options_of, rows_of, same, write_inputs
 from kill import kill
-from processes import free_port
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_voc.py"
 

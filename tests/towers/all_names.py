@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside the ot
 
 import open_clip
 from checks import export_error, image_errors, text_errors, training_errors
+from helpers.small_trunks import small_trunks
 from shrunken import shrunken_config, write_shrunken
-from small_trunks import small_trunks
 
 from pvlr.core.towers import TowerError, Towers, load_towers
 from pvlr.core.towers.building import refuse_unsupported
-from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.image.tower import OpenClipImageTower
 
 BOUND = 1e-5
 BEGIN, END = "<!-- written by tests/towers/all_names.py -->", "<!-- end -->"
@@ -42,7 +42,7 @@ COLUMNS = {
 
 
 class Outcome(NamedTuple):
-    """What became of a name.
+    """Outcome of a name.
 
     Attributes:
         family: Kind of image tower and of text tower; None where it is refused.
@@ -109,7 +109,7 @@ def _family(model: Any, towers: Towers) -> tuple[str, str]:
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
-    """A row for each pair of kinds of towers; names that are refused below, with the reason."""
+    """Return a row for each pair of kinds of towers; names that are refused below, with the reason."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, outcome in outcomes.items():
         if outcome.family is not None:
@@ -146,7 +146,7 @@ def _refused(outcomes: dict[str, Outcome]) -> Iterable[str]:
 
 
 def summary(outcomes: dict[str, Outcome], seconds: float) -> str:
-    """How many names load, how far anything is off at most, and how long it took."""
+    """Return the number of names that load, the largest error, and the time it took."""
     loaded = [outcome for outcome in outcomes.values() if outcome.family is not None]
     largest = max((max(outcome.errors.values()) for outcome in loaded), default=0.0)
     return (
@@ -156,7 +156,7 @@ def summary(outcomes: dict[str, Outcome], seconds: float) -> str:
 
 
 def main(names: Sequence[str], page: Path | None) -> int:
-    """Check, print and write; 1 where anything differs."""
+    """Check, print and write; return 1 where anything differs."""
     began, outcomes = time.perf_counter(), {}
     for name in names:
         start, outcomes[name] = time.perf_counter(), check(name)

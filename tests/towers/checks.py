@@ -1,24 +1,24 @@
-"""What is compared of one model's towers: with open_clip's own outputs, and with slow references."""
+"""Comparisons of one model's towers with open_clip's own outputs, and with slow references."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from helpers.tower_models import some_images
+from helpers.tower_references import patch_reference
 from torch import Tensor
-from tower_models import some_images
-from tower_references import patch_reference
 
 from pvlr.core.functional import splice_context
 from pvlr.core.protocols import PromptTokens
 from pvlr.core.towers import TowerError, Towers
-from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.image.tower import OpenClipImageTower
 
 SENTENCES = ("a photo of a dog.", "a photo of a cat.", "a photo of a tv monitor seen from afar.")
 CONTEXT = "a photo of a"
 
 
 def relative(got: Tensor, expected: Tensor) -> float:
-    """The largest difference, in parts of the largest value."""
+    """Return the largest difference, in parts of the largest value."""
     if got.shape != expected.shape:
         return float("inf")
     return float((got - expected).detach().abs().max() / expected.detach().abs().max())

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from hf_text_models import write_hf_text
+from helpers.hf_text_models import write_hf_text
+from helpers.tower_models import perturb
 from torch import nn
-from tower_models import perturb
 
 WIDTH, EMBED_DIM = 32, 24
 # Whose tokenizers lay out texts as those that the names below would fetch: by the beginning of the name.
@@ -36,7 +36,7 @@ def shrunken_config(name: str) -> dict[str, Any]:
 
 
 def write_shrunken(folder: Path, config: dict[str, Any]) -> Any:
-    """Write a model of random weights as ``local-dir:FOLDER`` reads it, with what else its text tower needs.
+    """Write a model of random weights as ``local-dir:FOLDER`` reads it, with all else that its text tower needs.
 
     Returns:
         open_clip's own model of the same weights, whose text tower asks for nothing but files of ``folder``.

@@ -7,7 +7,7 @@ import all_names
 import open_clip
 import pytest
 
-from pvlr.core.towers import timm_family
+from pvlr.core.towers.image import timm_family
 
 # A name for each image tower that is computed in a way of its own, and each text encoder.
 SAMPLE = (

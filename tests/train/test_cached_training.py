@@ -1,26 +1,27 @@
 """Training from cached features: the same outcome, whatever interrupted their making."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.tower_models import write_folder
+from helpers.training_toys import tiny_options, write_voc
 from safetensors.torch import load_file
-from tower_models import write_folder
-from training_toys import tiny_options, write_voc
 
 from pvlr.core.towers import load_towers
 from pvlr.data.batch import DataError
+from pvlr.data.readers.voc import read_voc
 from pvlr.data.sampling import Draw, derive_seed
 from pvlr.data.transforms import ImageTransform
-from pvlr.data.voc import read_voc
-from pvlr.train import Tagger, train
+from pvlr.inference.export import label_rows, write_program
+from pvlr.train import Recognizer, train
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
-from pvlr.train.features import cache_features
-from pvlr.train.feed import transform_config
-from pvlr.train.programs import label_rows, write_program
+from pvlr.train.dataloaders import transform_config
+from pvlr.train.features import FeatureSettings, cache_features
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_what_pooled_vectors_were_made_of_is_cached_trained_on_gone_on_with_and_
     voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A small tower that tells it, as those of pvlr:photos do.
-    monkeypatch.setattr("pvlr.core.towers.timm_family._source_dim", lambda visual: visual.trunk.num_features)
+    monkeypatch.setattr("pvlr.core.towers.image.timm_family._source_dim", lambda visual: visual.trunk.num_features)
     tower = tmp_path / "tower"
     write_folder(tower, "efficientnet")
     image = load_towers(f"local-dir:{tower}").image
@@ -90,11 +91,11 @@ def test_what_pooled_vectors_were_made_of_is_cached_trained_on_gone_on_with_and_
     assert "going on from step 6" in said
     assert "computing" not in said
     assert not torch.equal(more["residual.source"], cached["residual.source"])
-    tagger = Tagger.from_pretrained(tmp_path / "cached")
+    model = Recognizer.from_pretrained(tmp_path / "cached").model
     for labels in ("baked", "input"):
-        program = write_program(tmp_path / labels, tagger.model, kind="torch", labels=labels)
+        program = write_program(tmp_path / labels, model, kind="torch", labels=labels)
         assert program.difference < 1e-4
-    assert label_rows(tagger.model).shape == (3, 2 * image.dim + wide + 3)
+    assert label_rows(model).shape == (3, 2 * image.dim + wide + 3)
 
 
 def arguments(voc: Path, tower: Path) -> dict[str, Any]:
@@ -104,14 +105,17 @@ def arguments(voc: Path, tower: Path) -> dict[str, Any]:
         "tower": towers.image.eval(),
         "fingerprint": towers.fingerprint,
         "transform": transform_config(towers.preprocess, VOCData(cutout=0.5)),
-        "batch_size": 4,
-        "dtype": "float32",
+        "settings": FeatureSettings(batch_size=4, dtype="float32"),
     }
+
+
+def with_settings(given: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return given | {"settings": replace(given["settings"], **changes)}
 
 
 def test_views_are_functions_of_seed_view_and_index(voc: Path, tower: Path, tmp_path: Path) -> None:
     given = arguments(voc, tower)
-    cached = cache_features(folder=tmp_path / "f", views=3, seed=5, **given)
+    cached = cache_features(folder=tmp_path / "f", **with_settings(given, views=3, seed=5))
     for view in range(3):
         transform = ImageTransform(given["transform"], train=view > 0)
         for index in (0, 7, 9):
@@ -123,8 +127,8 @@ def test_views_are_functions_of_seed_view_and_index(voc: Path, tower: Path, tmp_
 
 @pytest.mark.parametrize("size_after", [4, 3])
 def test_an_interrupted_cache_goes_on_where_it_was(voc: Path, tower: Path, tmp_path: Path, size_after: int) -> None:
-    given = arguments(voc, tower)
-    whole = cache_features(folder=tmp_path / "whole", views=2, **given)
+    given = with_settings(arguments(voc, tower), views=2)
+    whole = cache_features(folder=tmp_path / "whole", **given)
 
     class Stop(Exception):
         pass
@@ -137,7 +141,7 @@ def test_an_interrupted_cache_goes_on_where_it_was(voc: Path, tower: Path, tmp_p
 
     for _ in range(2):
         with pytest.raises(Stop):
-            cache_features(folder=tmp_path / "parts", views=2, watch=stopped, **given)
+            cache_features(folder=tmp_path / "parts", watch=stopped, **given)
     seen: list[int] = []
 
     def watched(batches: Any) -> Any:
@@ -145,7 +149,8 @@ def test_an_interrupted_cache_goes_on_where_it_was(voc: Path, tower: Path, tmp_p
             seen.extend(batch.index.tolist())
             yield batch
 
-    parts = cache_features(folder=tmp_path / "parts", views=2, watch=watched, **(given | {"batch_size": size_after}))
+    after = with_settings(given, batch_size=size_after)
+    parts = cache_features(folder=tmp_path / "parts", watch=watched, **after)
     assert 0 < len(seen) < 20, "what was there was not computed again"
     for row in range(20):
         for a, b in zip(parts.store.read(row), whole.store.read(row), strict=True):
@@ -160,8 +165,12 @@ def test_features_of_something_else_are_computed_anew_with_a_message(
     assert "0.00 GB" in capsys.readouterr().out
     cache_features(folder=tmp_path / "f", **given)
     assert capsys.readouterr().out == ""
-    for change in ({"fingerprint": "other"}, {"data": read_voc(voc, split="test", train=False)}, {"precision": "bf16"}):
-        cache_features(folder=tmp_path / "f", **(given | change))
+    for changed in (
+        given | {"fingerprint": "other"},
+        given | {"data": read_voc(voc, split="test", train=False)},
+        with_settings(given, precision="bf16"),
+    ):
+        cache_features(folder=tmp_path / "f", **changed)
         assert "computed anew" in capsys.readouterr().out
         cache_features(folder=tmp_path / "f", **given)  # Back again, so that the next is the only change.
         capsys.readouterr()

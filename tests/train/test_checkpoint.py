@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pvlr.core.files import write_atomically
+from pvlr.files import write_atomically
 from pvlr.train.checkpoint import CheckpointError, Checkpoints
 
 
@@ -165,13 +165,13 @@ def test_the_best_is_kept_besides_the_last(tmp_path: Path) -> None:
     for step, score in ((1, float("nan")), (2, 0.5), (3, 0.7), (4, 0.7), (5, 0.2), (6, float("nan")), (7, 0.6)):
         if step != 3:
             checkpoints.save(state_at(step), step=step)
-        checkpoints.offer(lambda step=step: state_at(step), step=step, score=score)  # type: ignore[misc]
+        checkpoints.keep_best(lambda step=step: state_at(step), step=step, score=score)  # type: ignore[misc]
     assert checkpoints.best() == (3, 0.7)
     assert [path.name.removeprefix("step-0000000") for path in checkpoints.paths()] == ["3.pt", "6.pt", "7.pt"]
     flip_a_bit(tmp_path / "step-00000003.pt")
     assert checkpoints.best() is None, "what is damaged is the best of nothing"
     checkpoints.save(state_at(8), step=8)
-    checkpoints.offer(lambda: state_at(8), step=8, score=0.1)
+    checkpoints.keep_best(lambda: state_at(8), step=8, score=0.1)
     assert checkpoints.best() == (8, 0.1)
     assert [path.name.removeprefix("step-0000000") for path in checkpoints.paths()] == ["7.pt", "8.pt"]
     (tmp_path / "best.json").write_text("{")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_toys import write_voc
+from helpers.training_toys import write_voc
 
 from pvlr.data.batch import DataError
 from pvlr.train.config import ConfigError

@@ -1,4 +1,4 @@
-"""How is computed: compiled, in bf16, deterministic, on how many threads; the outcome is the same."""
+"""Ways to compute: compiled, in bf16, deterministic, on any number of threads; the outcome is the same."""
 
 import json
 import os
@@ -9,26 +9,27 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tower_models import small_model
+from helpers.training_toys import tiny_options, toy_batch, write_voc
 from safetensors.torch import load_file
-from tower_models import small_model
-from training_toys import tiny_options, toy_batch, write_voc
 
 from pvlr.core.labels import LabelSet
-from pvlr.core.model import PVLR, PVLRConfig
-from pvlr.core.towers.image import OpenClipImageTower
-from pvlr.core.towers.text import OpenClipTextTower
+from pvlr.core.models.network import PVLR, PVLRConfig
+from pvlr.core.models.state import trained_state
+from pvlr.core.towers.image.tower import OpenClipImageTower
+from pvlr.core.towers.text.open_clip import OpenClipTextTower
 from pvlr.data.batch import Batch
 from pvlr.train import device as devices
 from pvlr.train import run as runs
 from pvlr.train import train
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.cli import command
-from pvlr.train.config import ConfigError, LossConfig
+from pvlr.train.config import ConfigError, LoopConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.device import determinism, one_core_free, require_compiler
-from pvlr.train.evaluate import predict_logits
-from pvlr.train.loop import train_step
-from pvlr.train.state import WeightAverage, trained_state
+from pvlr.train.evaluation.predictions import predict_logits
+from pvlr.train.loop import FitConfig, train_step
+from pvlr.train.state import WeightAverage
 
 CPU = torch.device("cpu")
 PLAIN = {"data__flip": "false", "data__rand_augment": "false", "data__cutout": 0.0}
@@ -168,8 +169,9 @@ def test_bf16_moves_the_weights_the_way_float32_does(mode: Any) -> None:
         average = WeightAverage(model, 0.9)
         model.train()
         losses[precision] = []
+        config = FitConfig(loop=LoopConfig(precision=precision))
         for step in range(12):
-            done = train_step(model, optimizer, [batch_of(8, step % 2)], loss=LossConfig(), precision=precision)
+            done = train_step(model, optimizer, [batch_of(8, step % 2)], config)
             losses[precision].append(done.loss)
             average.update()
         after = trained_state(model)

@@ -4,25 +4,26 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from processes import on_ranks
+from helpers.processes import on_ranks
+from helpers.training_toys import LinearModel, Output, ToyModel, toy_batch
 from torch import Tensor, nn
-from training_toys import LinearModel, Output, ToyModel, toy_batch
 
 from pvlr.core.labels import LabelSet
-from pvlr.core.report import multilabel_report
-from pvlr.core.weights import trained_state
+from pvlr.core.metrics.report import multilabel_report
+from pvlr.core.models.state import trained_state
 from pvlr.data.batch import Batch
-from pvlr.data.sampling import EpochSampler
-from pvlr.train.config import ConfigError, LoopConfig, LossConfig, ScheduleConfig
-from pvlr.train.distributed import GRACE, EndedElsewhere, ProcessLost, World, join_world, tells, wait_for_others
-from pvlr.train.evaluate import predict_logits
-from pvlr.train.loop import TrainingError, fit, train_step
-from pvlr.train.monitor import Monitor
-from pvlr.train.optim import OptimizerConfig, build_optimizer
+from pvlr.data.sampling import EpochSampler, Share
+from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from pvlr.train.distributed import GRACE, EndedElsewhere, ProcessLost, World, barrier, join_world, reports_failure
+from pvlr.train.evaluation.predictions import predict_logits
+from pvlr.train.loop import FitConfig, TrainingError, fit, train_step
+from pvlr.train.monitoring.monitor import Monitor
+from pvlr.train.optim import build_optimizer
 from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import Interrupted, StopRequest
 
@@ -34,7 +35,7 @@ def some(batch: Batch, rows: list[int]) -> Batch:
 
 
 class OfTwo(LinearModel):
-    """With a part that only images of an even index go through, and one that none does."""
+    """A model with a part that only images of an even index go through, and one that none does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ def step(world: World, parts: list[list[list[int]]], clip_norm: float = 0.0) -> 
     whole.image[:, 0, 0, 0] = torch.where(torch.arange(9) < 6, -1.0, 1.0)  # The last three are even.
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
     batches = [some(whole, rows) for rows in parts[world.rank]]
-    result = train_step(model, optimizer, batches, loss=LOSS, clip_norm=clip_norm, world=world)
+    result = train_step(model, optimizer, batches, FitConfig(loss=LOSS, clip_norm=clip_norm), world=world)
     return result, {name: value.detach() for name, value in model.named_parameters()}
 
 
@@ -96,7 +97,7 @@ def refuse(world: World, how: str) -> tuple[str, bool]:
         model.layer.weight.register_hook(lambda grad: grad * torch.inf)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
     with pytest.raises(TrainingError) as err:
-        train_step(model, optimizer, [batch], loss=LOSS, where="step 7", world=world)
+        train_step(model, optimizer, [batch], FitConfig(loss=LOSS), where="step 7", world=world)
     return str(err.value), torch.equal(model.layer.weight, before) and not optimizer.state
 
 
@@ -121,8 +122,8 @@ class Numbered:
 
     def training(self, epoch: int, start: int = 0) -> Any:
         whole = toy_batch(9, seed=5)
-        place = {"rank": self.world.rank, "world": self.world.size}
-        for draws in EpochSampler(self.images, 4, 1, epoch, shuffle=True, start_step=start, **place):
+        share = Share(self.world.rank, self.world.size)
+        for draws in EpochSampler(self.images, 4, 1, epoch, shuffle=True, start_step=start, share=share):
             yield some(whole, [draw.index for draw in draws])
 
 
@@ -145,7 +146,7 @@ def trained(world: World, folder: Path, accumulate: int, stop_after: int, resume
                 yield batch
 
     def save() -> str:
-        world.first(lambda: torch.save(state.to_dict(), path))
+        world.on_rank_zero(lambda: torch.save(state.to_dict(), path))
         return path.name
 
     loop = LoopConfig(epochs=3, accumulate=accumulate, batch_size=4)
@@ -153,12 +154,8 @@ def trained(world: World, folder: Path, accumulate: int, stop_after: int, resume
         fit(
             state,
             Watched(world),
-            loop=loop,
-            loss=LOSS,
-            schedule=ScheduleConfig(),
-            evaluate=lambda: report,
-            save=save,
-            offer=lambda score: None,
+            FitConfig(loop=loop, loss=LOSS, schedule=ScheduleConfig()),
+            SimpleNamespace(evaluate=lambda: report, save=save, keep_best=lambda score: None, best=lambda: None),
             monitor=monitor,
             stop=stop,
             world=world,
@@ -193,7 +190,7 @@ def test_stopped_in_one_process_and_gone_on_in_other_many_is_the_same(
 
 
 def fates(world: World) -> list[str]:
-    """How each of several works ended, in this process."""
+    """Ends of each of several works, in this process."""
     stop = StopRequest(patient=True)
 
     def work(bad: int, error: Exception) -> int:
@@ -203,30 +200,30 @@ def fates(world: World) -> list[str]:
 
     ends = []
     for do in (
-        lambda: world.together(lambda: work(9, ValueError())),
-        lambda: world.together(lambda: work(1, ConfigError("bad"))),
-        lambda: world.together(lambda: work(0, Interrupted("here", signal.SIGINT))),
-        lambda: world.first(lambda: work(9, ValueError())),
-        lambda: world.first(lambda: work(0, ConfigError("bad"))),
-        lambda: world.first(lambda: work(0, Interrupted("here", signal.SIGTERM))),
-        lambda: world.in_turn(lambda: work(9, ValueError())),
-        lambda: world.in_turn(lambda: work(1, ConfigError("bad"))),
+        lambda: world.on_all_ranks(lambda: work(9, ValueError())),
+        lambda: world.on_all_ranks(lambda: work(1, ConfigError("bad"))),
+        lambda: world.on_all_ranks(lambda: work(0, Interrupted("here", signal.SIGINT))),
+        lambda: world.on_rank_zero(lambda: work(9, ValueError())),
+        lambda: world.on_rank_zero(lambda: work(0, ConfigError("bad"))),
+        lambda: world.on_rank_zero(lambda: work(0, Interrupted("here", signal.SIGTERM))),
+        lambda: world.rank_zero_first(lambda: work(9, ValueError())),
+        lambda: world.rank_zero_first(lambda: work(1, ConfigError("bad"))),
     ):
         try:
             ends.append(repr(do()))
         except Exception as err:
             ends.append(repr(err))
     stop.requested = signal.SIGTERM if world.rank == 1 else None
-    world.together(lambda: None, stop=stop)
-    told = world.gather(tells())
+    world.on_all_ranks(lambda: None, stop=stop)
+    told = world.all_gather(reports_failure())
     return [*ends, str(stop.requested == signal.SIGTERM), str(sum(told))]
 
 
 def ends(world: World) -> tuple[float, bool]:
-    """The first process ends at once, the second asks half a second later; how long each then waited, who told."""
+    """Ends the first process at once; the second asks half a second later. Returns each one's wait, and who told."""
     time.sleep(0.5 * world.rank)
-    start, told = time.monotonic(), tells()
-    wait_for_others()
+    start, told = time.monotonic(), reports_failure()
+    barrier()
     return time.monotonic() - start, told
 
 
@@ -241,7 +238,7 @@ def ends_alone(world: World) -> float:
     """The second process is gone without a word."""
     start = time.monotonic()
     if world.rank == 0:
-        wait_for_others()
+        barrier()
     return time.monotonic() - start
 
 
@@ -277,7 +274,7 @@ def test_alone_nothing_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (world.rank, world.size) == (0, 1)
     assert world.device("cpu").type == "cpu"
     with pytest.raises(ConfigError, match="bad"):
-        world.first(lambda: (_ for _ in ()).throw(ConfigError("bad")))
+        world.on_rank_zero(lambda: (_ for _ in ()).throw(ConfigError("bad")))
 
 
 def predicted(world: World, batches: int) -> Any:
@@ -298,12 +295,12 @@ def test_shared_evaluation_is_that_of_one_process_to_the_last_bit(batches: int) 
 
 
 def die(world: World) -> str:
-    world.sum(1)
+    world.all_reduce_sum(1)
     if world.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     started = time.monotonic()
     with pytest.raises(ProcessLost, match="another process of this run has ended or does not answer"):
-        world.sum(1)
+        world.all_reduce_sum(1)
     return "soon" if time.monotonic() - started < 30 else "late"
 
 
@@ -317,16 +314,9 @@ def normalised(world: World, folder: Path) -> dict[str, Tensor]:
     state = TrainingState(model, build_optimizer(model, OptimizerConfig()), WeightAverage(model, 0.9))
     monitor = Monitor(folder if world.rank == 0 else None, quiet=True)
     report = multilabel_report(torch.tensor([[0.9], [0.1]]), torch.tensor([[1], [0]]))
-    told = {"evaluate": lambda: report, "save": lambda: None, "offer": lambda score: None, "monitor": monitor}
-    fit(
-        state,
-        Numbered(world, images=8),
-        loop=LoopConfig(epochs=1),
-        loss=LOSS,
-        schedule=ScheduleConfig(),
-        world=world,
-        **told,
-    )
+    hooks = SimpleNamespace(evaluate=lambda: report, save=lambda: None, keep_best=lambda score: None, best=lambda: None)
+    config = FitConfig(loop=LoopConfig(epochs=1), loss=LOSS, schedule=ScheduleConfig())
+    fit(state, Numbered(world, images=8), config, hooks, monitor=monitor, world=world)
     return trained_state(model)
 
 
@@ -336,15 +326,15 @@ def test_running_statistics_are_the_same_in_all_processes(tmp_path: Path) -> Non
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def equalised(world: World) -> list[Tensor]:
+def broadcast(world: World) -> list[Tensor]:
     tensors = [torch.full((2, 3), float(world.rank)), torch.tensor(world.rank), torch.full((4,), 1.0 + world.rank)]
-    world.equalise(tensors)
+    world.broadcast(tensors)
     return tensors
 
 
 def test_values_of_the_first_are_given_to_all() -> None:
-    wanted = equalised(World())
-    for found in on_ranks(2, equalised):
+    wanted = broadcast(World())
+    for found in on_ranks(2, broadcast):
         assert all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(found, wanted, strict=True))
 
 

@@ -1,28 +1,29 @@
-"""When the model is evaluated, and when training ends early by what was seen."""
+"""Times of evaluation, and an early end of training by their results."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from helpers.tower_models import write_folder
+from helpers.training_toys import ToyBatches, ToyModel, tiny_options, write_voc
 from safetensors.torch import load_file
-from tower_models import write_folder
-from training_toys import ToyBatches, ToyModel, tiny_options, write_voc
 
-from pvlr.core.report import multilabel_report
-from pvlr.data.voc import read_voc
-from pvlr.train import Tagger, train
+from pvlr.core.metrics.report import multilabel_report
+from pvlr.data.readers.voc import read_voc
+from pvlr.train import Recognizer, train
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.cli import command
 from pvlr.train.config import LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from pvlr.train.data_config import VOCData
-from pvlr.train.loop import fit
-from pvlr.train.monitor import Monitor
+from pvlr.train.loop import FitConfig, fit
+from pvlr.train.monitoring.monitor import Monitor
 from pvlr.train.optim import build_optimizer
-from pvlr.train.run import _set_prior
+from pvlr.train.run import _Run
 from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import StopRequest
 
@@ -30,7 +31,7 @@ PER_EPOCH = 5
 
 
 class Killed(Exception):
-    """As if the process were killed."""
+    """Stands in for the death of the process."""
 
 
 def trained(folder: Path, loop: LoopConfig, scores: Iterable[float], *, killed_at: int | None = None) -> list[int]:
@@ -67,13 +68,13 @@ def trained(folder: Path, loop: LoopConfig, scores: Iterable[float], *, killed_a
         fit(
             state,
             ToyBatches(),
-            loop=loop,
-            loss=LossConfig(),
-            schedule=ScheduleConfig(),
-            evaluate=evaluate,
-            save=lambda: checkpoints.save(state.to_dict(), step=state.step),
-            offer=lambda score: checkpoints.offer(state.to_dict, step=state.step, score=score),
-            best=lambda: (checkpoints.best() or (None,))[0],
+            FitConfig(loop=loop, loss=LossConfig(), schedule=ScheduleConfig()),
+            SimpleNamespace(
+                evaluate=evaluate,
+                save=lambda: checkpoints.save(state.to_dict(), step=state.step),
+                keep_best=lambda score: checkpoints.keep_best(state.to_dict, step=state.step, score=score),
+                best=lambda: (checkpoints.best() or (None,))[0],
+            ),
             monitor=monitor,
             stop=Dying(),
         )
@@ -222,12 +223,12 @@ def test_the_report_is_of_the_test_split_by_the_averaged_weights_that_are_kept(t
     assert all(torch.equal(kept[name], value) for name, value in state["average"]["weights"].items())
     assert any(not torch.equal(kept[name], value) for name, value in state["model"].items())
 
-    tagger = Tagger.from_pretrained(tmp_path / "run")
+    recognizer = Recognizer.from_pretrained(tmp_path / "run")
     reports = {}
     for split in ("test", "trainval"):
-        data = read_voc(tmp_path / "voc", split=split, train=False).with_transform(tagger.transform)
+        data = read_voc(tmp_path / "voc", split=split, train=False).with_transform(recognizer.transform)
         with torch.no_grad():
-            logits = tagger.model(torch.stack([data[row].image for row in range(len(data))])).logits
+            logits = recognizer.model(torch.stack([data[row].image for row in range(len(data))])).logits
         reports[split] = multilabel_report(logits.sigmoid(), data.target, data.known, data.labels, scores=logits)
     for name in ("mAP", "CF1", "OF1", "hamming"):
         assert record["results"]["PVLR"][name] == pytest.approx(getattr(reports["test"], name), abs=1e-4)
@@ -238,8 +239,8 @@ def test_the_report_is_of_the_test_split_by_the_averaged_weights_that_are_kept(t
 def test_the_prior_is_fitted_to_training_pictures() -> None:
     asked: list[object] = []
 
-    class Feed:
-        """One that has nothing but training pictures."""
+    class Dataloaders:
+        """Loaders of nothing but training pictures."""
 
         def plain_training(self, *, shuffle: bool) -> list[Any]:
             asked.append(shuffle)
@@ -254,6 +255,7 @@ def test_the_prior_is_fitted_to_training_pictures() -> None:
         def fit_prior(self, regions: torch.Tensor) -> None:
             asked.append(regions)
 
-    _set_prior(Built(), Feed(), torch.device("cpu"))  # type: ignore[arg-type]
+    run = SimpleNamespace(built=Built(), feed=Dataloaders(), device=torch.device("cpu"))
+    _Run._set_prior(run)  # type: ignore[arg-type]
     assert asked[0] is True
     assert len(asked) == 2

@@ -6,21 +6,22 @@ import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from helpers.training_toys import LinearModel, Output, ToyBatches, ToyModel, toy_batch
 from torch import Tensor
-from training_toys import LinearModel, Output, ToyBatches, ToyModel, toy_batch
 
 from pvlr.core.losses import asymmetric_loss
-from pvlr.core.report import MultiLabelReport, multilabel_report
-from pvlr.core.weights import trained_state
+from pvlr.core.metrics.report import MultiLabelReport, multilabel_report
+from pvlr.core.models.state import trained_state
 from pvlr.data.batch import Batch
 from pvlr.train.config import LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from pvlr.train.distributed import World
-from pvlr.train.loop import TrainingError, fit, train_step
-from pvlr.train.monitor import Monitor
+from pvlr.train.loop import FitConfig, TrainingError, fit, train_step
+from pvlr.train.monitoring.monitor import Monitor
 from pvlr.train.optim import build_optimizer
 from pvlr.train.state import TrainingState, WeightAverage
 from pvlr.train.stop import Interrupted, StopRequest
@@ -38,7 +39,7 @@ def test_accumulated_step_is_that_of_the_whole_batch(sizes: tuple[int, ...], cli
     for batches in ([whole], parts):
         model = LinearModel()
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        results.append(train_step(model, optimizer, batches, loss=LOSS, clip_norm=clip_norm))
+        results.append(train_step(model, optimizer, batches, FitConfig(loss=LOSS, clip_norm=clip_norm)))
         weights.append(model.layer.weight.detach())
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-5)
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-5)
@@ -50,7 +51,7 @@ def test_step_without_a_known_label_moves_nothing() -> None:
     model = LinearModel()
     batch = toy_batch(3)._replace(known=torch.zeros(3, 3, dtype=torch.bool))
     before = model.layer.weight.detach().clone()
-    result = train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), [batch], loss=LOSS)
+    result = train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), [batch], FitConfig(loss=LOSS))
     assert result.loss == 0
     assert torch.equal(model.layer.weight, before)
 
@@ -63,7 +64,7 @@ def test_unknown_labels_may_count_as_negatives() -> None:
         ("all known", known, "ignore"), ("assumed", hidden, "negative"), ("ignored", hidden, "ignore")
     ):  # fmt: skip
         model, loss = LinearModel(), LossConfig(unknown=unknown)  # type: ignore[arg-type]
-        result = train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), [batch], loss=loss)
+        result = train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), [batch], FitConfig(loss=loss))
         steps[name] = (result.loss, model.layer.weight.detach())
     assert steps["assumed"][0] == steps["all known"][0] != steps["ignored"][0]
     assert torch.equal(steps["assumed"][1], steps["all known"][1])
@@ -84,7 +85,7 @@ class Undecided(LinearModel):
 
 def test_each_answer_is_trained_by_itself() -> None:
     batch, model = toy_batch(4), Undecided()
-    result = train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), [batch], loss=LOSS)
+    result = train_step(model, torch.optim.SGD(model.parameters(), lr=1.0), [batch], FitConfig(loss=LOSS))
     fresh = Undecided()
     parts = [
         asymmetric_loss(logits, batch.target, batch.known, gamma_pos=1.0, gamma_neg=2.0)
@@ -126,13 +127,13 @@ def test_what_is_not_finite_is_refused_before_the_step(how: str, message: str) -
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = toy_batch(3, seed=2)._replace(known=torch.ones(3, 3, dtype=torch.bool))
     with pytest.raises(TrainingError, match=message):
-        train_step(model, optimizer, [batch], loss=LOSS, where="step 7")
+        train_step(model, optimizer, [batch], FitConfig(loss=LOSS), where="step 7")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not optimizer.state
 
 
 class Stopping(StopRequest):
-    """As if a signal came during step `after`."""
+    """A request to stop as of a signal during step `after`."""
 
     def __init__(self, state: TrainingState, after: int) -> None:
         self._state, self._after = state, after
@@ -159,7 +160,7 @@ def run_loop(
     loop: LoopConfig,
     stop: StopRequest | None = None,
     evaluate: Callable[[], MultiLabelReport] = lambda: REPORT,
-    offer: Callable[[float], object] = lambda score: None,
+    keep_best: Callable[[float], object] = lambda score: None,
     world: World | None = None,
 ) -> list[dict[str, Any]]:
     saved: list[dict[str, Any]] = []
@@ -177,14 +178,9 @@ def run_loop(
             fit(
                 state,
                 ToyBatches(),
-                loop=loop,
-                loss=LOSS,
-                schedule=ScheduleConfig(),
-                evaluate=evaluate,
-                save=save,
-                offer=offer,
+                FitConfig(loop=loop, loss=LOSS, schedule=ScheduleConfig(), clip_norm=1.0),
+                SimpleNamespace(evaluate=evaluate, save=save, keep_best=keep_best, best=lambda: None),
                 monitor=monitor,
-                clip_norm=1.0,
                 stop=stop,
                 world=world,
             )
@@ -251,12 +247,12 @@ def test_a_state_is_offered_with_its_own_weights_before_its_evaluation_is_told(t
     state = new_state(average=0.99)
     seen = []
 
-    def offer(score: float) -> None:
+    def keep_best(score: float) -> None:
         told = sum(row["kind"] == "evaluation" for row in rows_of(tmp_path))
         own = not torch.equal(state.model.scale, state.average.weights["scale"])
         seen.append((state.step, score, told, own))
 
-    run_loop(state, tmp_path, LoopConfig(epochs=4, evaluate_every=2), offer=offer)
+    run_loop(state, tmp_path, LoopConfig(epochs=4, evaluate_every=2), keep_best=keep_best)
     assert seen == [(10, REPORT.mAP, 0, True), (20, REPORT.mAP, 1, True)]
 
 
@@ -280,8 +276,8 @@ def test_stopping_during_an_evaluation_saves_the_weights_themselves(tmp_path: Pa
 class LateSignal(World):
     """A signal comes just after each agreement about going on, when the others know nothing of it."""
 
-    def together(self, work: Callable[[], Any], *, stop: StopRequest | None = None) -> Any:
-        found = super().together(work, stop=stop)
+    def on_all_ranks(self, work: Callable[[], Any], *, stop: StopRequest | None = None) -> Any:
+        found = super().on_all_ranks(work, stop=stop)
         if stop is not None:
             stop.requested = signal.SIGTERM
         return found

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tower_models import small_model
+from helpers.training_toys import ToyModel
 from torch import nn
-from tower_models import small_model
-from training_toys import ToyModel
 
 from pvlr.core.residual import LabelResidual
-from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.image.tower import OpenClipImageTower
 from pvlr.train.config import OptimizerConfig, ScheduleConfig
 from pvlr.train.optim import (
     build_optimizer,

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tower_models import CONFIGS, write_folder
+from helpers.training_toys import LABELS, rows_of, tiny_options, write_voc
 from PIL import Image
-from tower_models import CONFIGS, write_folder
-from training_toys import LABELS, rows_of, tiny_options, write_voc
 
-from pvlr.core.pretrained import PretrainedError, _digest_of
-from pvlr.core.report import multilabel_report
+from pvlr.core.metrics.report import multilabel_report
 from pvlr.core.towers import load_towers
 from pvlr.data.batch import DataError
-from pvlr.data.voc import read_voc
-from pvlr.train import Tagger, train
+from pvlr.data.readers.voc import read_voc
+from pvlr.inference.saving import PretrainedError, _digest_of
+from pvlr.train import Recognizer, train
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
@@ -129,7 +129,7 @@ def test_other_data_and_other_towers_are_refused_on_resume(
         assert command(train, tiny_options(voc, tower, tmp_path / "run"), data=VOCData) == 2
         assert "tower.name: the run was started on other weights of this tower" in capsys.readouterr().err
         with pytest.raises(PretrainedError, match="the model was trained on other weights of the tower"):
-            Tagger.from_pretrained(tmp_path / "run")
+            Recognizer.from_pretrained(tmp_path / "run")
     finally:
         (tower / "open_clip_model.safetensors").write_bytes(saved)
 
@@ -144,7 +144,7 @@ def test_trained_towers_are_saved_and_loaded(tower: Path, voc: Path, tmp_path: P
         )
         == 0
     )
-    run = Tagger.from_pretrained(folder)
+    run = Recognizer.from_pretrained(folder)
     saved = Checkpoints(folder / "checkpoints").load()
     assert saved is not None
     averaged, before = saved[1]["average"]["weights"], load_towers(f"local-dir:{tower}").image.state_dict()
@@ -175,28 +175,27 @@ def test_a_model_knows_how_many_positives_training_knew(
     assert all(0 < few < all_of for few, all_of in zip(counts, there.tolist(), strict=True))
     wanted = torch.tensor(counts)
     run(loop__epochs=1)
-    assert torch.equal(Tagger.from_pretrained(tmp_path / "run").model.known_positives, wanted)
+    assert torch.equal(Recognizer.from_pretrained(tmp_path / "run").model.known_positives, wanted)
     run(loop__epochs=2, run__resume="require")
     assert "going on from step" in capsys.readouterr().out
     saved = Checkpoints(tmp_path / "run" / "checkpoints").load()
     assert saved is not None
     assert torch.equal(saved[1]["model"]["known_positives"], wanted)
-    model = Tagger.from_pretrained(tmp_path / "run").model
-    model.save_pretrained(tmp_path / "again")
-    again = Tagger.from_pretrained(tmp_path / "again").model
+    Recognizer.from_pretrained(tmp_path / "run").save_pretrained(tmp_path / "again")
+    again = Recognizer.from_pretrained(tmp_path / "again").model
     assert torch.equal(again.label_rows().positives, wanted)
     # Of other labels none is known, of the same as many, whatever their order.
     assert again.with_labels(["blue", "grey", "red"]).label_rows().positives.tolist() == [counts[2], 0.0, counts[0]]
 
 
 def test_tagging_is_evaluation(finished: Path, voc: Path) -> None:
-    tagger = Tagger.from_pretrained(finished)
+    recognizer = Recognizer.from_pretrained(finished)
     paths = sorted((voc / "VOCdevkit/VOC2007/JPEGImages").iterdir())[-6:]
-    found = tagger.tag_batch(torch.stack([tagger.prepare(path) for path in paths]), threshold=0.0)
+    found = recognizer.tag_batch(torch.stack([recognizer.prepare(path) for path in paths]), threshold=0.0)
     for tags, path in zip(found, paths, strict=True):
         assert {tag.name for tag in tags} == set(LABELS)
         assert [tag.probability for tag in tags] == sorted((tag.probability for tag in tags), reverse=True)
-        alone = {tag.name: tag.probability for tag in tagger.tag(path, threshold=0.0)}
+        alone = {tag.name: tag.probability for tag in recognizer.tag(path, threshold=0.0)}
         assert {tag.name: tag.probability for tag in tags} == pytest.approx(alone, abs=1e-5)
     said = torch.tensor([[{tag.name: tag.probability for tag in tags}[name] for name in LABELS] for tags in found])
     test = read_voc(voc, split="test", train=False)
@@ -205,25 +204,25 @@ def test_tagging_is_evaluation(finished: Path, voc: Path) -> None:
     for name in ("mAP", "hamming", "calibration_error"):  # Of which the last moves with every probability.
         assert getattr(report, name) == pytest.approx(told[name], abs=1e-4), name
     with pytest.raises(DataError, match=r"nowhere\.jpg: expected a picture, found no such file"):
-        tagger.tag("nowhere.jpg")
+        recognizer.tag("nowhere.jpg")
 
 
 def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(PretrainedError, match="expected a trained model in this folder, found no such file"):
-        Tagger.from_pretrained(tmp_path)
+        Recognizer.from_pretrained(tmp_path)
     (tmp_path / "model.json").write_text((finished / "model.json").read_text())
     with pytest.raises(
         PretrainedError, match=r"model\.safetensors: expected a file of the trained model, found no such file"
     ):
-        Tagger.from_pretrained(tmp_path)
+        Recognizer.from_pretrained(tmp_path)
     content = bytearray((finished / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(PretrainedError, match="its sha256 is another"):
-        Tagger.from_pretrained(tmp_path)
+        Recognizer.from_pretrained(tmp_path)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(PretrainedError, match="expected the description of a model, found another content"):
-        Tagger.from_pretrained(tmp_path)
+        Recognizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +235,7 @@ def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) 
         ({"tower": []}, "its sha256 is another"),
         ({"files": 1}, "its sha256 is another"),
         ({"sha256": None}, "its sha256 is another"),
-        ({"format": 1}, "expected a model of format 4, found format 1"),
+        ({"format": 1}, "expected a model of format 5, found format 1"),
     ],
 )
 def test_a_changed_description_of_a_model_is_refused(
@@ -245,10 +244,10 @@ def test_a_changed_description_of_a_model_is_refused(
     (tmp_path / "model.safetensors").write_bytes((finished / "model.safetensors").read_bytes())
     told = json.loads((finished / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps(told, indent=4))
-    assert Tagger.from_pretrained(tmp_path).labels.names == LABELS  # What is laid out in another way is the same.
+    assert Recognizer.from_pretrained(tmp_path).labels.names == LABELS  # What is laid out in another way is the same.
     (tmp_path / "model.json").write_text(json.dumps(told | changes))
     with pytest.raises(PretrainedError, match=message) as err:
-        Tagger.from_pretrained(tmp_path)
+        Recognizer.from_pretrained(tmp_path)
     assert str(tmp_path / "model.json") in str(err.value)
     assert "\n" not in str(err.value)
 
@@ -259,19 +258,19 @@ def test_a_model_of_another_version_is_refused(finished: Path, tmp_path: Path) -
     for changes, message in (
         ({"headz": 4}, "they differ in 'headz'"),
         ({"heads": 7}, "heads"),
-        ({"adapter": 2}, "weights: "),
+        ({"adapter_width": 2}, "weights: "),
     ):
-        changed = told | {"model": told["model"] | changes}
+        changed = told | {"config": told["config"] | changes}
         (tmp_path / "model.json").write_text(json.dumps(changed | {"sha256": _digest_of(changed)}))
         with pytest.raises(PretrainedError, match=f"this version of pvlr can read, but .*{message}"):
-            Tagger.from_pretrained(tmp_path)
+            Recognizer.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 100_000, b"[1]", b"null", b""])
 def test_what_is_no_description_of_a_model_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes(content)
     with pytest.raises(PretrainedError, match=r"model\.json: expected the description of a model, "):
-        Tagger.from_pretrained(tmp_path)
+        Recognizer.from_pretrained(tmp_path)
 
 
 def test_random_towers_are_asked_for_and_always_the_same(
@@ -290,7 +289,7 @@ def test_random_towers_are_asked_for_and_always_the_same(
     assert command(train, [*options, "--tower.weights=random"], data=VOCData) == 0
     torch.manual_seed(77)  # Whatever was drawn before.
     image = voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"
-    assert len(Tagger.from_pretrained(tmp_path / "run").tag(image, threshold=0.0)) == 3
+    assert len(Recognizer.from_pretrained(tmp_path / "run").tag(image, threshold=0.0)) == 3
     assert command(train, [*options, "--tower.weights=random", "--run.resume=require"], data=VOCData) == 0
     options = tiny_options(voc, tmp_path, tmp_path / "other", tower__name="pvlr:scenes-clip", tower__weights="random")
     assert command(train, options, data=VOCData) == 2
@@ -393,7 +392,7 @@ def test_a_defect_keeps_its_traceback() -> None:
 
 def test_exif_and_other_pictures_are_no_trouble(finished: Path, tmp_path: Path) -> None:
     Image.new("RGBA", (5, 300), (255, 0, 0, 100)).save(tmp_path / "tall.png")
-    assert len(Tagger.from_pretrained(finished).tag(tmp_path / "tall.png", threshold=0.0)) == 3
+    assert len(Recognizer.from_pretrained(finished).tag(tmp_path / "tall.png", threshold=0.0)) == 3
 
 
 def test_files_of_texts_are_kept_in_the_run(
@@ -415,12 +414,12 @@ def test_files_of_texts_are_kept_in_the_run(
     with pytest.raises(
         PretrainedError, match=r"descriptions\.json: expected the content that model\.json was written for"
     ):
-        Tagger.from_pretrained(tmp_path / "run")
+        Recognizer.from_pretrained(tmp_path / "run")
     copy.unlink()
     with pytest.raises(
         PretrainedError, match=r"descriptions\.json: expected a file of the trained model, found no such"
     ):
-        Tagger.from_pretrained(tmp_path / "run")
+        Recognizer.from_pretrained(tmp_path / "run")
     copy.write_bytes(content)
-    model = Tagger.from_pretrained(tmp_path / "run").model
+    model = Recognizer.from_pretrained(tmp_path / "run").model
     assert model.knowledge_vectors.norm(dim=-1)[0] < 0.999 < model.knowledge_vectors.norm(dim=-1)[1]

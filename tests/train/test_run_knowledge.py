@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_toys import LABELS, tiny_options, write_voc
+from helpers.training_toys import LABELS, tiny_options, write_voc
 
 from pvlr.core.labels import LabelSet
-from pvlr.core.model import PVLR, PVLRConfig
-from pvlr.core.pretrained import PretrainedError
+from pvlr.core.models.network import PVLR, PVLRConfig
 from pvlr.core.prompts import load_label_vectors
 from pvlr.core.towers import load_towers
-from pvlr.train import Tagger, train
+from pvlr.inference.saving import PretrainedError
+from pvlr.train import Recognizer, train
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 
@@ -63,7 +63,7 @@ def test_a_run_with_sentence_transformers_goes_on_and_is_read_again(
     assert command(train, [*options, "--run.resume=require"], data=VOCData) == 0
     kept = load_label_vectors(run / "knowledge.npz", LabelSet(LABELS))
     picture = voc / "VOCdevkit/VOC2007/JPEGImages/000000.jpg"
-    found = Tagger.from_pretrained(run)
+    found = Recognizer.from_pretrained(run)
     assert found.model.config.knowledge == NAME
     assert torch.equal(found.model.knowledge_vectors, kept)
     assert len(found.tag(picture, threshold=0.0)) == 3
@@ -78,7 +78,7 @@ def test_a_run_with_sentence_transformers_goes_on_and_is_read_again(
     assert command(train, [*options, "--loop.epochs=3"], data=VOCData) == 2
     assert capsys.readouterr().err == f"error: {another}\n"
     with pytest.raises(PretrainedError, match=f"^{re.escape(another)}$"):
-        Tagger.from_pretrained(run)
+        Recognizer.from_pretrained(run)
 
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     lacks = (
@@ -88,7 +88,7 @@ def test_a_run_with_sentence_transformers_goes_on_and_is_read_again(
     assert command(train, [*options, "--loop.epochs=3"], data=VOCData) == 2
     assert capsys.readouterr().err == f"error: {lacks}\n"
     with pytest.raises(PretrainedError, match=f"^{re.escape(str(run / 'model.json'))}: {re.escape(lacks)}$"):
-        Tagger.from_pretrained(run)
+        Recognizer.from_pretrained(run)
 
 
 def test_a_function_is_not_for_a_configuration(
@@ -108,8 +108,8 @@ def test_a_model_with_a_function_is_read_again_with_it_and_only_with_it(tower: P
     model = PVLR.from_towers(config, LabelSet(LABELS), towers, encoder=letters).eval()
     with torch.no_grad():
         model.knowledge.projection.weight.add_(0.5)
-    model.save_pretrained(tmp_path)
-    found = Tagger.from_pretrained(tmp_path, encoder=letters).model
+    Recognizer(model).save_pretrained(tmp_path)
+    found = Recognizer.from_pretrained(tmp_path, encoder=letters).model
     patches = torch.randn(2, 4, towers.text.dim)
     assert torch.equal(found.forward_features(patches).logits, model.forward_features(patches).logits)
     assert found.with_labels(LabelSet(("grey",))).knowledge_vectors.shape == (1, 6)
@@ -119,21 +119,21 @@ def test_a_model_with_a_function_is_read_again_with_it_and_only_with_it(tower: P
         "again, as from_pretrained(source, encoder=FUNCTION)"
     )
     with pytest.raises(PretrainedError, match=f"^{re.escape(missing)}$"):
-        Tagger.from_pretrained(tmp_path)
+        Recognizer.from_pretrained(tmp_path)
     for other in (words, lambda sentences: letters(sentences)[:, :-1]):  # Of the same width, and of another.
         with pytest.raises(
             PretrainedError, match=r"other label vectors than the sentence encoder 'encoder' makes now$"
         ):
-            Tagger.from_pretrained(tmp_path, encoder=other)
+            Recognizer.from_pretrained(tmp_path, encoder=other)
     assert np.load(tmp_path / "knowledge.npz")["names"].tolist() == list(LABELS)
 
 
 def test_an_encoder_that_a_model_does_not_use_is_refused(tower: Path, tmp_path: Path) -> None:
     towers = load_towers(f"local-dir:{tower}")
     model = PVLR.from_towers(PVLRConfig(heads=4), LabelSet(LABELS), towers)
-    model.save_pretrained(tmp_path)
+    Recognizer(model).save_pretrained(tmp_path)
     assert not (tmp_path / "knowledge.npz").exists()
     with pytest.raises(
         PretrainedError, match=r"expected no encoder, the model was trained with knowledge='text_tower'$"
     ):
-        Tagger.from_pretrained(tmp_path, encoder=letters)
+        Recognizer.from_pretrained(tmp_path, encoder=letters)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from training_toys import rows_of, tiny_options, write_voc
+from helpers.training_toys import rows_of, tiny_options, write_voc
 
 from pvlr.train.checkpoint import Checkpoints
 

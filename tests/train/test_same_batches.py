@@ -8,25 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.voc_tree import write_voc
 from PIL import Image
 from torch.utils.data import Dataset
-from voc_tree import write_voc
 
 from pvlr.core.labels import LabelSet
 from pvlr.data.batch import Batch, Sample
-from pvlr.data.coco import read_coco
 from pvlr.data.dataset import LabelledImages, hide_labels
 from pvlr.data.features import CachedFeatures, FeatureStore
-from pvlr.data.folders import read_folders
-from pvlr.data.nuswide import read_nuswide
-from pvlr.data.rows import read_rows
+from pvlr.data.readers.coco import read_coco
+from pvlr.data.readers.folders import read_folders
+from pvlr.data.readers.nuswide import read_nuswide
+from pvlr.data.readers.rows import read_rows
+from pvlr.data.readers.shards import read_shards
+from pvlr.data.readers.table import read_table
+from pvlr.data.readers.voc import read_voc
 from pvlr.data.sampling import EpochSampler
-from pvlr.data.scenes import ScenesConfig, write_scenes
-from pvlr.data.shards import read_shards
-from pvlr.data.table import read_table
+from pvlr.data.scenes.dataset import ScenesConfig, write_scenes
 from pvlr.data.transforms import ImageTransform, TransformConfig
-from pvlr.data.voc import read_voc
-from pvlr.train.feed import load_batches
+from pvlr.train.dataloaders import load_batches
 
 LABELS = LabelSet(("cat", "dog"))
 NAMES = [f"{number}.png" for number in range(7)]

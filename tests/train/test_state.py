@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from helpers.training_toys import ToyModel
 from torch import nn
-from training_toys import ToyModel
 
-from pvlr.core.weights import StateError, load_trained_state, trained_state
+from pvlr.core.models.state import StateError, load_trained_state, trained_state
 from pvlr.train.config import OptimizerConfig
 from pvlr.train.optim import build_optimizer
 from pvlr.train.state import TrainingState, WeightAverage, running_statistics

@@ -1,8 +1,8 @@
-"""Towers of vision-language models: found by name, read with care, and spoken to in one way."""
+"""Towers of vision-language models: found by name, safely read, and used through one interface."""
 
+from pvlr.core.towers.files.sources import TowerError
 from pvlr.core.towers.loading import Towers, build_towers, load_towers
 from pvlr.core.towers.saving import TowerOrigin, save_towers, weights_fingerprint
-from pvlr.core.towers.sources import TowerError
 from pvlr.core.towers.spec import TowerSpec, spec_of
 
 __all__ = [

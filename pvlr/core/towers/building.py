@@ -1,4 +1,4 @@
-"""From a configuration to an open_clip model of random weights."""
+"""Construction of open_clip models with random weights from configurations."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,23 +8,23 @@ from torch import Tensor, nn
 
 from pvlr.core.towers.concepts import ConceptHead
 from pvlr.core.towers.errors import TowerError, reason, shown
-from pvlr.core.towers.frozen_text import FrozenTextTower
-from pvlr.core.towers.hf_files import TextConfig
-from pvlr.core.towers.hf_text import HFTextTower
-from pvlr.core.towers.text import OpenClipTextTower
-from pvlr.core.towers.timm_family import fit_size
+from pvlr.core.towers.files.hf_files import TextConfig
+from pvlr.core.towers.image.timm_family import fit_size
+from pvlr.core.towers.text.base import FrozenTextTower
+from pvlr.core.towers.text.hugging_face import HFTextTower
+from pvlr.core.towers.text.open_clip import OpenClipTextTower
 
 __all__ = ["as_described", "build_model", "build_text_tower", "has_custom_text", "refuse_unsupported"]
 
-SMALL_TRUNK = "test_vit"  # timm's smallest, in the place of one that is put there afterwards
-CONTEXT_LENGTH = 77  # open_clip's, where a configuration says none
+SMALL_TRUNK = "test_vit"  # timm's smallest, a placeholder that is replaced afterwards
+CONTEXT_LENGTH = 77  # open_clip's, where a configuration has none
 PROJECTIONS = (None, "", "none", "linear", "mlp")
-# Not open_clip's max_pooler, which takes no mask of whole numbers and so none that it is given.
+# Not open_clip's max_pooler, which fails on the integer masks that it is given.
 POOLERS = (None, "mean_pooler", "cls_pooler", "cls_last_hidden_state_pooler")
 
 
 def refuse_unsupported(name: str, config: Mapping[str, Any]) -> None:
-    """Refuse what is known not to work, before anything is built or fetched."""
+    """Raise an error for configurations known not to work, before anything is built or fetched."""
     if "multimodal_cfg" in config:
         raise TowerError(
             f"name: '{name}' is a CoCa model, which is not supported: both of its halves are pooled by tokens of their "
@@ -47,7 +47,7 @@ def refuse_unsupported(name: str, config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def as_described(name: str) -> Iterator[None]:
-    """Make one sentence of whatever a wrong entry in a configuration leads to."""
+    """Convert any error that a wrong entry of a configuration causes into a one-line :class:`TowerError`."""
     try:
         yield
     except TowerError:
@@ -57,24 +57,24 @@ def as_described(name: str) -> Iterator[None]:
 
 
 def has_custom_text(config: Mapping[str, Any]) -> bool:
-    """Whether the text tower is a module of its own in open_clip's model, and its weights begin with ``text.``."""
+    """Return whether open_clip's model has the text tower as a separate module, with weights under ``text.``."""
     return bool(config.get("custom_text", False)) or "hf_model_name" in config["text_cfg"]
 
 
 def build_model(config: Mapping[str, Any], text_config: TextConfig | None = None) -> Any:
-    """An open_clip model of random weights.
+    """Build an open_clip model with random weights.
 
     Args:
-        config: open_clip's description of it.
-        text_config: That of its Hugging Face text encoder, where it has one.
+        config: open_clip's configuration of it.
+        text_config: The configuration of its Hugging Face text encoder, where it has one.
 
     Raises:
-        TowerError: where it has one, and its configuration is not given: open_clip would fetch it.
+        TowerError: where it has such an encoder, and its configuration is not given: open_clip would fetch it.
     """
     from open_clip import CLIP, CustomTextCLIP
 
     rest = {key: value for key, value in config.items() if key != "custom_text"}
-    # Every patch is needed, in training too; and no file but the one asked for is fetched.
+    # Every patch is needed, in training too; and no file but the requested one is fetched.
     rest["vision_cfg"] = {**config["vision_cfg"], "patch_dropout": 0.0}
     concepts = rest["vision_cfg"].pop("concepts", None)
     sizes = rest["vision_cfg"].pop("timm_model_kwargs", None)
@@ -99,7 +99,7 @@ def build_model(config: Mapping[str, Any], text_config: TextConfig | None = None
     if sizes is not None:
         _set_trunk(model.visual, config["vision_cfg"], sizes)
     if text_config is not None:
-        model.text.float()  # its configuration may ask for half
+        model.text.float()  # its configuration may specify half precision
     if "timm_model_name" in config["vision_cfg"]:
         fit_size(model.visual)
     if concepts is not None:
@@ -113,7 +113,7 @@ def build_text_tower(
     config: Mapping[str, Any],
     text_config: TextConfig | None = None,
 ) -> FrozenTextTower:
-    """The text tower of what :func:`build_model` made of the same configurations."""
+    """Build the text tower of a model that :func:`build_model` made from the same configurations."""
     if text_config is None:
         return OpenClipTextTower(model, tokenizer)
     length = config["text_cfg"].get("context_length", CONTEXT_LENGTH)
@@ -121,9 +121,9 @@ def build_text_tower(
 
 
 def _set_trunk(visual: Any, vision: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
-    """timm's image tower in sizes of its own.
+    """Replace the trunk by a timm image tower of the given sizes.
 
-    An entry of our own: open_clip knows timm's towers by name alone, of which none has the sizes, or not with SigLIP's
+    This entry is pvlr's: open_clip takes timm's towers by name alone, and none has these sizes, or not with SigLIP's
     approximated GELU.
     """
     import timm
@@ -134,11 +134,11 @@ def _set_trunk(visual: Any, vision: Mapping[str, Any], sizes: Mapping[str, Any])
     visual.trunk = timm.create_model(name, pretrained=False, num_classes=0, global_pool="map", img_size=size, **sizes)
 
 
-def _add_concepts(visual: Any, told: Any, dim: int) -> None:
-    """Put a :class:`ConceptHead` in the place of a timm network's projection; an entry of our own, not open_clip's."""
+def _add_concepts(visual: Any, options: Any, dim: int) -> None:
+    """Replace a timm network's projection by a :class:`ConceptHead`; the entry is pvlr's, not open_clip's."""
     projection = getattr(getattr(visual, "head", None), "proj", None)
-    if not isinstance(projection, nn.Linear) or not isinstance(told, dict):
+    if not isinstance(projection, nn.Linear) or not isinstance(options, dict):
         raise TowerError(
             "vision_cfg.concepts: expected an object, and a timm network with timm_proj 'linear', got another"
         )
-    visual.head = ConceptHead(width=projection.in_features, dim=dim, **told)
+    visual.head = ConceptHead(width=projection.in_features, dim=dim, **options)

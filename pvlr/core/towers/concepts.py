@@ -1,4 +1,4 @@
-"""A head that names classes, and stands for what it named: images in the space of the classes' text vectors."""
+"""Classification head that returns the classes' text vectors: images in the space of texts."""
 
 import torch
 from jaxtyping import Float
@@ -10,17 +10,17 @@ __all__ = ["ConceptHead"]
 
 
 class ConceptHead(nn.Module):
-    """``Σ_k softmax_k(W f + b) a_k``: the mean of the classes' vectors ``a``, weighted by how probable each class is.
+    """Head ``Σ_k softmax_k(W f + b) a_k``: the mean of the classes' vectors ``a``, weighted by class probabilities.
 
     ConSE (Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings", arXiv 1312.5650) with all
-    classes, whose classifier ``W, b`` was trained on whole pictures. A single position shows less than a picture, and
-    what the classifier says of it is too sure: for patches its logits are divided by a temperature.
+    classes, whose classifier ``W, b`` was trained on whole pictures. A single position shows less than a picture, so
+    that the classifier is overconfident on it: for patches its logits are divided by a temperature.
 
     Args:
-        width: Of features ``f``.
+        width: Width of the features ``f``.
         classes: Number of classes.
         dim: Width of their vectors (``d``).
-        patch_temperature: What the logits of single positions are divided by, above 0.
+        patch_temperature: Divisor of the logits of single positions, above 0.
 
     Example:
         >>> head = ConceptHead(width=1280, classes=1000, dim=384)
@@ -38,15 +38,15 @@ class ConceptHead(nn.Module):
         self.concepts = nn.Linear(classes, dim, bias=False)
 
     def forward(self, features: Float[Tensor, "b w"]) -> Float[Tensor, "b d"]:
-        """Vectors of whole images."""
+        """Compute vectors of whole images."""
         vectors: Tensor = self.concepts(torch.softmax(self.proj(features), dim=-1))
         return vectors
 
     def of_patches(self, features: Float[Tensor, "r w"]) -> Float[Tensor, "r d"]:
-        """Vectors of single positions."""
+        """Compute vectors of single positions."""
         vectors: Tensor = self.concepts(torch.softmax(self.proj(features) / self.patch_temperature, dim=-1))
         return vectors
 
     def extra_repr(self) -> str:
-        """Say what patches are divided by."""
+        """Return the temperature, for ``repr``."""
         return f"patch_temperature={self.patch_temperature:g}"

@@ -1,4 +1,4 @@
-"""What is refused of a tower, and how a foreign file's words are repeated."""
+"""Errors of towers, checks of their files, and texts of foreign files in messages."""
 
 import json
 import reprlib
@@ -14,19 +14,19 @@ _short.maxstring = 80
 
 
 class TowerError(ValueError):
-    """A tower that cannot be found, fetched, read or adapted."""
+    """Error for a tower that cannot be found, fetched, read or adapted."""
 
 
 def read_json(path: Path, what: str, most: int = MOST_CONFIG) -> Any:
-    """The value of a JSON file.
+    """Read the value of a JSON file.
 
     Args:
         path: The file.
-        what: It should be, for messages.
-        most: MiB it may have; a larger one is not read.
+        what: The expected content, for messages.
+        most: Maximum size in MiB; a larger file is not read.
 
     Raises:
-        TowerError: naming the file, where it is absent, too large or no JSON.
+        TowerError: naming the file, where it is absent, too large or not JSON.
 
     Example:
         >>> read_json(Path("nowhere", "config.json"), "the tower's configuration")
@@ -34,7 +34,7 @@ def read_json(path: Path, what: str, most: int = MOST_CONFIG) -> Any:
             ...
         pvlr.core.towers.errors.TowerError: nowhere/config.json: expected the tower's configuration, found no such file
     """
-    if not path.is_file():  # A pipe would be waited for.
+    if not path.is_file():  # Reading a pipe would block.
         raise TowerError(f"{path}: expected {what}, found no such file")
     require_size(path, most)
     try:
@@ -44,20 +44,20 @@ def read_json(path: Path, what: str, most: int = MOST_CONFIG) -> Any:
 
 
 def require_size(path: Path, most: int) -> None:
-    """Refuse a file of more than ``most`` MiB before it is read."""
+    """Require a file of at most ``most`` MiB before it is read."""
     size = path.stat().st_size / 2**20
     if size > most:
         raise TowerError(f"{path}: expected a file of at most {most} MiB, got {size:,.1f} MiB")
 
 
 def require_three(path: Path, entry: str, values: object, *, zero: bool) -> None:
-    """Refuse what is no number per colour, on the scale from 0 to 1.
+    """Require one number per colour, on the scale from 0 to 1.
 
     Args:
-        path: The file that says so.
-        entry: In it.
-        values: What it says.
-        zero: Whether 0 is one.
+        path: The file.
+        entry: Name of the entry in it.
+        values: Value of the entry.
+        zero: Whether 0 is allowed.
 
     Raises:
         TowerError: naming file and entry.
@@ -70,7 +70,7 @@ def require_three(path: Path, entry: str, values: object, *, zero: bool) -> None
 
 
 def shown(value: object) -> str:
-    """A value of a foreign file for a message: cut to about 80 characters, none of which acts on the terminal.
+    """Return a value of a foreign file for a message: at most about 80 characters, without control characters.
 
     Example:
         >>> shown("a\\nb"), len(shown("x" * 999))
@@ -80,7 +80,7 @@ def shown(value: object) -> str:
 
 
 def reason(err: BaseException) -> str:
-    """What an error says, in one line of at most 240 characters, none of which acts on the terminal.
+    """Return the message of an error in one line of at most 240 characters, without control characters.
 
     Example:
         >>> reason(ValueError("no such\\n  colour"))

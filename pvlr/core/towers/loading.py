@@ -1,24 +1,26 @@
-"""Towers by name: a text tower and an image tower of one open_clip model, and what has to go with them."""
+"""Loading of towers by name: a text tower and an image tower of one open_clip model, with their preprocessing."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pvlr.core.protocols import ZeroShot
 from pvlr.core.towers.building import as_described, build_model, build_text_tower, refuse_unsupported
-from pvlr.core.towers.checkpoints import read_weights
-from pvlr.core.towers.frozen_text import FrozenTextTower
-from pvlr.core.towers.hf_files import find_text_config
-from pvlr.core.towers.image import OpenClipImageTower
+from pvlr.core.towers.files.checkpoints import read_weights
+from pvlr.core.towers.files.choices import Activation
+from pvlr.core.towers.files.hf_files import find_text_config
+from pvlr.core.towers.files.sources import TowerError, TowerSource, find_source
+from pvlr.core.towers.image.blocks import PatchFeatures
+from pvlr.core.towers.image.tower import OpenClipImageTower
 from pvlr.core.towers.saving import TowerOrigin, fingerprint_of
-from pvlr.core.towers.sources import TowerError, TowerSource, find_source
 from pvlr.core.towers.spec import TowerSpec
-from pvlr.core.towers.tokenizers import make_tokenizer
+from pvlr.core.towers.text.base import FrozenTextTower
+from pvlr.core.towers.text.tokenizers import make_tokenizer
 
 __all__ = [
     "Towers",
@@ -32,17 +34,17 @@ class Towers:
     """Both towers of one model.
 
     Attributes:
-        spec: What they were asked for by.
+        spec: The description they were loaded by.
         text: The text tower, frozen.
-        image: The image tower, frozen until told otherwise.
-        preprocess: What images must go through: ``mean`` and ``std`` (three floats in [0, 1] each), ``size`` (pixels)
-            and ``interpolation`` (``"bicubic"``, …).
-        logit_scale: What the model multiplies cosine similarities by (already out of its logarithm).
-        logit_bias: What it adds to them; 0 where it has none.
+        image: The image tower, frozen unless set trainable.
+        preprocess: Preprocessing of images: ``mean`` and ``std`` (three floats in [0, 1] each), ``size`` (pixels) and
+            ``interpolation`` (``"bicubic"``, …).
+        logit_scale: Factor of cosine similarities in the model (not its logarithm).
+        logit_bias: Bias added to them; 0 where it has none.
         fingerprint: sha256 over all weights as loaded (before any change of the image size) and the architecture.
-        config: open_clip's description of the model they are halves of.
-        rest: What that model has beside them, by name: its scale and bias.
-        zero_shot: How they recognise without training; None where nothing makes probabilities of their cosines.
+        config: open_clip's configuration of the model they are halves of.
+        rest: Other weights of that model, by name: its scale and bias.
+        zero_shot: Settings of recognition without training; None where cosines have no probabilities.
     """
 
     spec: TowerSpec
@@ -58,7 +60,7 @@ class Towers:
 
     @property
     def origin(self) -> TowerOrigin:
-        """Where they came from."""
+        """The origin of the towers."""
         return TowerOrigin(self.spec, self.fingerprint, self.preprocess, self.config, self.rest, self.zero_shot)
 
 
@@ -67,29 +69,30 @@ def load_towers(
     *,
     weights: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
-    patch_features: Literal["value", "final"] = "value",
-    activation: Literal["gelu", "quick_gelu"] | None = None,
+    patch_features: PatchFeatures = "value",
+    activation: Activation | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     cache_dir: str | None = None,
 ) -> Towers:
     """Load both towers of an open_clip model, on the CPU, in float32, frozen and in evaluation mode.
 
-    Everything that can be refused is refused before any weights are fetched.
+    All checks that need no weights are made before any weights are fetched.
 
     Args:
         name: An open_clip model name (``ViT-B-16-quickgelu``), ``local-dir:FOLDER``, ``hf-hub:ORGANISATION/REPOSITORY``
-            or ``pvlr:scenes-clip``, which comes with pvlr.
+            or ``pvlr:scenes-clip``, which is part of pvlr.
         weights: For an open_clip model name: a tag (``openai``), a local file, or None for random weights, which is
-            logged as a warning. The other names bring their own.
+            logged as a warning. The other names have their own.
         image_size: Side of the images in pixels, a multiple of the patch size (32 for ResNets); None for the tower's
             own. Position embeddings are interpolated from the tower's own size.
-        patch_features: ``"value"`` or ``"final"``, see :class:`~pvlr.core.towers.image.OpenClipImageTower`.
-        activation: With which the weights were trained; None where name or file say it. A file does not, where
-            open_clip has its architecture with either: see :func:`~pvlr.core.towers.sources.find_source`.
-        mean: Of red, green and blue in the images that the weights were trained on; None for what goes with them.
-        std: The same of their standard deviations.
-        cache_dir: Folder for what is downloaded; None for the usual cache.
+        patch_features: ``"value"`` or ``"final"``, see :class:`~pvlr.core.towers.image.tower.OpenClipImageTower`.
+        activation: Activation the weights were trained with; None where name or file determine it. A file does not,
+            where open_clip has its architecture with either: see
+            :func:`~pvlr.core.towers.files.sources.find_source`.
+        mean: Means of red, green and blue in the images that the weights were trained on; None for their usual ones.
+        std: Standard deviations, like ``mean``.
+        cache_dir: Folder for downloads; None for the usual cache.
 
     Raises:
         TowerError: naming the unknown name, the unsupported part or the broken file; in three lines where something
@@ -147,10 +150,10 @@ def load_towers(
 
 
 def build_towers(spec: TowerSpec) -> Towers:
-    """Load the towers of a description, and thaw what is to be trained.
+    """Load the towers of a description, and unfreeze the parts to be trained.
 
     Raises:
-        TowerError: where an open_clip model is named without weights: random ones are asked for, not left over; see
+        TowerError: where an open_clip model is named without weights: random ones must be requested; see
             :func:`load_towers` for the rest.
 
     Example:
@@ -175,7 +178,7 @@ def build_towers(spec: TowerSpec) -> Towers:
 
 @contextmanager
 def _drawn(spec: TowerSpec) -> Iterator[None]:
-    """Random weights are the same each time, or no such run could go on or be loaded."""
+    """Seed random weights, which must be the same each time for runs to be resumed or loaded."""
     with torch.random.fork_rng(devices=[], enabled=spec.is_random):
         if spec.is_random:
             torch.manual_seed(0)
@@ -183,7 +186,7 @@ def _drawn(spec: TowerSpec) -> Iterator[None]:
 
 
 def _zero_shot(source: TowerSource, model: Any) -> ZeroShot | None:
-    """As the files say; a sigmoid loss (SigLIP's) has trained a scale and a bias of its own for the pooled vector."""
+    """Return the settings of the files; a sigmoid loss (SigLIP's) has trained scale and bias for the pooled vector."""
     if source.zero_shot is not None:
         return source.zero_shot
     return None if model.logit_bias is None else ZeroShot("pooled", 0.5, "")

@@ -1,10 +1,9 @@
-"""``pvlr:photos``: towers that know photographs, put together from the published weights of two installed packages.
+"""``pvlr:photos``: towers for photographs, assembled from the published weights of two installed packages.
 
-Image tower: EfficientNet-Lite0, trained on ImageNet-1k, names the classes it sees at every position; what stands for
-the position is the mean of the classes' text vectors, weighted by their probabilities. This is ConSE (Norouzi et al.,
-"Zero-Shot Learning by Convex Combination of Semantic Embeddings", arXiv 1312.5650), here of every position as well as
-of the picture. Text tower: the sentence encoder all-MiniLM-L6-v2. Neither was trained for the other, and nothing is
-trained here.
+Image tower: EfficientNet-Lite0, trained on ImageNet-1k, classifies every position; the vector of the position is the
+mean of the classes' text vectors, weighted by their probabilities. This is ConSE (Norouzi et al., "Zero-Shot Learning
+by Convex Combination of Semantic Embeddings", arXiv 1312.5650), here of every position as well as of the picture. Text
+tower: the sentence encoder all-MiniLM-L6-v2. Neither was trained for the other, and nothing is trained here.
 
 The packages are found by their names and their files checked by sha256; no code of theirs is imported.
 """
@@ -32,13 +31,13 @@ PHOTOS = "pvlr:photos"
 
 
 class PackagedFile(NamedTuple):
-    """A file that an installed package carries.
+    """A file of an installed package.
 
     Attributes:
         package: Name of the distribution.
-        version: Of the release that is known to carry it.
+        version: Version of the release that is known to contain it.
         ending: The end of the file's path in it.
-        sha256: Of the file's content; empty for an archive, whose members are checked.
+        sha256: Digest of the file's content; empty for an archive, whose members are checked.
     """
 
     package: str
@@ -61,13 +60,13 @@ TEXT_MEMBERS = {
     "tokenizer_config.json": (350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
     "special_tokens_map.json": (112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
 }
-"""Size and sha256 of what is read of the archive."""
+"""Size and sha256 of the members of the archive that are read."""
 CONCEPTS_NAME = "concepts.safetensors"
 UNUSED = ("embeddings.position_ids", "pooler.")
 
 
 class Folder:
-    """A temporary folder that is gone when nobody holds it any more."""
+    """A temporary folder that is deleted with its last reference."""
 
     def __init__(self) -> None:
         self.path = Path(mkdtemp(prefix="pvlr-photos-"))
@@ -75,12 +74,12 @@ class Folder:
 
 
 def photos_folder() -> Folder:
-    """A folder with the text tower's configuration and tokenizer, as ``local-dir:`` wants them.
+    """Create a folder with the text tower's configuration and tokenizer, in the form of ``local-dir:``.
 
     Raises:
         TowerError: where a package is not installed, or its file is not the published one.
     """
-    _find(IMAGE_FILE)  # What is missing is told before anything is built.
+    _find(IMAGE_FILE)  # A missing package raises an error before anything is built.
     members = _read_members([name for name in TEXT_MEMBERS if name.endswith(".json")])
     folder = Folder()
     for name, content in members.items():
@@ -89,11 +88,11 @@ def photos_folder() -> Folder:
 
 
 def photos_weights(model: nn.Module, assets: Path) -> dict[str, Tensor]:
-    """All weights of the towers, by the names that ``model`` has for them.
+    """Read all weights of the towers, by their names in ``model``.
 
     Args:
-        model: The open_clip model that they go into.
-        assets: Folder of what comes with pvlr: text vectors of the classes, scale and bias.
+        model: The open_clip model that they are loaded into.
+        assets: Folder of pvlr's own weights: text vectors of the classes, scale and bias.
 
     Raises:
         TowerError: where a package is not installed, or its file is not the published one.
@@ -103,7 +102,7 @@ def photos_weights(model: nn.Module, assets: Path) -> dict[str, Tensor]:
     visual: Any = model.visual
     content = _read_checked(IMAGE_FILE)
     given = list(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True).values())
-    # Other names, but the same order and shapes as in timm's network: classifier last, which is here the head's first.
+    # Other names, but the same order and shapes as in timm's network; the classifier, last there, is in the head here.
     names = [f"visual.trunk.{name}" for name in visual.trunk.state_dict()]
     names += ["visual.head.proj.weight", "visual.head.proj.bias"]
     weights = dict(zip(names, given, strict=True))
@@ -144,7 +143,7 @@ def _read_checked(file: PackagedFile) -> bytes:
 
 
 def _read_members(names: Sequence[str]) -> dict[str, bytes]:
-    """Members of the text tower's archive; none is expanded whose size is not the published one."""
+    """Read members of the text tower's archive; none is expanded whose size is not the published one."""
     path, found = _find(TEXT_FILE), {}
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Towers as files that ``local-dir:FOLDER`` reads, and the fingerprint that tells one from another."""
+"""Writing of towers as files that ``local-dir:FOLDER`` reads, and the fingerprint that identifies their weights."""
 
 import hashlib
 import json
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pvlr.core.files import write_atomically
 from pvlr.core.protocols import ZeroShot
 from pvlr.core.towers.building import has_custom_text
-from pvlr.core.towers.frozen_text import FrozenTextTower
-from pvlr.core.towers.hf_text import HFTextTower, text_config_file
-from pvlr.core.towers.image import OpenClipImageTower
-from pvlr.core.towers.sources import CONFIG_NAME, WEIGHT_NAMES
+from pvlr.core.towers.files.sources import CONFIG_NAME, WEIGHT_NAMES
+from pvlr.core.towers.image.tower import OpenClipImageTower
 from pvlr.core.towers.spec import TowerSpec
-from pvlr.core.towers.tokenizers import tokenizer_files
+from pvlr.core.towers.text.base import FrozenTextTower
+from pvlr.core.towers.text.hugging_face import HFTextTower, text_config_file
+from pvlr.core.towers.text.tokenizers import tokenizer_files
+from pvlr.files import write_atomically
 
 __all__ = [
     "TEXT_FILES",
@@ -30,22 +30,22 @@ __all__ = [
 ]
 
 TOWER_FILES = (CONFIG_NAME, WEIGHT_NAMES[0])
-"""What every folder of saved towers holds."""
+"""Files in every folder of saved towers."""
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-"""What it holds besides for an encoder or tokenizer of transformers."""
+"""Additional files for an encoder or tokenizer of transformers."""
 
 
 class TowerOrigin(NamedTuple):
-    """Where a model's towers came from, and what goes with them.
+    """Origin of a model's towers, with their settings.
 
     Attributes:
-        spec: What they were asked for by.
-        fingerprint: Of their weights as loaded.
-        preprocess: What images must go through.
-        config: open_clip's description of the model they are halves of.
-        rest: What that model has beside them, by name: its scale and bias.
-        zero_shot: How they recognise without training; None where their cosines are no probabilities.
-        copies: Folder of those that came with a saved model; None: they came from where ``spec`` says.
+        spec: The description they were loaded by.
+        fingerprint: Fingerprint of their weights as loaded.
+        preprocess: Preprocessing of images.
+        config: open_clip's configuration of the model they are halves of.
+        rest: Other weights of that model, by name: its scale and bias.
+        zero_shot: Settings of recognition without training; None where cosines have no probabilities.
+        copies: Folder of the towers of a saved model; None: they were loaded from ``spec``.
     """
 
     spec: TowerSpec
@@ -64,50 +64,50 @@ def save_towers(
 
     Args:
         text: The text tower.
-        image: The image tower, whatever was trained of it and whatever its image size is now.
-        origin: Where they came from.
-        folder: Where to; made where it is absent.
+        image: The image tower, trained or not, of any image size.
+        origin: Their origin.
+        folder: Folder of the files; created where it is absent.
 
     Returns:
-        The fingerprint of what was written, and the sha256 of each file by its name.
+        The fingerprint of the written weights, and the sha256 of each file by its name.
 
     Raises:
-        TowerError: where their tokenizer is neither open_clip's own nor one of transformers', and so not in such files.
+        TowerError: where their tokenizer is neither open_clip's own nor one of transformers', and cannot be written.
     """
     from safetensors.torch import save as to_bytes
 
     contents = tokenizer_files(text.tokenizer)
-    here = {"hf_tokenizer_name": "."} if contents else {}
+    own = {"hf_tokenizer_name": "."} if contents else {}
     if isinstance(text, HFTextTower):
         contents["config.json"] = text_config_file(text)
-        here["hf_model_name"] = "."
+        own["hf_model_name"] = "."
     config = {
         **origin.config,
         "vision_cfg": {**origin.config["vision_cfg"], "image_size": image.image_size},
-        "text_cfg": {**origin.config["text_cfg"], **here},
+        "text_cfg": {**origin.config["text_cfg"], **own},
     }
     weights = _weights_of(text, image, origin)
     preprocess = {name: origin.preprocess[name] for name in ("mean", "std", "interpolation")}
-    told: dict[str, Any] = {"model_cfg": config, "preprocess_cfg": preprocess}
+    description: dict[str, Any] = {"model_cfg": config, "preprocess_cfg": preprocess}
     if origin.zero_shot is not None:
-        told["zero_shot"] = origin.zero_shot._asdict()
+        description["zero_shot"] = origin.zero_shot._asdict()
     contents[WEIGHT_NAMES[0]] = to_bytes(weights)
-    contents[CONFIG_NAME] = f"{json.dumps(told, indent=1)}\n".encode()
+    contents[CONFIG_NAME] = f"{json.dumps(description, indent=1)}\n".encode()
     folder.mkdir(parents=True, exist_ok=True)
     digests = {name: write_atomically(folder / name, content) for name, content in contents.items()}
     return fingerprint_of(weights, config, text), digests
 
 
 def fingerprint_of(weights: Mapping[str, Tensor], config: Mapping[str, Any], text: FrozenTextTower) -> str:
-    """The fingerprint of towers: all weights, and what of the architecture leaves no trace in them."""
+    """Return the fingerprint of towers: of all weights, and of the architecture, which weights do not determine."""
     return weights_fingerprint(weights, architecture={"quick_gelu": False, **config, **text.architecture})
 
 
 def were_changed(text: FrozenTextTower, image: OpenClipImageTower, origin: TowerOrigin) -> bool:
-    """Whether frozen towers hold other weights than those that were loaded.
+    """Return whether frozen towers have other weights than those that were loaded.
 
-    It is told of towers in float32 and of the size they came with: what is trained, resized or narrowed differs, and
-    is known by other means or can be made again.
+    Only towers in float32 and of their original size are compared: trained, resized or narrowed weights differ anyway,
+    and are saved or can be computed again.
     """
     own_size = origin.config["vision_cfg"].get("image_size", image.image_size)
     weights = [value for tower in (text, image) for value in tower.state_dict().values() if value.is_floating_point()]
@@ -118,7 +118,7 @@ def were_changed(text: FrozenTextTower, image: OpenClipImageTower, origin: Tower
 
 
 def _weights_of(text: FrozenTextTower, image: OpenClipImageTower, origin: TowerOrigin) -> dict[str, Tensor]:
-    """All weights of the open_clip model, by its names: the halves hold its modules, but for the prefix of texts."""
+    """Return all weights of the open_clip model, by its names: those of the halves, with the prefix of texts added."""
     prefix = "text." if has_custom_text(origin.config) else ""
     named = {f"{prefix}{name}": value for name, value in text.state_dict().items()}
     return {
@@ -128,12 +128,12 @@ def _weights_of(text: FrozenTextTower, image: OpenClipImageTower, origin: TowerO
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor], *, architecture: Mapping[str, Any] | None = None) -> str:
-    """sha256 over names, shapes, dtypes and contents of ``weights``, in the order of their names.
+    """Compute the sha256 over names, shapes, dtypes and contents of ``weights``, in the order of their names.
 
     Args:
         weights: Tensors by name, as ``state_dict()`` returns them.
-        architecture: open_clip's description of the model, as JSON holds it: much of it, such as the number of heads
-            or the activation function, leaves no trace in the weights.
+        architecture: open_clip's configuration of the model, in types of JSON: much of it, such as the number of heads
+            or the activation function, is not determined by the weights.
 
     Returns:
         64 hexadecimal digits.

@@ -1,40 +1,48 @@
-"""Which towers a model is built upon: all that it takes to load them again."""
+"""Description of a model's towers, sufficient to load them again."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pvlr.core.arguments import require_choice, require_int
-from pvlr.core.towers.choices import usual_activation
-from pvlr.core.towers.sources import BUNDLED_PREFIX, FOLDER_PREFIX, HUB_PREFIX, TowerError, TowerSource, find_source
+from pvlr.core.towers.files.choices import Activation, usual_activation
+from pvlr.core.towers.files.sources import (
+    BUNDLED_PREFIX,
+    FOLDER_PREFIX,
+    HUB_PREFIX,
+    TowerError,
+    TowerSource,
+    find_source,
+)
+from pvlr.core.towers.image.blocks import PatchFeatures
 
 __all__ = ["RANDOM", "TowerSpec", "spec_of"]
 
 RANDOM = "random"
 OWN_WEIGHTS = (BUNDLED_PREFIX, FOLDER_PREFIX, HUB_PREFIX)
-LATER = {"activation", "mean", "std"}  # fields that came after the first version
+LATER = {"activation", "mean", "std"}  # fields added after the first version
 
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSpec:
-    """Which pre-trained towers are built upon.
+    """The pre-trained towers of a model.
 
     Args:
         name: An open_clip model name, ``hf-hub:ORGANISATION/REPOSITORY``, ``local-dir:FOLDER`` or
-            ``pvlr:scenes-clip``, which comes with pvlr.
+            ``pvlr:scenes-clip``, which is part of pvlr.
         weights: For an open_clip model name, and required with it: a tag such as ``openai``, a local file, or
-            ``random`` (untrained weights, the same each time, for tests and measurements). The other names bring their
+            ``random`` (untrained weights, the same each time, for tests and measurements). The other names have their
             own: null.
         image_size: Side of the images in pixels, a multiple of the patch size; null for the tower's own.
         patch_features: ``value`` (the last block's value path, aligned with text) or ``final`` (its output).
-        train: What of the image tower is trained: ``frozen``, ``all`` or a number, the last blocks.
-        activation: With which the weights were trained, ``gelu`` or ``quick_gelu``; null where name or file say it. A
-            file does not, where open_clip has its architecture with either.
-        mean: Of red, green and blue in the images that the weights were trained on, on the scale from 0 to 1; null for
-            what goes with the weights. A file does not say it where published weights of its architecture differ.
-        std: The same of the standard deviations.
-        cache_dir: Folder for what is downloaded; null for the usual cache.
+        train: The trained part of the image tower: ``frozen``, ``all`` or a number of last blocks.
+        activation: Activation the weights were trained with, ``gelu`` or ``quick_gelu``; null where name or file
+            determine it. A file does not, where open_clip has its architecture with either.
+        mean: Means of red, green and blue in the images the weights were trained on, on the scale from 0 to 1; null for
+            those of the weights. Required with a file where published weights of its architecture differ.
+        std: Standard deviations, like ``mean``.
+        cache_dir: Folder for downloads; null for the usual cache.
 
     Raises:
         ValueError: naming the field, what it may be and what was given.
@@ -43,9 +51,9 @@ class TowerSpec:
     name: str = "ViT-B-16-quickgelu"
     weights: str | None = None
     image_size: int | None = None
-    patch_features: Literal["value", "final"] = "value"
+    patch_features: PatchFeatures = "value"
     train: Literal["frozen", "all"] | int = "frozen"
-    activation: Literal["gelu", "quick_gelu"] | None = None
+    activation: Activation | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     cache_dir: str | None = None
@@ -57,11 +65,11 @@ class TowerSpec:
                 raise ValueError(f"{name}: expected a text that is not empty, got {value!r}")
         if self.image_size is not None:
             require_int("image_size", self.image_size, least=1)
-        require_choice("patch_features", self.patch_features, ("value", "final"))
+        require_choice("patch_features", self.patch_features, get_args(PatchFeatures))
         if self.train not in ("frozen", "all"):
             require_int("train", self.train, least=1)
         if self.activation is not None:
-            require_choice("activation", self.activation, ("gelu", "quick_gelu"))
+            require_choice("activation", self.activation, get_args(Activation))
         for name, least in (("mean", 0.0), ("std", 1e-6)):
             values = getattr(self, name)
             if values is not None and not (
@@ -73,23 +81,23 @@ class TowerSpec:
 
     @property
     def is_random(self) -> bool:
-        """Whether the weights are untrained ones."""
+        """True where the weights are untrained ones."""
         return self.weights == RANDOM and not self.name.startswith(OWN_WEIGHTS)
 
     @property
     def is_local(self) -> bool:
-        """Whether the weights are a file or folder of this machine, which nobody else has."""
+        """True where the weights are a file or folder of this machine, not available elsewhere."""
         if self.name.startswith(FOLDER_PREFIX):
             return True
         return self.weights is not None and not self.is_random and self.source().tag is None
 
     @property
     def names_weights(self) -> bool:
-        """Whether it says which weights are meant, so that the same ones can be loaded again."""
+        """True where the weights are named, so that the same ones can be loaded again."""
         return self.weights is not None or self.name.startswith(OWN_WEIGHTS)
 
     def source(self) -> TowerSource:
-        """Where they come from, see :func:`~pvlr.core.towers.sources.find_source`.
+        """Find the source of the towers, see :func:`~pvlr.core.towers.files.sources.find_source`.
 
         Raises:
             TowerError: naming what is unknown or missing.
@@ -104,7 +112,7 @@ class TowerSpec:
         )
 
     def absolute(self) -> "TowerSpec":
-        """The same towers, whatever folder they are asked for from: paths of this machine from its root on."""
+        """Return the same towers with absolute paths of this machine, independent of the working folder."""
         if self.name.startswith(FOLDER_PREFIX):
             return replace(self, name=f"{FOLDER_PREFIX}{Path(self.name.removeprefix(FOLDER_PREFIX)).absolute()}")
         if self.weights is not None and self.is_local:
@@ -112,13 +120,13 @@ class TowerSpec:
         return self
 
     def at(self, place: str) -> "TowerSpec":
-        """The same towers where they are now.
+        """Return the same towers at another place.
 
         Args:
             place: A folder; a file of weights, where the towers have a name of open_clip's; or another name.
 
         Raises:
-            TowerError: where a file of weights is given for towers that are a folder or bring their own.
+            TowerError: where a file of weights is given for towers that are a folder or have their own.
 
         Example:
             >>> TowerSpec(name="local-dir:/gone", train=1).at("hf-hub:some/where").name
@@ -132,10 +140,10 @@ class TowerSpec:
         return replace(self, name=found.name, weights=found.weights)
 
     def require_weights(self) -> None:
-        """Refuse an open_clip model's name without weights.
+        """Require weights with an open_clip model's name.
 
         Raises:
-            TowerError: naming what can be given; or the name, where it is unknown.
+            TowerError: naming the possible values; or the name, where it is unknown.
         """
         if not self.names_weights:
             self.source()
@@ -145,7 +153,7 @@ class TowerSpec:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The fields but for ``cache_dir``, which is this machine's, as :meth:`from_json` takes them.
+        """Return the fields but ``cache_dir``, which is this machine's, in the form of :meth:`from_json`.
 
         Example:
             >>> TowerSpec.from_json(TowerSpec(name="pvlr:scenes-clip").to_json()).name
@@ -155,11 +163,11 @@ class TowerSpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], *, cache_dir: str | None = None) -> "TowerSpec":
-        """The description that :meth:`to_json` wrote.
+        """Return the description that :meth:`to_json` wrote.
 
         Args:
-            data: Its fields: all of them, but for those that an earlier version did not know.
-            cache_dir: Folder for what is downloaded; None for the usual cache.
+            data: Its fields: all of them, except those that an earlier version did not have.
+            cache_dir: Folder for downloads; None for the usual cache.
 
         Raises:
             ValueError: naming a field that is missing, unknown or out of range.
@@ -167,23 +175,22 @@ class TowerSpec:
         expected = asdict(cls()).keys() - {"cache_dir"}
         if not isinstance(data, Mapping) or not expected - LATER <= data.keys() <= expected:
             raise ValueError(f"tower: expected the fields {', '.join(sorted(expected))}, got {data!r}")
-        told: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-        spec = cls(**told, cache_dir=cache_dir)
+        values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in data.items()}
+        spec = cls(**values, cache_dir=cache_dir)
         if "activation" in data or spec.weights is None or spec.name.startswith(OWN_WEIGHTS):
             return spec
-        return replace(spec, activation=usual_activation(spec.name))  # which nobody was asked for then
+        return replace(spec, activation=usual_activation(spec.name))  # which earlier versions did not require
 
 
 def spec_of(place: str, weights: str | None = None) -> TowerSpec:
-    """Towers as a command line names them.
+    """Return the description of towers named on a command line.
 
     Args:
-        place: A folder, or a name as :class:`TowerSpec` takes it.
-        weights: A tag or file for a name of open_clip's; where it has published weights under one tag alone, they are
-            meant without it.
+        place: A folder, or a name as in :class:`TowerSpec`.
+        weights: A tag or file for a name of open_clip's; None: its published weights, where there is one tag alone.
 
     Raises:
-        TowerError: where the name is unknown, or several weights could be meant.
+        TowerError: where the name is unknown, or there are several published weights.
 
     Example:
         >>> spec_of("ViT-B-16-SigLIP2").weights
@@ -201,7 +208,7 @@ def spec_of(place: str, weights: str | None = None) -> TowerSpec:
         return spec
     import open_clip
 
-    find_source(place, None, None)  # Which refuses a name that is not known.
+    find_source(place, None, None)  # Raises an error for an unknown name.
     tags = open_clip.list_pretrained_tags_by_model(place)
     if len(tags) == 1:
         return replace(spec, weights=tags[0])

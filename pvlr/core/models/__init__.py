@@ -1,0 +1,1 @@
+"""Networks assembled of blocks: PVLR, and baselines on the same towers."""

@@ -1,0 +1,1 @@
+"""Configurations and weights of towers as files: found, checked and read."""

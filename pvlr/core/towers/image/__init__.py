@@ -1,0 +1,1 @@
+"""Image towers: patch vectors and the pooled vector, of any supported network."""

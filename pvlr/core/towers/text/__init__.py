@@ -1,0 +1,1 @@
+"""Text towers, their tokenizers, and sentence encoders."""

@@ -1,0 +1,1 @@
+"""Generated scenes: the data set that needs no download."""

@@ -1,0 +1,1 @@
+"""Inference: recognition in pictures, saved models, tag files, pages and exported programs."""

@@ -1,0 +1,149 @@
+"""Tagging of many pictures: read ahead by threads, processed in batches, returned in their order."""
+
+import io
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pvlr.core.arguments import require_int
+from pvlr.data.batch import DataError, MachineError
+from pvlr.data.images import decode_rgb
+from pvlr.inference.recognizer import Recognizer
+from pvlr.inference.tags import Tag
+
+__all__ = ["Tagged", "Unreadable", "tag_files", "tag_pictures"]
+
+AHEAD = 2
+"""Number of batches that are read while one is processed."""
+
+
+class Tagged(NamedTuple):
+    """Tags of a picture.
+
+    Attributes:
+        path: Its file, or its name if it is none.
+        tags: Its labels, most probable first.
+        thumbnail: The picture, smaller, as a WebP file; None unless requested.
+    """
+
+    path: str
+    tags: list[Tag]
+    thumbnail: bytes | None
+
+
+class Unreadable(NamedTuple):
+    """A picture that cannot be read.
+
+    Attributes:
+        path: Its file, or its name if it is none.
+        reason: One sentence: what was expected, and what was found.
+    """
+
+    path: str
+    reason: str
+
+
+class _Read(NamedTuple):
+    path: str
+    image: Tensor
+    thumbnail: bytes | None
+
+
+def tag_files(
+    recognizer: Recognizer,
+    paths: Iterable[str],
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    threshold: float | None = None,
+    thumbnails: int = 0,
+) -> Iterator[Tagged | Unreadable]:
+    """Tag any number of files, with the memory of a few batches.
+
+    Args:
+        recognizer: The model.
+        paths: Files; consumed only as fast as they are tagged.
+        batch_size: Pictures per forward pass, at least 1.
+        workers: Threads that read and resize pictures (both release the GIL), at least 1.
+        threshold: Least probability of any label; None: each label's own.
+        thumbnails: Longer side, in pixels, of the small picture that is yielded with the tags, which then have their
+            attention too; 0: neither.
+
+    Yields:
+        For each file, in order, its tags or the reason why it cannot be read.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    pictures = ((path, path) for path in paths)
+    return tag_pictures(
+        recognizer, pictures, batch_size=batch_size, workers=workers, threshold=threshold, thumbnails=thumbnails
+    )
+
+
+def tag_pictures(
+    recognizer: Recognizer,
+    pictures: Iterable[tuple[str, str | bytes]],
+    *,
+    batch_size: int = 32,
+    workers: int = 2,
+    threshold: float | None = None,
+    thumbnails: int = 0,
+) -> Iterator[Tagged | Unreadable]:
+    """Tag pictures that need not be files, each given as a name and a path or bytes; see :func:`tag_files`."""
+    require_int("batch_size", batch_size, least=1)
+    require_int("workers", workers, least=1)
+    return _tag_pictures(recognizer, iter(pictures), batch_size, workers, threshold, thumbnails)
+
+
+def _tag_pictures(
+    recognizer: Recognizer,
+    remaining: Iterator[tuple[str, str | bytes]],
+    batch_size: int,
+    workers: int,
+    threshold: float | None,
+    thumbnails: int,
+) -> Iterator[Tagged | Unreadable]:
+    def read(path: str, picture: str | bytes) -> _Read | Unreadable:
+        try:
+            return _Read(path, recognizer.prepare(picture), _thumbnail(picture, thumbnails) if thumbnails else None)
+        except MachineError:
+            raise  # Not caused by the picture: the next call may tag it.
+        except DataError as err:
+            return Unreadable(path, str(err))
+
+    waiting: deque[Future[_Read | Unreadable]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                room = (AHEAD + 1) * batch_size - len(waiting)
+                waiting.extend(pool.submit(read, *named) for named in islice(remaining, room))
+                if not waiting:
+                    return
+                batch = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
+                yield from _tagged(recognizer, batch, threshold, bool(thumbnails))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _tagged(
+    recognizer: Recognizer, batch: list[_Read | Unreadable], threshold: float | None, attention: bool
+) -> Iterator[Tagged | Unreadable]:
+    images = [one.image for one in batch if isinstance(one, _Read)]
+    found = iter(recognizer.tag_batch(torch.stack(images), threshold=threshold, attention=attention) if images else [])
+    for one in batch:
+        yield one if isinstance(one, Unreadable) else Tagged(one.path, next(found), one.thumbnail)
+
+
+def _thumbnail(source: str | bytes, side: int) -> bytes:
+    picture = decode_rgb(source, side=side)
+    picture.thumbnail((side, side))
+    content = io.BytesIO()
+    picture.save(content, "WEBP", quality=70)
+    return content.getvalue()

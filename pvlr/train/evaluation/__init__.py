@@ -1,0 +1,1 @@
+"""Evaluation: predictions, calibration, report files, and studies of many runs."""

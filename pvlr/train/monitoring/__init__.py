@@ -1,0 +1,1 @@
+"""Monitoring of a run: console lines, metrics files, TensorBoard, figures and records."""
