@@ -255,7 +255,7 @@ def test_the_prior_is_fitted_to_training_pictures() -> None:
         def fit_prior(self, regions: torch.Tensor) -> None:
             asked.append(regions)
 
-    run = SimpleNamespace(built=Built(), feed=Dataloaders(), device=torch.device("cpu"))
+    run = SimpleNamespace(built=Built(), loaders=Dataloaders(), device=torch.device("cpu"))
     _Run._set_prior(run)  # type: ignore[arg-type]
     assert asked[0] is True
     assert len(asked) == 2
