@@ -57,7 +57,7 @@ def test_there_are_commands_and_the_two_for_a_fresh_clone() -> None:
         "conda install pvlr",
     ],
 )
-def test_and_that_test_can_fail(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_is_wrong_is_found(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((AssertionError, SystemExit)):
         prove(command, tmp_path, monkeypatch)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pvlr.core.arguments import require_int
 from pvlr.core.block import Block
-from pvlr.core.functional import full_width, standardise, widened
+from pvlr.core.functional import standardise, upcast, without_autocast
 from pvlr.core.shapes import expect
 
 __all__ = ["VisualAdapter"]
@@ -75,5 +75,5 @@ class VisualAdapter(Block):
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    with full_width(vectors):
-        return F.normalize(widened(vectors), dim=-1).to(vectors.dtype)
+    with without_autocast(vectors):
+        return F.normalize(upcast(vectors), dim=-1).to(vectors.dtype)

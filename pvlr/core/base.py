@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from pvlr.core.arguments import require_choice, require_number
-from pvlr.core.functional import by_rows, cosine_scores, full_width, pool_regions, widened
+from pvlr.core.functional import by_rows, cosine_scores, pool_regions, upcast, without_autocast
 from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["BasePart", "are_anchors", "base_scores"]
@@ -119,7 +119,7 @@ def are_anchors(
 
 def _log_total(patches: Tensor, rivals: Tensor, scale: float) -> Float[Tensor, "b n 1"]:
     """Return ``log Σ_a exp(scale · cos)``, the denominator of a patch's shares."""
-    with full_width(patches):
+    with without_autocast(patches):
         rows = by_rows(
             lambda part: cosine_scores(patches, part, scale=scale).logsumexp(dim=-1, keepdim=True), rivals, join=-1
         )
@@ -135,7 +135,7 @@ def _parts(
     labels: Tensor,
     member: Tensor | None = None,
 ) -> Float[Tensor, "b c p"]:
-    with full_width(patches):
+    with without_autocast(patches):
         cosines = labels.new_zeros(0) if set(parts) == {"pooled"} else cosine_scores(patches, labels)
         found: list[Tensor] = []
         for part in parts:
@@ -150,4 +150,4 @@ def _parts(
                 denominator = torch.where(member.squeeze(-1) > 0, total, torch.logaddexp(total, own))
                 # No share is above 1, and shares that underflow are below the bound.
                 found.append((own - denominator).exp().mean(dim=1).clamp_min(LEAST).log())
-        return torch.stack([widened(part) for part in found], dim=-1)
+        return torch.stack([upcast(part) for part in found], dim=-1)

@@ -19,7 +19,6 @@ __all__ = [
     "attention_map",
     "by_rows",
     "cosine_scores",
-    "full_width",
     "fuse_maps",
     "gate",
     "merge_heads",
@@ -28,30 +27,31 @@ __all__ = [
     "splice_context",
     "split_heads",
     "standardise",
-    "widened",
+    "upcast",
+    "without_autocast",
 ]
 
 ROWS_AT_ONCE = 1024
 """Maximum number of labels or patches computed at once without gradients, see :func:`by_rows`."""
 
 
-def widened(tensor: Tensor) -> Tensor:
+def upcast(tensor: Tensor) -> Tensor:
     """Return the tensor in float32, or in float64 if it is that already.
 
     Scores, maps and losses are computed in this dtype, also under autocast (law 8 of the method).
 
     Example:
-        >>> widened(torch.zeros(1, dtype=torch.bfloat16)).dtype, widened(torch.zeros(1, dtype=torch.float64)).dtype
+        >>> upcast(torch.zeros(1, dtype=torch.bfloat16)).dtype, upcast(torch.zeros(1, dtype=torch.float64)).dtype
         (torch.float32, torch.float64)
     """
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def full_width(tensor: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast on the tensor's device, for computing with :func:`widened` tensors.
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast on the tensor's device, for computing with :func:`upcast` tensors.
 
     Example:
-        >>> with torch.autocast("cpu", torch.bfloat16), full_width(torch.zeros(1)):
+        >>> with torch.autocast("cpu", torch.bfloat16), without_autocast(torch.zeros(1)):
         ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
         torch.float32
     """
@@ -167,8 +167,8 @@ def attention_map(
     batch = expect_broadcast("query, key", "leading axes", query.shape[:-3], key.shape[:-3])
     if mask is not None:
         mask = _check_mask(mask, query, (*batch, axes["h"], axes["q"], axes["k"]))
-    with full_width(query):
-        scores = widened(query) @ widened(key).transpose(-2, -1) / math.sqrt(query.shape[-1])
+    with without_autocast(query):
+        scores = upcast(query) @ upcast(key).transpose(-2, -1) / math.sqrt(query.shape[-1])
         if mask is None:
             return scores.softmax(dim=-1)
         if mask.dtype != torch.bool:
@@ -296,10 +296,10 @@ def cosine_scores(
         expect("labels", labels, "c d", dtype="float", device=image.device, d=axes["d"])
     else:
         expect("labels", labels, "b c d", dtype="float", device=image.device, b=axes["b"], d=axes["d"])
-    if widened(image).dtype != widened(labels).dtype:
+    if upcast(image).dtype != upcast(labels).dtype:
         raise ShapeError(f"labels: expected a tensor of dtype {image.dtype}, got {labels.dtype}")
-    with full_width(image):
-        patches, classes = widened(image), widened(labels)
+    with without_autocast(image):
+        patches, classes = upcast(image), upcast(labels)
         # Dividing the products by the lengths costs less than dividing the vectors, and so do the gradients.
         of_patch, of_label = (torch.linalg.vector_norm(x, dim=-1).clamp_min(1e-12) for x in (patches, classes))
         products = patches @ classes.transpose(-2, -1)
@@ -330,8 +330,8 @@ def pool_regions(
     if expect("scores", scores, "b n c", dtype="float")["n"] == 0:
         raise ShapeError(f"scores: expected at least one patch on axis n of 'b n c', got shape {tuple(scores.shape)}")
     require_choice("how", how, ("max", "mean", "softmax"))
-    with full_width(scores):
-        scores = widened(scores)
+    with without_autocast(scores):
+        scores = upcast(scores)
         if how == "max":
             return scores.amax(dim=1)
         if how == "mean":

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pvlr.core.arguments import require_number
 from pvlr.core.block import Block
-from pvlr.core.functional import by_rows, cosine_scores, full_width, pool_regions, widened
+from pvlr.core.functional import by_rows, cosine_scores, pool_regions, upcast, without_autocast
 from pvlr.core.shapes import expect
 
 __all__ = ["SimilarityHead"]
@@ -79,19 +79,19 @@ class SimilarityHead(Block):
         if looked is not None:
             expect("looked", looked, "b c d", dtype="float", device=device, b=b, c=c, d=d)
             rows = looked
-        with full_width(patches):
+        with without_autocast(patches):
             best = by_rows(lambda part: pool_regions(cosine_scores(patches, part), "max"), rows, join=-1)
-            score = widened(self.log_patches).exp() * best
+            score = upcast(self.log_patches).exp() * best
             if visual is not None:
                 expect("visual", visual, "b c d", dtype="float", device=device, b=b, c=c, d=d)
-                score = score + _paired(widened(visual), widened(labels))
+                score = score + _paired(upcast(visual), upcast(labels))
             if whole is not None and self.log_whole is None:
                 raise ValueError("whole: expected None, this head was made not to compare the whole image")
             if whole is not None and self.log_whole is not None:
                 expect("whole", whole, "b d", dtype="float", device=device, b=b, d=d)
                 of_whole = cosine_scores(whole.unsqueeze(1), labels).squeeze(1)
-                score = score + widened(self.log_whole).exp() * of_whole
-            logits: Tensor = widened(self.log_scale).exp() * score + widened(self.bias)
+                score = score + upcast(self.log_whole).exp() * of_whole
+            logits: Tensor = upcast(self.log_scale).exp() * score + upcast(self.bias)
             return logits
 
 

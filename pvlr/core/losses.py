@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from pvlr.core.arguments import require_choice, require_number
-from pvlr.core.functional import full_width, widened
+from pvlr.core.functional import upcast, without_autocast
 from pvlr.core.shapes import expect
 
 __all__ = ["asymmetric_loss", "binary_cross_entropy"]
@@ -66,8 +66,8 @@ def asymmetric_loss(
     require_number("clip", clip, least=0.0, below=1.0)
     require_choice("reduction", reduction, ("mean", "sum"))
 
-    with full_width(logits):
-        x = widened(logits)
+    with without_autocast(logits):
+        x = upcast(logits)
         y = target.to(x.dtype)
         if known is not None:
             # Masked before the formula: a NaN that is multiplied by zero later stays NaN, forwards and backwards.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pvlr.core.arguments import require_int, require_number
 from pvlr.core.block import Block
-from pvlr.core.functional import full_width, widened
+from pvlr.core.functional import upcast, without_autocast
 from pvlr.core.shapes import expect
 
 __all__ = ["Mixture", "mixing_weights"]
@@ -91,7 +91,7 @@ class Mixture(Block):
             ShapeError: where there is not one score for each part.
         """
         expect("base", base, "b c p", dtype="float", device=self.bias.device, p=self.parts)
-        spread = widened(base).flatten(0, 1).std(dim=0, correction=0)
+        spread = upcast(base).flatten(0, 1).std(dim=0, correction=0)
         self.spread.copy_(torch.where(spread > LEAST, spread, 1.0))
 
     def forward(
@@ -160,15 +160,15 @@ class Mixture(Block):
 
     def _mixed(self, base: Tensor | None, learned: Tensor | None, positives: Tensor | float | None) -> Tensor:
         like = cast(Tensor, base if learned is None else learned)
-        with full_width(like):
-            bias = widened(self.bias)
+        with without_autocast(like):
+            bias = upcast(self.bias)
             if base is None or self.weights is None:
-                return widened(cast(Tensor, learned)) + bias
-            wide = widened(base)
-            known = wide @ (widened(self.weights) / widened(self.spread)).to(wide.dtype)
+                return upcast(cast(Tensor, learned)) + bias
+            wide = upcast(base)
+            known = wide @ (upcast(self.weights) / upcast(self.spread)).to(wide.dtype)
             if learned is None or positives is None:
                 return known + bias
-            mixed: Tensor = known + _share(positives, self.shrinkage) * widened(learned) + bias
+            mixed: Tensor = known + _share(positives, self.shrinkage) * upcast(learned) + bias
             return mixed
 
     def _check(self, base: Tensor | None, learned: Tensor | None, positives: Tensor | None) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.attention import LabelRelation, RelationMap
 from pvlr.core.block import Block
-from pvlr.core.functional import full_width, widened
+from pvlr.core.functional import upcast, without_autocast
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.protocols import PromptTokens, TextTower
 from pvlr.core.shapes import expect
@@ -301,8 +301,8 @@ class ContextPrompter(Block):
             raise ValueError(f"prompts: expected {self.context_tokens} positions for the context, got {prompts.length}")
         vectors = text.encode_context(self.context, prompts)
         expect("text.encode_context", vectors, "c d", dtype="float", device=device, c=labels, d=self.dim)
-        with full_width(vectors):
-            return F.normalize(widened(vectors), dim=-1)
+        with without_autocast(vectors):
+            return F.normalize(upcast(vectors), dim=-1)
 
     def relate(self, vectors: Float[Tensor, "c d"]) -> tuple[Float[Tensor, "c d"], RelationMap | None]:
         """Return ``T_ca`` and its map from ``T_soft``.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pvlr.core.arguments import require_int, require_number
 from pvlr.core.attention import FeedForward
 from pvlr.core.block import Block
-from pvlr.core.functional import by_rows, cosine_scores, full_width, widened
+from pvlr.core.functional import by_rows, cosine_scores, upcast, without_autocast
 from pvlr.core.shapes import expect
 
 __all__ = ["SemanticPooling"]
@@ -73,10 +73,10 @@ class SemanticPooling(Block):
         return by_rows(lambda one, other: self._gathered(patches, one, other), rows, gathered)
 
     def _gathered(self, patches: Tensor, knowledge: Tensor, gathered: Tensor | None) -> Tensor:
-        with full_width(patches):
-            wide = widened(patches)
+        with without_autocast(patches):
+            wide = upcast(patches)
             unit = wide / torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min(1e-12)
-            weights = cosine_scores(unit, knowledge, scale=widened(self.log_sharpness).exp()).softmax(dim=1)
+            weights = cosine_scores(unit, knowledge, scale=upcast(self.log_sharpness).exp()).softmax(dim=1)
             found = weights.transpose(1, 2) @ unit
         found = found.to(patches.dtype if gathered is None else gathered.dtype)
         found = found if gathered is None else found + gathered

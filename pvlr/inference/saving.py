@@ -188,10 +188,7 @@ def load_pretrained(
     path = folder / MODEL_NAME
     description = _read_description(path)
     for name, digest in description["files"].items():
-        if _sha256(folder / name) != digest:
-            raise PretrainedError(
-                f"{folder / name}: expected the content that {MODEL_NAME} was written for, its sha256 is another"
-            )
+        _require_checksum(folder / name, expected=digest, found=_sha256(folder / name))
     with _parts_of(path):
         spec = TowerSpec.from_json(description["tower"], cache_dir=cache_dir)
         labels, trained = (LabelSet.from_json(description[name]) for name in ("labels", "trained"))
@@ -314,6 +311,11 @@ def _require_encoder(folder: Path, config: PVLRConfig | BaselineConfig, encoder:
         raise PretrainedError(f"{folder}: expected no encoder, the model was trained with knowledge='{knowledge}'")
 
 
+def _require_checksum(path: Path, *, expected: object, found: str) -> None:
+    if found != expected:
+        raise PretrainedError(f"{path}: checksum mismatch: expected {str(expected)[:64]}, got {found}")
+
+
 def _sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
@@ -346,8 +348,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     if description.keys() != set(FIELDS):
         odd = ", ".join(map(repr, sorted(set(FIELDS) ^ description.keys())))
         raise PretrainedError(f"{path}: expected the fields of a model of format {FORMAT}, they differ in {odd}")
-    if _digest_of(description) != description["sha256"]:
-        raise PretrainedError(f"{path}: expected the description as it was written, its sha256 is another")
+    _require_checksum(path, expected=description["sha256"], found=_digest_of(description))
     if not isinstance(description["files"], dict) or not description["files"].keys() <= set(CHECKED):
         # Only known names are joined to the folder, so '../' cannot leave it.
         raise PretrainedError(f"{path}: files: expected some of {', '.join(CHECKED)}, got {description['files']!r}")

@@ -158,4 +158,5 @@ def _defect(path: Path) -> str | None:
         return f"{beside.name} is missing"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if beside.read_text(errors="replace").split()[:1] == [digest] else "its sha256 is another"
+    expected = " ".join(beside.read_text(errors="replace").split()[:1])
+    return None if expected == digest else f"checksum mismatch: expected {expected[:64]!r}, got {digest!r}"

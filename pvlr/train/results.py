@@ -78,5 +78,4 @@ def show(name: str, results: Results, *, tensorboard: bool) -> None:
     say(f"\nrun folder: {results.folder}")
     if tensorboard:
         say(f"look:       tensorboard --logdir {folder}")
-    if name == "PVLR":  # A baseline's run is for comparison only.
-        say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")
+    say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")

@@ -1,9 +1,8 @@
 """Refusals of the blocks' constructors, argument by argument, in the words of the message."""
 
-import re
-
 import pytest
 import torch
+from helpers.messages import pinned
 
 from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention, LabelRelation, MultiHeadAttention
@@ -107,7 +106,7 @@ REFUSED = [
 @pytest.mark.parametrize(("block", "wrong", "message"), REFUSED)
 def test_wrong_arguments_are_refused_by_name(block: type[Block], wrong: dict, message: str) -> None:
     assert block(**BLOCKS[block])
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=f"^{pinned(message)}$"):
         block(**(BLOCKS[block] | wrong))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers.contract_cases import BLOCKS, Case
+from helpers.messages import pinned
 from torch import Tensor
 
 from pvlr.core import functional as lib
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("unchecked")
 
 
 def refused(call: Callable[[], object], message: str) -> None:
-    with pytest.raises(ShapeError, match=f"^{re.escape(message)}$") as caught:
+    with pytest.raises(ShapeError, match=f"^{pinned(message)}$") as caught:
         call()
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 

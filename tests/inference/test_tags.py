@@ -1,9 +1,8 @@
 """Choice of the labels that are told of a picture."""
 
-import re
-
 import pytest
 import torch
+from helpers.messages import pinned
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,5 +51,5 @@ def test_each_tag_has_its_own_map() -> None:
 def test_what_is_no_probability_or_threshold_is_refused(
     probabilities: tuple, thresholds: tuple, kind: type, message: str
 ) -> None:
-    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+    with pytest.raises(kind, match=f"^{pinned(message)}$"):
         choose_tags(TWO, torch.tensor(probabilities), thresholds)

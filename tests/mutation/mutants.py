@@ -22,7 +22,7 @@ RENAMED = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])} | {
 }  # fmt: skip
 # Calls that leave a value of the same kind behind when they are left out: f(x) or x.f() becomes x.
 DROPPED = {
-    "sigmoid", "logsigmoid", "gelu", "normalize", "widened", "sqrt", "softmax", "clamp", "exp", "log", "float",
+    "sigmoid", "logsigmoid", "gelu", "normalize", "upcast", "sqrt", "softmax", "clamp", "exp", "log", "float",
     "double", "abs", "contiguous", "detach", "flip", "expand", "masked_fill", "to",
 }  # fmt: skip
 MODULES = {"F", "torch", "math", "nn", "np"}

@@ -242,7 +242,7 @@ def ends_alone(world: World) -> float:
     return time.monotonic() - start
 
 
-def test_but_not_for_one_that_never_comes() -> None:
+def test_barrier_does_not_wait_for_a_rank_that_never_comes() -> None:
     assert GRACE <= on_ranks(2, ends_alone)[0] < 2 * GRACE
 
 

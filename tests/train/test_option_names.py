@@ -32,7 +32,7 @@ def test_the_nearest_option_is_named(words: list[str], message: str, capsys: pyt
     assert capsys.readouterr().err == message
 
 
-def test_and_the_nearest_key_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_nearest_key_of_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x.yaml").write_text("loop:\n  epoch: 3\n")
     assert command(show, ["--config", str(tmp_path / "x.yaml")]) == 2
     error = capsys.readouterr().err

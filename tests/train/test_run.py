@@ -218,7 +218,7 @@ def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) 
     content = bytearray((finished / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(PretrainedError, match="its sha256 is another"):
+    with pytest.raises(PretrainedError, match="checksum mismatch"):
         Recognizer.from_pretrained(tmp_path)
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(PretrainedError, match="expected the description of a model, found another content"):
@@ -228,13 +228,13 @@ def test_damaged_and_missing_models_are_refused(finished: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labels": {"names": ["a", "b", "c", "d"]}}, "its sha256 is another"),
-        ({"labels": {"names": []}}, "its sha256 is another"),
-        ({"labels": 3}, "its sha256 is another"),
-        ({"preprocess": {}}, "its sha256 is another"),
-        ({"tower": []}, "its sha256 is another"),
-        ({"files": 1}, "its sha256 is another"),
-        ({"sha256": None}, "its sha256 is another"),
+        ({"labels": {"names": ["a", "b", "c", "d"]}}, "checksum mismatch"),
+        ({"labels": {"names": []}}, "checksum mismatch"),
+        ({"labels": 3}, "checksum mismatch"),
+        ({"preprocess": {}}, "checksum mismatch"),
+        ({"tower": []}, "checksum mismatch"),
+        ({"files": 1}, "checksum mismatch"),
+        ({"sha256": None}, "checksum mismatch"),
         ({"format": 1}, "expected a model of format 5, found format 1"),
     ],
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pvlr.core.arguments import require_bool, require_choices, require_int, require_number
 from pvlr.core.base import BasePart, are_anchors, base_scores
 from pvlr.core.block import Block
-from pvlr.core.functional import cosine_scores, prior_bias, standardise, widened
+from pvlr.core.functional import cosine_scores, prior_bias, standardise, upcast
 from pvlr.core.labels import LabelSet
 from pvlr.core.mixture import Mixture
 from pvlr.core.models.base import TowerModel
@@ -144,7 +144,7 @@ def paired_scores(
     count = expect("positive", positive, "c d", dtype="float", device=patches.device, d=axes["d"])["c"]
     expect("negative", negative, "c d", dtype="float", device=patches.device, c=count, d=axes["d"])
     for name, text in (("positive", positive), ("negative", negative)):
-        if widened(text[:0]).dtype != widened(patches[:0]).dtype:
+        if upcast(text[:0]).dtype != upcast(patches[:0]).dtype:
             raise ShapeError(f"{name}: expected a tensor of dtype {patches.dtype}, got {text.dtype}")
     like, unlike = (cosine_scores(patches, text, scale=scale) for text in (positive, negative))
     weights = like.softmax(dim=1)
@@ -212,7 +212,7 @@ class PromptedCosine(Block):
             ShapeError: where the axes do not fit.
         """
         expect("pooled", pooled, "b d", dtype="float", device=self.bias.device)
-        scale, bias = widened(self.log_scale).exp(), widened(self.bias)
+        scale, bias = upcast(self.log_scale).exp(), upcast(self.bias)
         return cosine_scores(pooled.unsqueeze(1), text, scale=scale, bias=bias).squeeze(1)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention, DualModalOutput, RelationMap
 from pvlr.core.base import BasePart, base_scores
-from pvlr.core.functional import full_width, standardise, widened
+from pvlr.core.functional import standardise, upcast, without_autocast
 from pvlr.core.head import SimilarityHead
 from pvlr.core.mixture import Mixture, mixing_weights
 from pvlr.core.protocols import Regions, split_regions
@@ -88,7 +88,7 @@ class LabelRows(NamedTuple):
             torch.Size([2, 11])
         """
         columns = (self.fused, self.name, self.own, *(x.unsqueeze(-1) for x in self[3:]))
-        return torch.cat([widened(x) for x in columns], dim=-1)
+        return torch.cat([upcast(x) for x in columns], dim=-1)
 
     @classmethod
     def split(cls, joined: Float[Tensor, "c r"], dim: int) -> "LabelRows":
@@ -190,12 +190,12 @@ class Comparison:
         visual = learned.semantic(patches, known, attended.gathered)
         whole = None if seen.source is None else learned.adapter.whole(pooled, seen.source)
         scores = learned.head(attended.patches, fused, looked=attended.labels, visual=visual, whole=whole)
-        with full_width(scores):
+        with without_autocast(scores):
             answers = [scores]
             if rows.own.shape[-1]:
-                features = widened(pooled if seen.source is None else seen.source)
-                answers.append(standardise(features) @ widened(rows.own).transpose(0, 1))
-            return base, tuple(answer + widened(rows.bias) for answer in answers), attended
+                features = upcast(pooled if seen.source is None else seen.source)
+                answers.append(standardise(features) @ upcast(rows.own).transpose(0, 1))
+            return base, tuple(answer + upcast(rows.bias) for answer in answers), attended
 
 
 def weigh_answers(answers: Sequence[Float[Tensor, "b c"]], positives: Float[Tensor, " c"]) -> Float[Tensor, "b c"]:

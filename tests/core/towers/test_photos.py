@@ -1,7 +1,6 @@
 """`pvlr:photos`: put together of two packages' files, checked, and a pair of towers as any other."""
 
 import hashlib
-import re
 import zipfile
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.extras import require_extra
+from helpers.messages import pinned
 from torch import Tensor
 
 from pvlr.core import PVLR, LabelSet, PVLRConfig, TowerError, TowerSpec, build_towers, load_towers
@@ -87,7 +87,7 @@ def test_a_head_of_concepts_is_refused_where_it_cannot_be(tmp_path: Path) -> Non
         ({"width": 0, "classes": 2, "dim": 2}, "width: expected"),
         ({"width": 2, "classes": 2, "dim": 2, "patch_temperature": 0.0}, "patch_temperature: expected a finite number"),
     ):
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        with pytest.raises(ValueError, match=f"^{pinned(message)}"):
             ConceptHead(**arguments)
     head = ConceptHead(width=4, classes=3, dim=2, patch_temperature=1e6)
     flat = head.concepts.weight.mean(dim=1)

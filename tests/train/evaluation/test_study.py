@@ -2,13 +2,13 @@
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from helpers.messages import pinned
 from helpers.tower_models import write_folder
 from helpers.training_toys import write_voc
 from PIL import Image
@@ -157,7 +157,7 @@ def test_rows_that_change_nothing_there_is_are_refused(
     ],
 )
 def test_a_wrong_study_is_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=f"^{pinned(message)}$"):
         StudyConfig(**wrong)
 
 
