@@ -4,7 +4,8 @@ import re
 
 # Quoted names, options, shapes, numbers and identifiers: what a message is about, and not how it says it.
 FACT = re.compile(
-    r"""'[^']*'|"[^"]*"|`[^`]*`|--[\w.-]+|\([\d, ]*\)|[\w./]*[\d_/.][\w./]*\w|\d+|\b(?:None|True|False|nan|inf)\b"""
+    r"""(?<!\w)'[^']*'(?!\w)|"[^"]*"|`[^`]*`|--[\w.-]+|\([\d, ]*\)|[\w./]*[\d_/.][\w./]*\w|\d+"""
+    r"""|\b(?:None|True|False|nan|inf)\b"""
 )
 WORDS = ("expected", "got", "found")
 
