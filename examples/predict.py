@@ -12,12 +12,16 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
+from pvlr.core.labels import LabelSet
+from pvlr.data.batch import DataError
 from pvlr.data.sources import STDIN, picture_paths
 from pvlr.inference.gallery import THUMBNAIL, Gallery
+from pvlr.inference.interchange import FiftyOneFile, LabelStudioFile
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.tag_file import TagFile, identity_of
-from pvlr.inference.tagging import Unreadable, tag_files
+from pvlr.inference.tagging import Tagged, Unreadable, tag_files
 from pvlr.inference.tags import Tag
+from pvlr.inference.xmp import write_sidecar
 from pvlr.train.monitoring.latency import latency_table
 
 RANKED = 5
@@ -67,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("jsonl", "csv"), help="of --out, whatever its ending")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of thumbnails, tags and where they are")
     parser.add_argument("--html-limit", type=int, default=1000, metavar="N", help="pictures on it (default: 1000)")
+    parser.add_argument(
+        "--xmp", action="store_true", help="add the tags to an XMP sidecar beside each picture, for photo programs"
+    )
+    parser.add_argument(
+        "--label-studio", type=Path, metavar="FILE", help="write tasks with predictions for Label Studio"
+    )
+    parser.add_argument(
+        "--image-prefix",
+        default="",
+        metavar="TEXT",
+        help="before each path in --label-studio, such as /data/local-files/?d=",
+    )
+    parser.add_argument("--fiftyone", type=Path, metavar="FILE", help="write labels.json for FiftyOne")
     parser.add_argument("--benchmark", action="store_true", help="measure the speed on these pictures instead")
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="pictures at once (default: 4 on a CPU, 32 elsewhere)"
@@ -84,11 +101,7 @@ def _run(given: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {getattr(given, name)}")
     if given.top and given.threshold is not None:
         raise ValueError("--top: expected no --threshold with it, for it takes labels whatever they have")
-    for name, path in (("out", given.out), ("html", given.html)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise ValueError(f"--{name}: expected a file in a folder that is there, got {path}")
-    if given.out is not None and given.html is not None and given.out.resolve() == given.html.resolve():
-        raise ValueError(f"--html: expected another file than --out, got {given.html}")
+    _require_places(given)
     recognizer = Recognizer.open(
         given.run, given.tower, weights=given.weights, labels=given.labels, device=given.device
     )
@@ -106,67 +119,128 @@ def _run(given: argparse.Namespace) -> int:
         )
         if given.top is None and given.threshold is None:
             given.top = RANKED
-    paths = picture_paths(given.pictures, sys.stdin.buffer)
     if given.benchmark:
+        paths = picture_paths(given.pictures, sys.stdin.buffer)
         print(latency_table(recognizer, list(islice(paths, 256)), batch_size=given.batch_size, workers=given.workers))
         return 0
-    return _tag(recognizer, paths, given)
+    return _tag(recognizer, given)
 
 
-def _tag(recognizer: Recognizer, paths: Iterator[str], given: argparse.Namespace) -> int:
-    decision = recognizer.decision
-    threshold = decision.least if given.top else given.threshold
-    own = decision.for_labels(recognizer.labels)
-    refused = 0
-    with ExitStack() as stack:
-        file, page = None, None
+def _require_places(given: argparse.Namespace) -> None:
+    """Require of each file to be written a folder that is there, and that no other is written to the same place."""
+    taken: dict[Path, str] = {}
+    for name in ("out", "html", "label_studio", "fiftyone"):
+        path, option = getattr(given, name), f"--{name.replace('_', '-')}"
+        if path is None:
+            continue
+        if path.is_dir() or not path.parent.is_dir():
+            raise ValueError(f"{option}: expected a file in a folder that is there, got {path}")
+        if (other := taken.setdefault(path.resolve(), option)) != option:
+            raise ValueError(f"{option}: expected another file than {other}, got {path}")
+    if given.image_prefix and given.label_studio is None:
+        raise ValueError("--image-prefix: expected --label-studio with it, whose pictures it stands in front of")
+
+
+class _Outputs:
+    """Everything that tags are written to, as the command line asks for it."""
+
+    def __init__(self, stack: ExitStack, recognizer: Recognizer, given: argparse.Namespace) -> None:
+        decision, labels = recognizer.decision, recognizer.labels
+        self.labels, self.sidecars, self.failed, self.refused, self.left_out = labels, given.xmp, 0, 0, 0
+        self.threshold = decision.least if given.top else given.threshold
+        self.file: TagFile | None = None
+        self.page: Gallery | None = None
+        self.exports: list[LabelStudioFile | FiftyOneFile] = []
         if given.out is not None:
             about = {**identity_of(recognizer), "threshold": given.threshold, "top": given.top}
-            file = stack.enter_context(TagFile(given.out, about, kind=given.format))
+            self.file = stack.enter_context(TagFile(given.out, about, kind=given.format))
         if given.html is not None:
-            shown = own if threshold is None else (threshold,) * len(own)
-            title = f"Tags by {given.run or given.tower}"
-            page = stack.enter_context(
-                Gallery(
-                    given.html, recognizer.labels, shown, title=title, limit=given.html_limit, scores=decision.scores
-                )
-            )
-        todo = _todo(paths, file, page)
+            shown = decision.for_labels(labels) if self.threshold is None else (self.threshold,) * len(labels)
+            title, limit = f"Tags by {given.run or given.tower}", given.html_limit
+            page = Gallery(given.html, labels, shown, title=title, limit=limit, scores=decision.scores)
+            self.page = stack.enter_context(page)
+        if given.label_studio is not None:
+            model = str(given.run or given.tower)
+            tasks = LabelStudioFile(given.label_studio, labels, model=model, prefix=given.image_prefix)
+            self.exports.append(stack.enter_context(tasks))
+        if given.fiftyone is not None:
+            self.exports.append(stack.enter_context(FiftyOneFile(given.fiftyone, labels)))
+
+    @property
+    def is_silent(self) -> bool:
+        """True if tags are written to files, and not printed."""
+        return bool(self.file or self.page or self.exports or self.sidecars)
+
+    def todo(self, paths: Iterator[str]) -> Iterator[str]:
+        """Yield the paths to tag: those that --out has already only if another output needs them."""
+        for path in paths:
+            done = self.file is not None and path in self.file.done
+            if not done or self.exports or self.sidecars or (self.page is not None and not self.page.is_full):
+                yield path
+            elif self.page is not None:
+                self.page.skip()
+
+    def add(self, one: Tagged) -> None:
+        """Write the tags of a picture."""
+        if self.page is not None:
+            self.page.add(one)
+        if self.file is not None and one.path not in self.file.done:
+            self.file.write(one.path, one.tags)
+        for export in self.exports:
+            export.add(one.path, one.tags)
+        if self.sidecars and Path(one.path).is_file():
+            try:
+                write_sidecar(Path(one.path), (self.labels.readable[tag.name] for tag in one.tags))
+            except DataError as err:
+                self.failed += 1
+                print(f"no sidecar: {err}", file=sys.stderr)
+        if not self.is_silent:
+            print(f"{one.path}: {_listing(self.labels, one.tags)}", flush=True)
+
+    def refuse(self, bad: Unreadable) -> None:
+        """List a picture that cannot be read."""
+        self.refused += 1
+        print(f"unreadable: {bad.reason}", file=sys.stderr)
+        self._list(bad)
+
+    def leave_out(self, path: str, reason: str) -> None:
+        """List a picture in a folder that is left out for its extension or format."""
+        self.left_out += 1
+        print(f"left out: {reason}", file=sys.stderr)
+        self._list(Unreadable(path, reason))
+
+    def _list(self, bad: Unreadable) -> None:
+        for place in (self.file, self.page):
+            if place is not None:
+                place.refuse(bad)
+
+    def finish(self) -> int:
+        """Print how many pictures have no tags, and return the exit code."""
+        counts = ((self.refused, "unreadable"), (self.left_out, "left out"))
+        said = " and ".join(f"{count} {what}" for count, what in counts if count)
+        if said and self.file is not None:
+            print(f"{said}, listed in {self.file.refused_path}", file=sys.stderr)
+        return 1 if said or self.failed else 0
+
+
+def _tag(recognizer: Recognizer, given: argparse.Namespace) -> int:
+    with ExitStack() as stack:
+        outputs = _Outputs(stack, recognizer, given)
+        paths = picture_paths(given.pictures, sys.stdin.buffer, left_out=outputs.leave_out)
         found = tag_files(
             recognizer,
-            _progress(todo, given),
+            _progress(outputs.todo(paths), given),
             batch_size=given.batch_size,
             workers=given.workers,
-            threshold=threshold,
-            thumbnails=THUMBNAIL if page is not None else 0,
+            threshold=outputs.threshold,
+            thumbnails=THUMBNAIL if outputs.page is not None else 0,
         )
         for one in found:
             if isinstance(one, Unreadable):
-                refused += 1
-                print(f"unreadable: {one.reason}", file=sys.stderr)
-                for place in (file, page):
-                    if place is not None:
-                        place.refuse(one)
-                continue
-            one = one._replace(tags=one.tags[: given.top])
-            if page is not None:
-                page.add(one)
-            if file is not None and one.path not in file.done:
-                file.write(one.path, one.tags)
-            if file is None and page is None:
-                print(f"{one.path}: {_listing(recognizer, one.tags)}", flush=True)
-    if file is not None and refused:
-        print(f"{refused} unreadable, listed in {file.refused_path}", file=sys.stderr)
-    return 1 if refused else 0
-
-
-def _todo(paths: Iterator[str], file: TagFile | None, page: Gallery | None) -> Iterator[str]:
-    """Yield the paths to tag: those in the file already only as far as the page shows them."""
-    for path in paths:
-        if file is None or path not in file.done or (page is not None and not page.is_full):
-            yield path
-        elif page is not None:
-            page.skip()
+                outputs.refuse(one)
+            else:
+                outputs.add(one._replace(tags=one.tags[: given.top]))
+    return outputs.finish()
 
 
 def _progress(paths: Iterator[str], given: argparse.Namespace) -> Iterator[str]:
@@ -179,8 +253,8 @@ def _progress(paths: Iterator[str], given: argparse.Namespace) -> Iterator[str]:
     return iter(tqdm(paths, total=total, unit="picture"))
 
 
-def _listing(recognizer: Recognizer, tags: Sequence[Tag]) -> str:
-    listing = ", ".join(f"{recognizer.labels.readable[tag.name]} {tag.probability:.3f}" for tag in tags)
+def _listing(labels: LabelSet, tags: Sequence[Tag]) -> str:
+    listing = ", ".join(f"{labels.readable[tag.name]} {tag.probability:.3f}" for tag in tags)
     return listing or "no label reaches its threshold (--top K tells the nearest)"
 
 

@@ -17,6 +17,7 @@ from pvlr.core.shapes import expect
 from pvlr.data.batch import DataError, Sample
 from pvlr.data.images import Picture, decode_rgb
 from pvlr.data.sampling import Draw, derive_seed
+from pvlr.data.stratify import stratified_split
 
 __all__ = ["LabelledImages", "Source", "Transform", "hide_labels", "know_few", "split_by_name"]
 
@@ -167,32 +168,37 @@ class LabelledImages(Dataset[Sample]):
 
 
 def split_by_name(data: LabelledImages, *, share: float, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
-    """Split off a share of the pictures, as a function of (seed, name of the picture) only.
+    """Split off a share of the pictures, and with it the same share of each label's positives.
+
+    The choice is a function of the seed, the pictures' names and their labels; see
+    :func:`~pvlr.data.stratify.stratified_split`. Labels that are unknown count as absent.
 
     Args:
         data: Pictures with labels.
-        share: Share of the pictures to split off, in (0, 1); approximate, since each is drawn by its name.
+        share: Share of the pictures to split off, in (0, 1); at least one is, and at least one remains.
         seed: Seed of the choice.
 
     Returns:
         The remaining pictures, and those that are split off.
 
     Raises:
-        DataError: if either would be empty.
+        DataError: if there is one picture only.
 
     Example:
         >>> labels, names = LabelSet(("cat",)), [str(number) for number in range(100)]
         >>> paths = [Path(f"{name}.jpg") for name in names]
-        >>> data = LabelledImages(
-        ...     name="x", labels=labels, paths=paths, identifiers=names, target=torch.zeros(100, 1)
-        ... )
-        >>> [len(part) for part in split_by_name(data, share=0.2)]
-        [84, 16]
+        >>> target = torch.zeros(100, 1).index_fill(0, torch.arange(10), 1.0)
+        >>> data = LabelledImages(name="x", labels=labels, paths=paths, identifiers=names, target=target)
+        >>> [(len(part), int(part.target.sum())) for part in split_by_name(data, share=0.2)]
+        [(80, 8), (20, 2)]
     """
-    chosen = [derive_seed(seed, _number(identifier)) < share * 2**63 for identifier in data.identifiers]
-    rows = {part: [row for row, aside in enumerate(chosen) if aside is part] for part in (False, True)}
-    if not all(rows.values()):
+    if len(data) < 2:
         raise DataError(f"{data.name}: expected enough pictures to set {share:g} of them aside, found {len(data)}")
+    # By name and not by position: the order of a file of labels plays no part.
+    draws = [(derive_seed(seed, _number(identifier)), identifier) for identifier in data.identifiers]
+    order = sorted(range(len(data)), key=lambda row: draws[row])
+    chosen = stratified_split((data.target > 0) & data.known, share, order).tolist()
+    rows = {part: [row for row, aside in enumerate(chosen) if aside is part] for part in (False, True)}
     return data.select(rows[False], note=f"{1 - share:.0%} of all"), data.select(rows[True], note=f"{share:.0%} of all")
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -25,13 +26,17 @@ from pvlr.files import write_atomically
 from pvlr.inference.tagging import Tagged, Unreadable
 from pvlr.inference.tags import Tag
 
-__all__ = ["THUMBNAIL", "Gallery"]
+__all__ = ["THUMBNAIL", "Gallery", "card", "page_around"]
 
 THUMBNAIL = 288
 """Longer side of a thumbnail, in pixels."""
 MAP_SIDE = 64
 STRENGTH = 0.75
 LISTED = 100
+HINT = (
+    "Point at a tag, or go to it by Tab and the arrow keys, to see where it was found; click or press Enter\n"
+    "to keep it, Escape to let go. The mark under a bar is the label's threshold."
+)
 
 
 class Gallery:
@@ -110,28 +115,14 @@ class Gallery:
                 write_atomically(self.path, self._write)
 
     def _write(self, file: IO[bytes]) -> None:
-        page = (files("pvlr") / "assets" / "gallery.html").read_text(encoding="utf-8")
-        script = page.split("<script>")[1].split("</script>")[0]
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        before, after = page.split("{{cards}}")
-        values = {
-            "title": html.escape(self.title),
-            # Nothing is fetched, and no script runs but the page's own, whatever the name of a file.
-            "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-            "summary": html.escape(self._summary()),
-            "options": "".join(
-                f'<option value="{html.escape(name)}">{html.escape(self.labels.readable[name])} ({count})</option>'
-                for name, count in sorted(self._counts.items(), key=lambda pair: (-pair[1], pair[0]))
-            ),
-            "refused": self._refusals(),
-        }
-        for name, value in values.items():
-            before, after = (part.replace(f"{{{{{name}}}}}", value) for part in (before, after))
-        file.write(before.encode())
+        before, after = page_around(
+            self.labels, self._counts, title=self.title, summary=self._summary(), hint=HINT, below=self._refusals()
+        )
+        file.write(before)
         self._cards.seek(0)
         while block := self._cards.read(1 << 20):
             file.write(block)
-        file.write(after.encode())
+        file.write(after)
 
     def _summary(self) -> str:
         summary = f"{self._shown:,} pictures, {len(self.labels):,} labels asked for"
@@ -146,17 +137,15 @@ class Gallery:
         return f"<details><summary>{self._refused:,} could not be read</summary><ul>{rows}{more}</ul></details>"
 
     def _card(self, picture: Tagged) -> str:
-        path, name = _printable(picture.path), _printable(os.path.basename(picture.path))
         listing = ", ".join(f"{self.labels.readable[tag.name]} {tag.probability:{self._form}}" for tag in picture.tags)
-        scores = json.dumps({tag.name: round(tag.probability, 4) for tag in picture.tags})
         tags = "".join(self._tag(tag) for tag in picture.tags)
-        listed = f"<ul>{tags}</ul>" if tags else '<p class="none">No label reaches its threshold.</p>'
-        alternative = html.escape(f"{name}: {listing or 'no label'}")
-        return (
-            f'<article tabindex="-1" data-file="{html.escape(path)}" data-scores="{html.escape(scores)}">'
-            f'<figure><img class="picture" alt="{alternative}" src="{_data(picture.thumbnail or b"", "webp")}">'
-            f'<img class="map" alt="" hidden></figure><h2 title="{html.escape(path)}">{html.escape(name)}</h2>'
-            f"{listed}</article>\n"
+        return card(
+            picture.path,
+            os.path.basename(picture.path),
+            {tag.name: tag.probability for tag in picture.tags},
+            listing=listing or "no label",
+            content=f"<ul>{tags}</ul>" if tags else '<p class="none">No label reaches its threshold.</p>',
+            thumbnail=picture.thumbnail or b"",
         )
 
     def _tag(self, tag: Tag) -> str:
@@ -169,6 +158,71 @@ class Gallery:
             f'<i style="left:{max(0.0, threshold):.2%}" title="threshold {threshold:.2f}"></i>'
             "</button></li>"
         )
+
+
+def page_around(
+    labels: LabelSet, counts: Mapping[str, int], *, title: str, summary: str, hint: str, below: str = ""
+) -> tuple[bytes, bytes]:
+    """Return the parts of a page before and after its cards.
+
+    Args:
+        labels: The labels, with their readable names.
+        counts: Number of cards by label, for the filter.
+        title: Title of the page.
+        summary: Text below the title.
+        hint: How the page is used, behind the summary, as HTML.
+        below: HTML below the cards.
+
+    Example:
+        >>> before, after = page_around(LabelSet(("cat",)), {"cat": 2}, title="Mine", summary="2 pictures", hint="")
+        >>> b"<h1>Mine</h1>" in before, b"cat (2)</option>" in before, after.strip().endswith(b"</html>")
+        (True, True, True)
+    """
+    page = (files("pvlr") / "assets" / "gallery.html").read_text(encoding="utf-8")
+    script = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    before, after = page.split("{{cards}}")
+    values = {
+        # Nothing is fetched, and no script runs but the page's own, whatever the name of a file.
+        "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        "title": html.escape(title),
+        "summary": html.escape(summary),
+        "hint": hint,
+        "options": "".join(
+            f'<option value="{html.escape(name)}">{html.escape(labels.readable[name])} ({count})</option>'
+            for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        ),
+        "refused": below,
+    }
+    for name, value in values.items():
+        before, after = (part.replace(f"{{{{{name}}}}}", value) for part in (before, after))
+    return before.encode(), after.encode()
+
+
+def card(path: str, name: str, scores: Mapping[str, float], *, listing: str, content: str, thumbnail: bytes) -> str:
+    """Return a picture on a page.
+
+    Args:
+        path: Its file.
+        name: Its caption.
+        scores: The numbers it is filtered and sorted by, by label.
+        listing: Its labels in words, for people who cannot see it.
+        content: HTML below the caption.
+        thumbnail: The picture as a WebP file.
+
+    Example:
+        >>> card("a/1.jpg", "1.jpg", {"cat": 0.75}, listing="cat 75%", content="", thumbnail=b"")[:61]
+        '<article tabindex="-1" data-file="a/1.jpg" data-scores="{&quo'
+    """
+    path, name = html.escape(_printable(path)), _printable(name)
+    rounded = json.dumps({label: round(score, 4) for label, score in scores.items()})
+    alternative = html.escape(f"{name}: {listing}")
+    return (
+        f'<article tabindex="-1" data-file="{path}" data-scores="{html.escape(rounded)}">'
+        f'<figure><img class="picture" alt="{alternative}" src="{_data(thumbnail, "webp")}">'
+        f'<img class="map" alt="" hidden></figure><h2 title="{path}">{html.escape(name)}</h2>'
+        f"{content}</article>\n"
+    )
 
 
 def _map(attention: Float[Tensor, "g g"]) -> bytes:

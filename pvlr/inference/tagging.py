@@ -8,6 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pvlr.core.arguments import require_int
@@ -16,7 +17,7 @@ from pvlr.data.images import decode_rgb
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.tags import Tag
 
-__all__ = ["Tagged", "Unreadable", "tag_files", "tag_pictures"]
+__all__ = ["Tagged", "Unreadable", "tag_files", "tag_pictures", "thumbnail_of"]
 
 AHEAD = 2
 """Number of batches that are read while one is processed."""
@@ -111,7 +112,8 @@ def _tag_pictures(
 ) -> Iterator[Tagged | Unreadable]:
     def read(path: str, picture: str | bytes) -> _Read | Unreadable:
         try:
-            return _Read(path, recognizer.prepare(picture), _thumbnail(picture, thumbnails) if thumbnails else None)
+            small = thumbnail_of(decode_rgb(picture, side=thumbnails), thumbnails) if thumbnails else None
+            return _Read(path, recognizer.prepare(picture), small)
         except MachineError:
             raise  # Not caused by the picture: the next call may tag it.
         except DataError as err:
@@ -141,8 +143,14 @@ def _tagged(
         yield one if isinstance(one, Unreadable) else Tagged(one.path, next(found), one.thumbnail)
 
 
-def _thumbnail(source: str | bytes, side: int) -> bytes:
-    picture = decode_rgb(source, side=side)
+def thumbnail_of(picture: Image.Image, side: int) -> bytes:
+    """Return a picture as a WebP file, its longer side at most ``side`` pixels.
+
+    Example:
+        >>> Image.open(io.BytesIO(thumbnail_of(Image.new("RGB", (40, 20)), 10))).size
+        (10, 5)
+    """
+    picture = picture.copy()
     picture.thumbnail((side, side))
     content = io.BytesIO()
     picture.save(content, "WEBP", quality=70)

@@ -27,6 +27,8 @@ class Results:
         baselines: Results by name; empty unless configured.
         folder: Folder of the run.
         seconds: Time spent training.
+        untrained: Labels that have a positive in the test split, but none in the training split; they are part of the
+            mAP.
     """
 
     report: MultiLabelReport
@@ -34,6 +36,7 @@ class Results:
     baselines: Mapping[str, Baseline]
     folder: Path
     seconds: float
+    untrained: tuple[str, ...] = ()
 
     def to_json(self, name: str) -> dict[str, Any]:
         """Return the results as ``run.json`` stores them.
@@ -74,6 +77,8 @@ def show(name: str, results: Results, *, tensorboard: bool) -> None:
         say(f"{other}: {found.detail}")
     if results.report.absent:
         say(f"labels without a positive in the test split: {', '.join(results.report.absent)}")
+    if results.untrained:
+        say(f"labels without a positive in training, which count in these figures: {', '.join(results.untrained)}")
     folder = shlex.quote(str(results.folder))
     say(f"\nrun folder: {results.folder}")
     if tensorboard:

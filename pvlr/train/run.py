@@ -22,9 +22,10 @@ from pvlr.core.prompts import PromptBank, encode_knowledge
 from pvlr.core.protocols import ImageFeatures
 from pvlr.core.towers import build_towers
 from pvlr.core.towers.text.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
-from pvlr.data.batch import Batch
+from pvlr.data.batch import Batch, DataError
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
+from pvlr.data.label_check import check_labels
 from pvlr.data.sampling import EpochSampler, derive_seed
 from pvlr.data.scan import without_bad_images
 from pvlr.files import remove_leftovers, write_atomically
@@ -219,7 +220,15 @@ class _Run:
                 self.monitor.close()
             baselines = self.world.on_rank_zero(lambda: self._finish(report))
         return self._report(
-            Results(report=report, of=of, baselines=baselines, folder=self.folder, seconds=self.seconds), steps
+            Results(
+                report=report,
+                of=of,
+                baselines=baselines,
+                folder=self.folder,
+                seconds=self.seconds,
+                untrained=_untrained(self.splits),
+            ),
+            steps,
         )
 
     # --- before training
@@ -280,14 +289,16 @@ class _Run:
                 self.cached[0] = self.cached[0].select(rows)
 
     def _scanned_splits(self) -> Splits:
-        """Return the splits of the data, after a check that every picture can be read."""
+        """Return the splits of the data, after a check of every picture and of the labels."""
         data = self.config.data
         parts = [part for part in data.splits(self.loop.seed) if part is not None]
         self.folder.mkdir(parents=True, exist_ok=True)
         found = without_bad_images(
             parts, data.on_bad_image, folder=self.folder, workers=data.workers, watch=scan_progress
         )
-        return Splits(*found)
+        splits = Splits(*found)
+        _check_labels(splits, data)
+        return splits
 
     def _set_epochs(self, pictures: int) -> None:
         """Resolve the number of epochs from that of the pictures, in the present and in the saved configuration."""
@@ -530,6 +541,7 @@ class _Run:
             "result_of_step": self.state.step,
             "seconds": results.seconds,
             "results": results.to_json(name),
+            "untrained": list(results.untrained),
         }
         self.world.on_rank_zero(lambda: write_record(self.folder, {**self.record, **finished}))
         show(name, results, tensorboard=self.config.run.tensorboard)
@@ -545,6 +557,24 @@ def _labelled_rows(train: LabelledImages, loss: LossConfig) -> list[int] | None:
         raise ConfigError("data: expected training pictures of which a label is known, found none")
     rows: list[int] = known.nonzero().flatten().tolist()
     return rows
+
+
+def _check_labels(splits: Splits, data: DataConfig) -> None:
+    """Print the positives of each label and what looks wrong, or refuse that."""
+    named = {name: part for name, part in splits._asdict().items() if part is not None}
+    found = check_labels(named)
+    if found.problems and data.on_bad_labels == "refuse":
+        others = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
+        raise DataError(f"{found.problems[0]}{others}; data.on_bad_labels 'warn' trains on these labels all the same")
+    say(f"positives of each label\n{found.table}")
+    for problem in found.problems:
+        say(f"warning: {problem}")
+
+
+def _untrained(splits: Splits) -> tuple[str, ...]:
+    """Return the labels that have a known positive in the test split, but none in the training split."""
+    train, test = _known_positives(splits.train), _known_positives(splits.test)
+    return tuple(name for name, few, some in zip(splits.test.labels, train, test, strict=True) if some and not few)
 
 
 def _known_positives(train: LabelledImages) -> Tensor:

@@ -218,7 +218,7 @@ TABLES = (
     table(
         "40,000 keys, none of them right",
         f"{{{', '.join(f'{chr(34)}{key}{chr(34)}: 0' for key in range(40_000))}}}",
-        "line 1: expected the key 'file', found '0', '1', '2', '3', '4', '5', '6', '7' and 39992 more",
+        "line 1: expected the keys 'file' and 'labels', found '0', '1', '2', '3', '4', '5', '6', '7' and 39992 more",
         ending="jsonl",
     ),
     table("row without labels' cell", f"{HEAD}1.png\n", "line 2: expected 2 values, one per column, found 1"),
@@ -324,12 +324,12 @@ REST = (
     tree(
         "pipe",
         lambda cat: os.mkfifo(cat / "2.png"),
-        "root/cat/2.png: expected a picture (.jpg, .jpeg, .png, .webp, .bmp",
+        "root/cat/2.png: expected a picture (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp",
     ),
     tree(
         "other file",
         lambda cat: (cat / "a.exe").touch(),
-        "root/cat/a.exe: expected a picture (.jpg, .jpeg, .png, .webp,",
+        "root/cat/a.exe: expected a picture (.jpg, .jpeg, .jpe, .jfif, .png, .webp,",
     ),
     tree(
         "name that paints the terminal",

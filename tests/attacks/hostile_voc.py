@@ -114,7 +114,7 @@ VOC = (
     xml(
         "difficult: 7",
         annotation(rest="<difficult>7</difficult>"),
-        "expected <difficult> of 'cat' to be 0 or 1, found '7'",
+        "expected <difficult> of 'cat' to be 0 or 1, true or false, yes or no, or Unspecified, found '7'",
     ),
     xml("box without a side", annotation(box="1 1 9"), "'cat': expected <ymax> to be a finite number, found ''"),
     xml("box of words", annotation(box="1 a 9 9"), "'cat': expected <ymin> to be a finite number, found 'a'"),
@@ -127,13 +127,15 @@ VOC = (
         "'cat': expected <xmin> within the picture's <width> of 48, found 60",
     ),
     listed("the same picture twice", b"1\n1\n", "line 2: expected every picture once, found '1' twice"),
+    listed("path out of the folder", b"../../1\n", "line 1: expected a picture inside its folder, found '../../1'"),
     listed(
-        "path out of the folder", b"../../1\n", "line 1: expected names of pictures without folders, found '../../1'"
+        "name with a space",
+        b"1\n1 2\n",
+        "line 2: expected a name, alone or with -1, 0 or 1, found '1 2' and no annotation of '1 2'",
     ),
     listed(
-        "name with a space", b"1\n1 2\n", "line 2: expected a name without spaces, alone or with -1, 0 or 1, found "
+        "name of two lines", "1\u20282\n".encode(), "line 1: expected the name of a picture without control characters"
     ),
-    listed("name of two lines", "1\u20282\n".encode(), "line 1: expected a name without spaces, alone or with -1, 0"),
     listed("list with a NUL byte", b"1\0\n", "line 1: expected a list of pictures, found a NUL byte"),
     listed("list in UTF-16", "1\n".encode("utf-16"), "line 1: expected a list of pictures in UTF-8"),
     voc(
@@ -161,7 +163,7 @@ VOC = (
     voc(
         "name longer than a file's may be",
         lambda home: (home / "ImageSets/Main/trainval.txt").write_text("x" * 300),
-        f"the picture of {'x' * 300!r}, but File name too long",
+        f"the annotation of {'x' * 300!r}, but File name too long",
     ),
     voc(
         "annotation leads out",

@@ -30,8 +30,8 @@ RANKS = (
     ("pvlr.train",),
     ("examples", "tests"),
 )
-# The data layer knows shapes, labels and what a tower's output looks like, but no block and no model.
-OPEN_TO_DATA = ("pvlr.core.shapes", "pvlr.core.labels", "pvlr.core.protocols")
+# The data layer knows checks of arguments, shapes, labels and a tower's output, but no block and no model.
+OPEN_TO_DATA = ("pvlr.core.arguments", "pvlr.core.shapes", "pvlr.core.labels", "pvlr.core.protocols")
 MOST_FILES = 17  # Of a folder, its `__init__` among them.
 MOST_LINES, MOST_PARAMETERS = 60, 8
 # Each keyword of these is an option of a command line, or of a layout of files.

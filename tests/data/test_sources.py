@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pvlr.data.batch import DataError
-from pvlr.data.sources import picture_paths
+from pvlr.data.sources import picture_paths, why_left_out
 
 
 @pytest.fixture
@@ -151,3 +151,44 @@ def test_what_names_nothing_is_refused(names: list[str], message: str, folder: P
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match=message):
         list(picture_paths(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("x", b"\xff\xd8\xff\xe0", "JPEG without such an ending; rename it, or name it by itself"),
+        ("x.dat", b"RIFF\x10\0\0\0WEBPVP8 ", "WEBP without such an ending; rename it, or name it by itself"),
+        ("x", b"MM\0*", "TIFF; convert it to JPEG or PNG"),
+        ("x.heic", b"", "HEIC; convert it to JPEG or PNG"),
+        ("x", b"\0\0\0\x20ftypavif\0\0\0\n", "AVIF; convert it to JPEG or PNG"),
+        ("x.NEF", b"MM\0*", "NEF; convert it to JPEG or PNG"),
+        ("x.mp4", b"\0\0\0\x20ftypisom", None),
+        ("x.txt", b"BM stands for nothing", None),
+        ("x.csv", b"file,labels", None),
+        ("x", b"", None),
+    ],
+)
+def test_pictures_of_other_endings_or_formats_are_told_from_other_files(
+    name: str, content: bytes, found: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    reason = why_left_out(path)
+    assert (reason is None) == (found is None)
+    assert reason is None or reason.startswith(f"{path}: expected a picture ")
+    assert reason is None or reason.endswith(f"found {found}")
+    (tmp_path / "a.png").touch()
+    told: list[tuple[str, str]] = []
+    assert list(picture_paths([str(tmp_path)], left_out=lambda *one: told.append(one))) == [str(tmp_path / "a.png")]
+    assert told == ([] if reason is None else [(str(path), reason)])
+
+
+def test_what_is_no_file_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.heic")
+    assert why_left_out(tmp_path / "x.heic") is None
+    assert why_left_out(tmp_path / "gone.heic") is None
+
+
+def test_a_name_in_a_reason_is_printable(tmp_path: Path) -> None:
+    (tmp_path / "a\x1b.tif").touch()
+    assert "\\x1b.tif" in str(why_left_out(tmp_path / "a\x1b.tif"))

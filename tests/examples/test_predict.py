@@ -18,6 +18,7 @@ import pytest
 from helpers.tagging_toys import NAMES, make_recognizer, write_pictures
 
 from pvlr.inference.recognizer import Recognizer
+from pvlr.inference.xmp import read_sidecar, write_sidecar
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "predict.py"
 
@@ -165,6 +166,9 @@ def test_the_benchmark_prints_a_table(
         (["--labels", "zebra,zebra"], "names: expected unique labels, got 'zebra' more than once"),
         (["--labels", "zebra,"], "labels: expected names with commas between, @FILE with one a line, or one of"),
         (["--out", "tags.txt"], "tags.txt: expected a file that ends in .jsonl or .csv"),
+        (["--fiftyone", "no/x.json"], "--fiftyone: expected a file in a folder that is there, got no/x.json"),
+        (["--label-studio", "a.json", "--fiftyone", "a.json"], "--fiftyone: expected another file than --label-studio"),
+        (["--image-prefix", "/x/"], "--image-prefix: expected --label-studio with it, whose pictures it stands in"),
         (["--html", "no/where.html"], "--html: expected a file in a folder that is there, got no/where.html"),
         (["*.tif"], "*.tif: expected a pattern of picture files, it matches none"),
     ],
@@ -265,3 +269,102 @@ def test_names_that_are_no_text_stop_nothing(model: Path, pictures: Path) -> Non
     )
     assert (done.returncode, len(done.stdout.splitlines())) == (0, 10), done.stderr
     assert b"0\\udcff.png: " in done.stdout
+
+
+def test_pictures_that_a_folder_leaves_out_are_told_with_what_helps(
+    main: Any, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phone, out = tmp_path / "phone", tmp_path / "tags.jsonl"
+    write_pictures(phone, 2)
+    (phone / "000.png").rename(phone / "noending")
+    (phone / "scan.tif").write_bytes(b"II*\0")
+    (phone / "b").mkdir()
+    (phone / "b" / "IMG_0001.HEIC").write_bytes(b"\0\0\0 ftypheic")
+    for name in ("notes.txt", "001.png.xmp", "clip.mp4"):
+        (phone / name).write_bytes(b"\0\0\0 ftypisom")
+    assert main(["--run", str(model), str(phone), "--out", str(out)]) == 1
+    assert list(tagged(out)) == [f"{phone}/001.png"]
+    formats = "expected a picture (JPEG, PNG, WEBP, BMP, GIF)"
+    reasons = [
+        f"{phone}/noending: expected a picture to end in .jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .gif, found PNG "
+        "without such an ending; rename it, or name it by itself",
+        f"{phone}/scan.tif: {formats}, found TIF; convert it to JPEG or PNG",
+        f"{phone}/b/IMG_0001.HEIC: {formats}, found HEIC; convert it to JPEG or PNG",
+    ]
+    assert capsys.readouterr().err.splitlines() == [
+        *(f"left out: {reason}" for reason in reasons), f"3 left out, listed in {out}.refused.jsonl"
+    ]  # fmt: skip
+    listed = [json.loads(line)["reason"] for line in Path(f"{out}.refused.jsonl").read_text().splitlines()]
+    assert listed == reasons
+    assert main(["--run", str(model), f"{phone}/noending"]) == 0
+    (phone / "001.png").unlink()
+    capsys.readouterr()
+    assert main(["--run", str(model), str(phone)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"found none but 3 others ({reasons[0]})")
+
+
+def test_sidecars_lie_beside_the_pictures_and_keep_what_they_hold(
+    main: Any, model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "broken.jpg").unlink()
+    write_sidecar(pictures / "000.png", ["holiday"])
+    (pictures / "001.png.xmp").write_text("<broken")
+    assert main(["--run", str(model), str(pictures), "--xmp", "--top", "2"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith(f"no sidecar: {pictures}/001.png.xmp: expected XMP, but ")
+    assert (pictures / "001.png.xmp").read_text() == "<broken"
+    recognizer = Recognizer.from_pretrained(model)
+    for number in (0, 2, 8):
+        names = tuple(tag.name for tag in recognizer.tag(pictures / f"{number:03d}.png", threshold=0.0)[:2])
+        found = read_sidecar(pictures / f"{number:03d}.png.xmp")
+        assert found == (("holiday", *names) if number == 0 else names)
+    assert len(list(pictures.glob("*.xmp"))) == 9
+
+
+def test_sidecars_are_written_though_the_file_has_the_tags_already(main: Any, model: Path, pictures: Path) -> None:
+    options = ["--run", str(model), f"{pictures}/00[0-3].png", "--out", str(pictures / "tags.jsonl")]
+    assert main(options) == 0
+    before = (pictures / "tags.jsonl").read_bytes()
+    assert main([*options, "--xmp"]) == 0
+    assert (pictures / "tags.jsonl").read_bytes() == before
+    assert len(list(pictures.glob("*.xmp"))) == 4
+
+
+def test_what_comes_from_a_pipe_has_no_sidecar(model: Path, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "none"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.png")
+    command = [sys.executable, str(SCRIPT), "--run", str(model), str(folder / "pipe.png"), "--xmp", "--top", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    writer = subprocess.Popen(["cp", str(pictures / "000.png"), str(folder / "pipe.png")])
+    try:
+        process.communicate(timeout=60)
+    finally:
+        writer.kill()
+        writer.wait()
+    assert [path.name for path in folder.iterdir()] == ["pipe.png"]
+
+
+def test_files_for_label_studio_and_fiftyone_hold_what_the_other_file_does(
+    main: Any, model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out, tasks, labels = (tmp_path / name for name in ("tags.jsonl", "tasks.json", "labels.json"))
+    options = ["--run", str(model), f"{pictures}/00[0-3].png", "--out", str(out)]
+    assert main(options) == 0
+    assert main([*options, "--label-studio", str(tasks), "--fiftyone", str(labels), "--image-prefix", "/d?="]) == 0
+    found = tagged(out)
+    written = json.loads(tasks.read_text())
+    assert [task["data"]["image"] for task in written] == [f"/d?={path}" for path in found]
+    assert [task["meta"]["probabilities"] for task in written] == [
+        {tag["name"]: tag["probability"] for tag in tags} for tags in found.values()
+    ]
+    assert {task["predictions"][0]["model_version"] for task in written} == {str(model)}
+    assert json.loads(labels.read_text()) == {
+        "classes": list(NAMES),
+        "labels": {
+            path: [{"label": tag["name"], "confidence": tag["probability"]} for tag in tags]
+            for path, tags in found.items()
+        },
+    }

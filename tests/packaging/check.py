@@ -99,6 +99,15 @@ cell = {"group": "methods", "row": "PVLR", "mAP": 0.5, "CF1": 0.5, "OF1": 0.5, "
 write_report(Path(), [cell])
 if not Path("report.png").is_file(): raise SystemExit("no figure")
 """
+WORKBOOK = """
+import openpyxl
+from pathlib import Path
+from pvlr.data.readers.table import read_table
+book = openpyxl.Workbook()
+for row in (("file", "labels"), ("1.jpg", "cat")): book.active.append(row)
+book.save("x.xlsx")
+if read_table(Path(), "x.xlsx", check_files=False).labels.names != ("cat",): raise SystemExit("wrong labels")
+"""
 TESTS = f"""
 import sys, pytest
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-n", "1", {str(ROOT / "tests" / "core" / "test_fusion.py")!r}]))
@@ -126,6 +135,7 @@ SMOKE = {
     "demo": (TRAINED + DEMO, ("pytest", "ray", "onnx")),
     "ray": (TRAINED + RAY, ("pytest", "gradio", "onnx")),
     "plot": (TRAINED + PLOT, ("pytest", "gradio", "ray", "onnx")),
+    "xlsx": (WORKBOOK, ("open_clip", "jsonargparse")),
     "test": (TESTS, ("ruff", "gradio", "ray", "onnx")),
     "dev": (TOOLS, ("gradio", "ray", "onnx")),
     "docs": (PAGES, ("pytest", "gradio", "ray", "onnx")),

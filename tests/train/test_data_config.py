@@ -32,7 +32,9 @@ def test_a_share_of_the_training_pictures_is_set_aside_by_seed_and_name(voc: Pat
     train, aside = set(splits.train.identifiers), set(splits.validation.identifiers)
     assert not train & aside
     assert train | aside == set(VOCData(root=str(voc)).splits(0).train.identifiers)
-    assert 8 <= len(aside) <= 28
+    assert len(aside) == 18
+    found, whole = (part.target.sum(dim=0) for part in (splits.validation, VOCData(root=str(voc)).splits(0).train))
+    assert bool(((found - 0.3 * whole).abs() < 2).all()), "of each label as of the pictures"
     assert again.validation.identifiers == splits.validation.identifiers  # type: ignore[union-attr]
     assert set(other.validation.identifiers) != aside  # type: ignore[union-attr]
     assert len(splits.test) == 6
@@ -72,8 +74,7 @@ def test_shares_for_test_and_validation_are_drawn_apart(tmp_path: Path) -> None:
     assert validation is not None
     parts = [set(part.identifiers) for part in (train, test, validation)]
     assert sum(map(len, parts)) == len(set.union(*parts)) == 200
-    assert 40 <= len(parts[1]) <= 80
-    assert 0.2 * (200 - len(parts[1])) <= len(parts[2]) <= 0.4 * (200 - len(parts[1]))
+    assert [len(part) for part in parts] == [98, 60, 42]
 
 
 def test_pictures_that_are_not_split_are_refused_with_the_setting_that_splits_them(tmp_path: Path) -> None:

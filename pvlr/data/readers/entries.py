@@ -1,11 +1,12 @@
 """Shared functions of the readers: files as text, names inside a folder, rows as a target."""
 
+import codecs
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -25,6 +26,7 @@ __all__ = [
     "require_files",
     "require_name",
     "require_no_other",
+    "require_one_hot_free",
     "shown",
     "shown_keys",
 ]
@@ -46,6 +48,7 @@ class Entry(NamedTuple):
         source: Source of the picture.
         present: The labels that are present: names, or positions in the label set.
         unknown: The labels that are unknown.
+        absent: The labels that are said to be absent, which matters where the others are unknown.
     """
 
     place: str
@@ -53,6 +56,7 @@ class Entry(NamedTuple):
     source: Source
     present: Sequence[str | int]
     unknown: Sequence[str | int] = ()
+    absent: Sequence[str | int] = ()
 
 
 def kind_at(path: Path, what: str) -> str:
@@ -101,16 +105,18 @@ def require_no_other(path: Path, what: str) -> None:
         raise DataError(f"{path}: expected {what}, found {kind}")
 
 
-def read_text(path: Path, what: str, limit: int) -> str:
-    """Read a whole file in UTF-8.
+def read_text(path: Path, what: str, limit: int, encoding: str | None = None) -> str:
+    """Read a whole text file.
 
     Args:
         path: Path of the file.
         what: Expected content, for messages: "a table".
         limit: Largest size in bytes.
+        encoding: Encoding of the file, which the caller lets people choose; None: UTF-8, and nothing else.
 
     Raises:
-        DataError: naming the file, if it cannot be read, is larger, or is not text in UTF-8.
+        DataError: naming the file, if it cannot be read, is larger, or is not text in this encoding, and an encoding
+            in which it is, if one can be chosen.
 
     Example:
         >>> import tempfile
@@ -129,16 +135,40 @@ def read_text(path: Path, what: str, limit: int) -> str:
         raise DataError(f"{path}: expected {what}, but {err.strerror or err}") from None
     if max(size, len(data)) > limit:
         raise DataError(f"{path}: expected {what} of at most {limit:,} bytes, found more")
+    utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as err:
-        line = data.count(b"\n", 0, err.start) + 1
-        raise DataError(f"{path}: line {line}: expected {what} in UTF-8, found other bytes") from None
+        text = data.decode("utf-8-sig" if utf8 else str(encoding)).removeprefix("\ufeff")
+    except UnicodeError as err:
+        start = err.start if isinstance(err, UnicodeDecodeError) else 0
+        line, hint = data.count(b"\n", 0, start) + 1, "" if encoding is None else _other_encoding(data, start)
+        name = "UTF-8" if utf8 else encoding
+        raise DataError(f"{path}: line {line}: expected {what} in {name}, found other bytes{hint}") from None
     nothing = text.find("\0")
     if nothing >= 0:
-        line = text.count("\n", 0, nothing) + 1
-        raise DataError(f"{path}: line {line}: expected {what}, found a NUL byte")
+        line, hint = text.count("\n", 0, nothing) + 1, ""
+        if encoding is not None and _two_bytes(data):
+            hint = _other_encoding(data, 0)
+        raise DataError(f"{path}: line {line}: expected {what}, found a NUL byte{hint}")
     return text
+
+
+def _two_bytes(data: bytes) -> bool:
+    """Whether two characters of ASCII look like UTF-16 without a mark of the order of its bytes."""
+    return data[:4].count(0) == 2 and (data[0] == data[2] == 0 or data[1:2] == data[3:4] == b"\0")
+
+
+def _other_encoding(data: bytes, start: int) -> str:
+    """The hint at an encoding that would decode the data, with the line at which UTF-8 failed."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "; set encoding to 'utf-16'"
+    if _two_bytes(data):
+        return f"; set encoding to {'utf-16-be' if data[0] == 0 else 'utf-16-le'!r}"
+    line = data[data.rfind(b"\n", 0, start) + 1 :][:MAX_NAME].splitlines()[0]
+    try:
+        data.decode("cp1252")
+    except UnicodeError:
+        return "; set encoding to the one in which it was saved"
+    return f"; if its line is {shown(line.decode('cp1252', 'replace'))}, set encoding to 'cp1252'"
 
 
 def require_name(place: str, what: str, name: object) -> str:
@@ -210,43 +240,64 @@ def inside(root: Path, name: object, place: str) -> tuple[str, Path]:
     return str(plain), root / plain
 
 
-def require_files(entries: Iterable[Entry], root: Path, what: str = "the picture") -> None:
+def require_files(
+    entries: Iterable[Entry],
+    root: Path,
+    what: str = "the picture",
+    find: Callable[[Entry, Path], Path] | None = None,
+) -> list[Source]:
     """Require that every file exists inside its folder: links may lead to other places of the folder, not out of it.
 
     Args:
         entries: The entries; those whose source is not a path are skipped.
         root: The folder, which may be a link itself.
         what: Kind of the files, for messages.
+        find: Callable that returns another path for a missing file, or raises an error that says what helps.
+
+    Returns:
+        The sources, in order.
 
     Raises:
         DataError: naming the first file that is missing or outside.
     """
+    sources: list[Source] = []
     home = os.path.join(os.path.realpath(root), "")
     folders: dict[str, str] = {}
     for entry in entries:
-        if not isinstance(entry.source, Path):
-            continue
-        kind = kind_at(entry.source, f"{what} of {entry.place}")
-        if kind != "a file":
-            raise DataError(f"{entry.source}: expected {what} of {entry.place}, found {kind}")
-        folder, name = os.path.split(entry.source)
-        if folder not in folders:  # There are few folders, and a file that is no link lies in its folder.
-            folders[folder] = os.path.realpath(folder)
-        linked = entry.source.is_symlink()
-        place = os.path.realpath(entry.source) if linked else os.path.join(folders[folder], name)
-        if not place.startswith(home):
-            raise DataError(f"{entry.source}: expected {what} inside {root}, found a link to {place}")
+        source = entry.source
+        if isinstance(source, Path):
+            kind = kind_at(source, f"{what} of {entry.place}")
+            if kind == NOTHING and find is not None:
+                source = find(entry, source)
+                kind = kind_at(source, f"{what} of {entry.place}")
+            if kind != "a file":
+                raise DataError(f"{source}: expected {what} of {entry.place}, found {kind}")
+            folder, name = os.path.split(source)
+            if folder not in folders:  # There are few folders, and a file that is no link lies in its folder.
+                folders[folder] = os.path.realpath(folder)
+            place = os.path.realpath(source) if source.is_symlink() else os.path.join(folders[folder], name)
+            if not place.startswith(home):
+                raise DataError(f"{source}: expected {what} inside {root}, found a link to {place}")
+        sources.append(source)
+    return sources
 
 
 def assemble(
-    name: str, entries: Sequence[Entry], labels: LabelSet, *, note: str = "", transform: Transform | None = None
+    name: str,
+    entries: Sequence[Entry],
+    labels: LabelSet,
+    *,
+    unnamed: Literal["absent", "unknown"] = "absent",
+    note: str = "",
+    transform: Transform | None = None,
 ) -> LabelledImages:
-    """Build a data set from entries; labels that an entry does not name are absent.
+    """Build a data set from entries.
 
     Args:
         name: Name of the data set.
         entries: The entries, in the order of the data set.
         labels: The columns of the target.
+        unnamed: State of the labels that an entry does not name.
         note: See `LabelledImages`.
         transform: See `LabelledImages`.
 
@@ -260,9 +311,9 @@ def assemble(
         ([[1.0, 0.0, 0.0]], [[True, True, False]])
     """
     target = torch.zeros(len(entries), len(labels))
-    known = torch.ones(len(entries), len(labels), dtype=torch.bool)
+    known = torch.full((len(entries), len(labels)), unnamed == "absent")
     places: dict[str, str] = {}
-    marks: dict[str, list[tuple[int, int]]] = {"present": [], "unknown": []}
+    marks: dict[str, list[tuple[int, int]]] = {"present": [], "unknown": [], "absent": []}
     for row, entry in enumerate(entries):
         if entry.name in places:
             raise DataError(
@@ -270,7 +321,7 @@ def assemble(
             )
         places[entry.name] = entry.place
         seen: set[int] = set()
-        for kind, given in (("present", entry.present), ("unknown", entry.unknown)):
+        for kind, given in (("present", entry.present), ("unknown", entry.unknown), ("absent", entry.absent)):
             for label in given:
                 column = _column(labels, label, entry.place)
                 if column in seen:
@@ -279,8 +330,9 @@ def assemble(
                 marks[kind].append((row, column))
     if marks["present"]:
         target[tuple(torch.tensor(marks["present"]).T)] = 1.0
-    if marks["unknown"]:
-        known[tuple(torch.tensor(marks["unknown"]).T)] = False
+    for kind, cells in marks.items():
+        if cells:
+            known[tuple(torch.tensor(cells).T)] = kind != "unknown"
     return LabelledImages(
         name=name, labels=labels, paths=[entry.source for entry in entries],
         identifiers=[entry.name for entry in entries], target=target, known=known, note=note, transform=transform,
@@ -295,7 +347,7 @@ def collect_labels(name: str, entries: Iterable[Entry]) -> LabelSet:
     """
     found: set[str] = set()
     for entry in entries:
-        for label in (*entry.present, *entry.unknown):
+        for label in (*entry.present, *entry.unknown, *entry.absent):
             if not isinstance(label, str):
                 raise DataError(
                     f"{entry.place}: expected a label by its name, since no labels are given, found {shown(label)}"
@@ -327,6 +379,32 @@ def read_labels(place: str, what: str, given: object) -> list[str | int]:
         label if isinstance(label, int) and not isinstance(label, bool) else require_name(place, "a label", label)
         for label in given
     ]
+
+
+def require_one_hot_free(place: str, what: str, given: Sequence[str | int], count: int | None, hint: str = "") -> None:
+    """Refuse positions that may as well be a 0 or 1 for every label.
+
+    Args:
+        place: Their position in a file, for messages.
+        what: Their key or column, for messages.
+        given: Names and positions.
+        count: Number of labels; None: they are not known.
+        hint: The option that says which is meant.
+
+    Raises:
+        DataError: naming the place.
+
+    Example:
+        >>> require_one_hot_free("row 0", "labels", [0, 2], 3)
+        >>> require_one_hot_free("row 0", "labels", [0, 1], 2)
+        Traceback (most recent call last):
+            ...
+        pvlr.data.batch.DataError: row 0: expected 'labels' to hold positions of labels, found a 0 or 1 for each of 2
+    """
+    if given and len(given) == count and all(isinstance(label, int) and label in (0, 1) for label in given):
+        raise DataError(
+            f"{place}: expected {what!r} to hold positions of labels, found a 0 or 1 for each of {count}{hint}"
+        )
 
 
 def _column(labels: LabelSet, label: str | int, place: str) -> int:

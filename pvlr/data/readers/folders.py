@@ -9,11 +9,9 @@ from pvlr.core.labels import LabelSet
 from pvlr.data.batch import DataError, refusal
 from pvlr.data.dataset import LabelledImages, Transform
 from pvlr.data.readers.entries import Entry, assemble, inside, require_files, require_name
+from pvlr.data.sources import ENDINGS, why_left_out
 
-__all__ = ["ENDINGS", "read_folders"]
-
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-"""Extensions of picture files, in any case."""
+__all__ = ["ENDINGS", "files_below", "read_folders"]
 
 
 def read_folders(
@@ -64,7 +62,8 @@ def read_folders(
     folders: list[str] = []
     for item in _listed(root):
         if not _is_folder(item):
-            raise DataError(f"{item.path}: expected only folders named after labels in {root}, found a file")
+            hint = _beside(root / item.name)
+            raise DataError(f"{item.path}: expected only folders named after labels in {root}, found a file{hint}")
         folders.append(item.name)
     if not folders:
         raise DataError(f"{root}: expected folders named after labels, found none")
@@ -103,8 +102,20 @@ def _is_folder(item: "os.DirEntry[str]") -> bool:
         raise refusal(err)(f"{item.path}: expected a folder or a picture, but {err.strerror or err}") from None
 
 
-def _pictures(folder: Path) -> Iterator[str]:
-    """Yield the names of the pictures below a folder, relative to it."""
+def files_below(folder: Path) -> Iterator[str]:
+    """Yield the names of the files below a folder, relative to it; those that begin with a dot are left out.
+
+    Raises:
+        DataError: naming a folder that cannot be listed, a link to one, or anything else that is not a file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Path(folder, "a").mkdir()
+        ...     Path(folder, "a", "1.jpg").touch()
+        ...     list(files_below(Path(folder)))
+        ['a/1.jpg']
+    """
     todo = [""]
     while todo:  # Not recursive: folders may be nested deeper than Python's limit.
         below = todo.pop()
@@ -114,10 +125,27 @@ def _pictures(folder: Path) -> Iterator[str]:
                     # It may form a cycle.
                     raise DataError(f"{item.path}: expected folders and pictures, found a link to a folder")
                 todo.append(f"{below}{item.name}/")
-            elif not item.is_file() or not item.name.lower().endswith(ENDINGS):
+            elif not item.is_file():
                 raise DataError(f"{item.path}: expected a picture ({', '.join(ENDINGS)}), found something else")
             else:
                 yield f"{below}{item.name}"
+
+
+def _pictures(folder: Path) -> Iterator[str]:
+    """Yield the names of the pictures below a folder, relative to it."""
+    for name in files_below(folder):
+        if not name.lower().endswith(ENDINGS):
+            path = folder / name
+            otherwise = f"{path}: expected a picture ({', '.join(ENDINGS)}), found something else{_beside(path)}"
+            raise DataError(why_left_out(path) or otherwise)
+        yield name
+
+
+def _beside(path: Path) -> str:
+    """The hint at the reader of labels beside pictures, where a file is one of such a pair."""
+    others = (".txt",) if path.suffix.lower() in ENDINGS else ENDINGS if path.suffix.lower() == ".txt" else ()
+    pair = any(os.path.isfile(place) for ending in others for place in (path.with_suffix(ending), f"{path}{ending}"))
+    return "; if the labels of each picture stand in a .txt beside it, set form to 'sidecars'" if pair else ""
 
 
 def _require_same(first: Path, second: Path) -> None:

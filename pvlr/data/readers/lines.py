@@ -1,19 +1,35 @@
-"""Text files of one record per line, read with line numbers."""
+"""Text files of records, read with line numbers: CSV, JSON lines and lists of JSON."""
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pvlr.data.batch import DataError
 from pvlr.data.readers.entries import read_text, repeated, shown, shown_keys
 
-__all__ = ["MAX_TABLE_BYTES", "Record", "csv_records", "json_records", "parse_json"]
+__all__ = [
+    "MAX_TABLE_BYTES",
+    "ColumnError",
+    "Record",
+    "csv_records",
+    "json_records",
+    "parse_json",
+    "parse_json_value",
+    "require_columns",
+]
 
 MAX_TABLE_BYTES = 1_000_000_000
 """Largest table that is read."""
+
+
+NO_OPTIONS: Mapping[str, str] = {}
+
+
+class ColumnError(DataError):
+    """Error of a column or key that a table lacks."""
 
 
 class Record(NamedTuple):
@@ -23,12 +39,22 @@ class Record(NamedTuple):
     fields: dict[str, Any]
 
 
-def csv_records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+def csv_records(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    options: Mapping[str, str] = NO_OPTIONS,
+    delimiter: str = ",",
+    encoding: str | None = None,
+) -> Iterator[Record]:
     """Yield the rows of a CSV file (commas, double quotes) whose first line names the columns.
 
     Args:
-        path: Path of the file, at most `MAX_TABLE_BYTES` of UTF-8.
+        path: Path of the file, at most `MAX_TABLE_BYTES`.
         columns: The required columns, in any order; the file may have others.
+        options: The option that names a column, by the column; for messages.
+        delimiter: Character between two values.
+        encoding: See `read_text`.
 
     Raises:
         DataError: naming file and line, if a column is missing or repeated, a row is empty or of another length than
@@ -42,8 +68,8 @@ def csv_records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
         ...     [record.fields for record in csv_records(path, ["file"])]
         [{'file': 'a, b.jpg', 'labels': 'cat'}]
     """
-    text = read_text(path, "a table", MAX_TABLE_BYTES)
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    text = read_text(path, "a table", MAX_TABLE_BYTES, encoding)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     header: list[str] = []
     line, empty = 1, ""
     while True:
@@ -51,34 +77,45 @@ def csv_records(path: Path, columns: Sequence[str]) -> Iterator[Record]:
         try:
             row = next(rows, None)
         except csv.Error as err:
-            raise DataError(f"{place}: expected comma-separated values, but {err}") from None
+            parted = "comma-separated values" if delimiter == "," else f"values separated by {_called(delimiter)}"
+            raise DataError(f"{place}: expected {parted}, but {err}") from None
         if row is None:
             break
         line = rows.line_num + 1
         if not header:
-            header = _header(place, row, columns)
+            hint = _other_delimiter(row, delimiter) if options else ""
+            header = require_columns(place, row, columns, options, hint)
         elif not row:
             empty = empty or place
         elif empty:
             raise DataError(f"{empty}: expected a row, found an empty line")
         elif len(row) != len(header):
-            raise DataError(f"{place}: expected {len(header)} values, one per column, found {len(row)}")
+            more = (
+                f" (a value that contains {_called(delimiter)} stands in double quotes)"
+                if len(row) > len(header)
+                else ""
+            )
+            raise DataError(f"{place}: expected {len(header)} values, one per column, found {len(row)}{more}")
         else:
             yield Record(place, dict(zip(header, row, strict=True)))
     if not header:
         raise DataError(f"{path}: expected a table, found an empty file")
 
 
-def json_records(path: Path, keys: Sequence[str]) -> Iterator[Record]:
-    """Yield the lines of a JSONL file, one object each.
+def json_records(
+    path: Path, keys: Sequence[str], *, options: Mapping[str, str] = NO_OPTIONS, encoding: str | None = None
+) -> Iterator[Record]:
+    """Yield the objects of a JSONL file, one a line, or of a JSON file that is a list of them.
 
     Args:
-        path: Path of the file, at most `MAX_TABLE_BYTES` of UTF-8.
+        path: Path of the file, at most `MAX_TABLE_BYTES`; a list of objects, if its name ends in ``.json``.
         keys: The required keys of every object, which may have others.
+        options: The option that names a key, by the key; for messages.
+        encoding: See `read_text`.
 
     Raises:
-        DataError: naming file and line, if a line is empty, is not a JSON object or lacks a key. Empty lines at the
-            end of the file are ignored.
+        DataError: naming file and line, or the number of the object in the list, if a line is empty, is not a JSON
+            object or lacks a key. Empty lines at the end of the file are ignored.
 
     Example:
         >>> import tempfile
@@ -88,19 +125,37 @@ def json_records(path: Path, keys: Sequence[str]) -> Iterator[Record]:
         ...     [record.fields for record in json_records(path, ["file"])]
         [{'file': 'a.jpg', 'labels': ['cat']}]
     """
-    # Not splitlines: JSON strings may contain other line ends, such as U+2028.
-    lines = read_text(path, "a table", MAX_TABLE_BYTES).rstrip().split("\n")
-    if lines == [""]:
+    text = read_text(path, "a table", MAX_TABLE_BYTES, encoding)
+    if not text.strip():
         raise DataError(f"{path}: expected a table, found an empty file")
-    for line, text in enumerate(lines, start=1):
-        place = f"{path}: line {line}"
-        if not text.strip():
-            raise DataError(f"{place}: expected a row, found an empty line")
-        fields = parse_json(place, text)
-        for key in keys:
-            if key not in fields:
-                raise DataError(f"{place}: expected the key {key!r}, found {shown_keys(fields)}")
+    for place, fields in _list_objects(path, text) if path.suffix.lower() == ".json" else _line_objects(path, text):
+        require_columns(place, fields, keys, options, what="key")
         yield Record(place, fields)
+
+
+def _line_objects(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    # Not splitlines: JSON strings may contain other line ends, such as U+2028.
+    for line, part in enumerate(text.rstrip().split("\n"), start=1):
+        place = f"{path}: line {line}"
+        if not part.strip():
+            raise DataError(f"{place}: expected a row, found an empty line")
+        yield place, parse_json(place, part)
+
+
+def _list_objects(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        values = parse_json_value(str(path), text)
+    except DataError as err:
+        lines = text.lstrip().startswith("{") and "Extra data" in str(err)
+        raise DataError(f"{err}; a table of an object a line ends in .jsonl" if lines else str(err)) from None
+    if not isinstance(values, list):
+        found = f"an object with {shown_keys(values)}" if isinstance(values, dict) else shown(values)
+        raise DataError(f"{path}: expected a list of objects, found {found}")
+    for number, value in enumerate(values, start=1):
+        place = f"{path}: object {number}"
+        if not isinstance(value, dict):
+            raise DataError(f"{place}: expected an object in braces, found {shown(value)}")
+        yield place, value
 
 
 def parse_json(place: str, text: str) -> dict[str, Any]:
@@ -113,6 +168,22 @@ def parse_json(place: str, text: str) -> dict[str, Any]:
         >>> parse_json("x.jsonl: line 1", '{"file": "a.jpg"}')
         {'file': 'a.jpg'}
     """
+    fields = parse_json_value(place, text)
+    if not isinstance(fields, dict):
+        raise DataError(f"{place}: expected an object in braces, found {shown(fields)}")
+    return fields
+
+
+def parse_json_value(place: str, text: str) -> Any:
+    """Parse JSON of any kind.
+
+    Raises:
+        DataError: naming the place, if the text is not JSON, or an object repeats a key.
+
+    Example:
+        >>> parse_json_value("x.csv: line 2", '["cat", "dog"]')
+        ['cat', 'dog']
+    """
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         fields = dict(pairs)
@@ -121,24 +192,66 @@ def parse_json(place: str, text: str) -> dict[str, Any]:
         return fields
 
     try:
-        fields = json.loads(text, object_pairs_hook=once)
+        return json.loads(text, object_pairs_hook=once)
     except DataError:
         raise
     except RecursionError:
         raise DataError(f"{place}: expected JSON, found far too many brackets within brackets") from None
     except ValueError as err:
         raise DataError(f"{place}: expected JSON, but {err}") from None
-    if not isinstance(fields, dict):
-        raise DataError(f"{place}: expected an object in braces, found {shown(fields)}")
-    return fields
 
 
-def _header(place: str, row: list[str], columns: Sequence[str]) -> list[str]:
-    there = set(row)
-    for column in columns:
-        if column not in there:
-            found = shown_keys(row) if row else "an empty line"
-            raise DataError(f"{place}: expected the column {column!r}, found {found}")
-    if len(there) != len(row):
-        raise DataError(f"{place}: expected every column once, found {shown(repeated(row))} twice")
-    return row
+def require_columns(
+    place: str,
+    found: Iterable[str],
+    columns: Iterable[str],
+    options: Mapping[str, str] = NO_OPTIONS,
+    hint: str = "",
+    what: str = "column",
+) -> list[str]:
+    """Return the columns of a table, if the required ones are among them and none is repeated.
+
+    Args:
+        place: Position of their names, for messages.
+        found: The columns of the table.
+        columns: The required ones.
+        options: The option that names a column, by the column; for messages.
+        hint: Hint for messages in place of the one at ``options``.
+        what: Kind of the columns, for messages.
+
+    Raises:
+        ColumnError: naming the columns that are missing, those that are there, and the options that name them.
+        DataError: naming a column that is repeated.
+
+    Example:
+        >>> require_columns("line 1", ["path", "labels"], ["file", "labels"], {"file": "file_column"})
+        Traceback (most recent call last):
+            ...
+        pvlr.data.readers.lines.ColumnError: line 1: expected the column 'file', found 'path', 'labels'; say which it
+        is with file_column
+    """
+    names = list(found)
+    there = set(names)
+    if missing := [column for column in dict.fromkeys(columns) if column not in there]:
+        one = len(missing) == 1
+        expected = " and ".join(map(shown, missing)) if len(missing) < 3 else shown_keys(missing)
+        known = [options[column] for column in missing if column in options]
+        if known and names and not hint:
+            hint = f"; say which {'it is' if one else 'they are'} with {' and '.join(known)}"
+        listed = shown_keys(names) if names or what == "key" else "an empty line"
+        raise ColumnError(f"{place}: expected the {what}{'' if one else 's'} {expected}, found {listed}{hint}")
+    if len(there) != len(names):
+        raise DataError(f"{place}: expected every {what} once, found {shown(repeated(names))} twice")
+    return names
+
+
+def _called(delimiter: str) -> str:
+    return "'tab'" if delimiter == "\t" else repr(delimiter)
+
+
+def _other_delimiter(row: Sequence[str], delimiter: str) -> str:
+    """The hint at a delimiter that the first line contains, where the given one is not in it."""
+    for other in (";", "\t", ",", "|"):
+        if len(row) == 1 and other != delimiter and other in row[0]:
+            return f"; set delimiter to {_called(other)}"
+    return ""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -11,7 +11,16 @@ from pvlr.core.labels import LabelSet
 from pvlr.data.batch import DataError, refusal
 from pvlr.data.dataset import LabelledImages, Transform
 from pvlr.data.images import Picture
-from pvlr.data.readers.entries import Entry, assemble, collect_labels, read_labels, require_name, shown, shown_keys
+from pvlr.data.readers.entries import (
+    Entry,
+    assemble,
+    collect_labels,
+    read_labels,
+    require_name,
+    require_one_hot_free,
+    shown,
+    shown_keys,
+)
 
 __all__ = ["Rows", "read_rows"]
 
@@ -35,6 +44,8 @@ def read_rows(
     unknown: str | None = None,
     identifier: str | None = None,
     annotations: Rows | None = None,
+    numbers: Literal["positions", "one_hot"] | None = None,
+    separator: str | None = None,
     transform: Transform | None = None,
 ) -> LabelledImages:
     """Read a data set of rows that are mappings, such as one of Hugging Face's ``datasets`` or a list of dictionaries.
@@ -49,11 +60,14 @@ def read_rows(
         labels: The columns of the target; labels may then be given by their position. None: the names in the rows,
             sorted.
         image: Key of the picture.
-        present: Key of the labels that are present: a list of names or positions.
+        present: Key of the labels that are present: a list of names or positions, or an array of the latter.
         unknown: Key of the labels that are unknown; None: all labels are known.
         identifier: Key of the picture's name; None: the number of its row.
         annotations: The same rows, from which all but the picture is read; None: ``rows``. If reading a row decodes its
             picture, as in ``datasets``, rows without it are read much faster: ``rows.remove_columns("image")``.
+        numbers: Meaning of numbers: ``positions`` of labels, or ``one_hot``, a 1 or 0 for every label. None: positions,
+            but a list that may be either is refused.
+        separator: Separator of names in a text; None: labels are lists.
         transform: Transform of the pictures, see `LabelledImages`.
 
     Returns:
@@ -74,6 +88,13 @@ def read_rows(
     annotated = rows if annotations is None else annotations
     if len(annotated) != len(rows):
         raise DataError(f"{name}: expected annotations for {len(rows):,} rows, found {len(annotated):,}")
+    if numbers not in (None, "positions", "one_hot"):
+        raise DataError(f"numbers: expected 'positions' or 'one_hot', got {numbers!r}")
+    if separator is not None and not separator:
+        raise DataError("separator: expected a text between labels, got ''")
+    if numbers == "one_hot" and labels is None:
+        raise DataError("numbers: expected labels, the names of the places of 'one_hot', got none")
+    count = None if labels is None else len(labels)
     entries: list[Entry] = []
     for number in range(len(rows)):
         place = f"{name}: row {number}"
@@ -82,7 +103,7 @@ def read_rows(
             raise DataError(f"{place}: expected a mapping, found {shown(row)}")
         key = str(number) if identifier is None else require_name(place, "a picture", _get(place, row, identifier))
         lists = [
-            [] if column is None else read_labels(place, column, _get(place, row, column))
+            [] if column is None else _labels(place, column, _get(place, row, column), count, numbers, separator)
             for column in (present, unknown)
         ]
         if annotations is None:
@@ -108,6 +129,42 @@ class _Row:
         if not isinstance(picture, str | os.PathLike | bytes | Image.Image):
             raise DataError(f"{self.place}: expected an image, a path or bytes, found {shown(picture)}")
         return picture
+
+
+def _labels(
+    place: str, column: str, value: Any, count: int | None, numbers: str | None, separator: str | None
+) -> list[str | int]:
+    if isinstance(value, str) and separator is not None:
+        names = [name.strip() for name in value.split(separator)] if value.strip() else []
+        return read_labels(place, column, names if separator.strip() else [name for name in names if name])
+    if isinstance(value, str) and "," in value:
+        raise DataError(f"{place}: expected {column!r} to be a list, found {shown(value)}; set separator to ','")
+    if hasattr(value, "tolist"):
+        value = value.tolist()  # An array of NumPy or PyTorch.
+    if isinstance(value, list | tuple):
+        value = [each.tolist() if hasattr(each, "tolist") else each for each in value]
+        if numbers == "one_hot":
+            return _marked(place, column, value, count)
+        floats = any(isinstance(each, float | bool) for each in value)
+        if floats and len(value) == count and all(each in (0, 1) for each in value):
+            raise DataError(
+                f"{place}: expected {column!r} to hold names or positions of labels, "
+                f"found a 0 or 1 for each of {count}; set numbers to 'one_hot'"
+            )
+    found = read_labels(place, column, value)
+    if numbers is None:
+        hint = "; set numbers to 'one_hot', or to 'positions'"
+        require_one_hot_free(place, column, found, count, hint)
+    return found
+
+
+def _marked(place: str, column: str, value: list[Any] | tuple[Any, ...], count: int | None) -> list[str | int]:
+    if len(value) != count:
+        raise DataError(f"{place}: expected {column!r} to hold a 0 or 1 for each of {count} labels, found {len(value)}")
+    for each in value:
+        if not isinstance(each, int | float) or each not in (0, 1):
+            raise DataError(f"{place}: expected {column!r} to hold 0 and 1, found {shown(each)}")
+    return [position for position, each in enumerate(value) if each]
 
 
 def _row(place: str, rows: Rows, number: int) -> Any:

@@ -1,12 +1,10 @@
 """Reader of Pascal VOC: pictures and labels from its folders, and their download."""
 
-import math
 import os
-import re
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
-from xml.etree import ElementTree
 
 import torch
 from jaxtyping import Bool, Float, Int8
@@ -16,10 +14,20 @@ from pvlr.core.labels import LabelError, LabelSet
 from pvlr.data.archives import unpack
 from pvlr.data.batch import DataError
 from pvlr.data.dataset import LabelledImages, Transform
-from pvlr.data.readers.entries import NOTHING, Entry, kind_at, read_text, require_files, require_name, shown
-from pvlr.data.readers.lines import parse_json
+from pvlr.data.readers.entries import Entry, require_files
+from pvlr.data.readers.exports import treat_unused
+from pvlr.data.readers.voc_annotation import DIFFICULT, PRESENT, Annotation, parse_annotation, read_annotation
+from pvlr.data.readers.voc_layout import (
+    Pictures,
+    VOCRules,
+    all_annotations,
+    candidate,
+    find_folder,
+    read_list,
+    read_own_labels,
+)
 
-__all__ = ["VOC_LABELS", "Difficult", "obtain_voc", "read_annotation", "read_voc"]
+__all__ = ["VOC_LABELS", "Difficult", "VOCRules", "obtain_voc", "read_annotation", "read_voc"]
 
 VOC_LABELS = LabelSet(
     (
@@ -50,10 +58,11 @@ VOC_LABELS = LabelSet(
 
 Difficult = Literal["unknown", "A", "B", "C"]
 
-MAX_XML_BYTES, MAX_LIST_BYTES = 1_000_000, 100_000_000
-LISTED = re.compile(r"\s*(\S+)(?:[ \t]+(?:-1|0|1))?\s*")
-"""A line of a list: a picture, and in the lists of a class, its mark."""
-PRESENT, DIFFICULT, ABSENT = 1, 0, -1
+ABSENT = -1
+OFFICIAL = VOCRules()
+FIND = "set find_labels to true for the labels that are in the annotations, or labels to a list"
+DROPPED = "set unused to 'keep', which keeps labels that no training picture has"
+GIVEN = "labels has to name it, and unseen can leave it out after that"
 YEARS = ("2007", "2008", "2009", "2010", "2011", "2012")
 
 
@@ -61,9 +70,10 @@ def read_voc(
     root: str | os.PathLike[str],
     *,
     year: str = "2007",
-    split: str = "trainval",
+    split: str | None = "trainval",
     labels: LabelSet | None = None,
     difficult: Difficult = "unknown",
+    rules: VOCRules = OFFICIAL,
     transform: Transform | None = None,
     train: bool,
 ) -> LabelledImages:
@@ -79,13 +89,19 @@ def read_voc(
     | `B` | absent | unknown |
     | `C` | absent | absent |
 
+    Pictures may lie in folders below `JPEGImages` and have any ending: the picture of an annotation has its name, or,
+    if there are several or none, the one in its `<filename>`.
+
     Args:
-        root: the folder that holds `VOCdevkit`, or `VOCdevkit` itself, or `VOC<year>`.
+        root: the folder that holds `VOCdevkit`, or `VOCdevkit` itself, or `VOC<year>`, or one that holds `Annotations`
+            and `JPEGImages` without a year.
         year: names the folder `VOC<year>`.
-        split: names the list `ImageSets/Main/<split>.txt`.
-        labels: order of the targets' columns; None: that of `VOC<year>/labels.json` (as written by
-            `LabelSet.to_json`) if it exists, else `VOC_LABELS`.
+        split: names the list `ImageSets/Main/<split>.txt`; None: all annotations, without a list.
+        labels: order of the targets' columns; None: that of `labels.json` (as written by `LabelSet.to_json`) or of
+            CVAT's `labelmap.txt` beside `Annotations` if either exists, else `VOC_LABELS`.
         difficult: convention for labels whose objects are all difficult.
+        rules: folders and rules for exports of labelling tools. `unused` and `find_labels` are for the labels of the
+            files, not for `labels`.
         transform: transform of the pictures, see `LabelledImages`.
         train: whether the training column of the conventions applies, or the test column.
 
@@ -106,108 +122,66 @@ def read_voc(
     """
     if difficult not in ("unknown", "A", "B", "C"):
         raise DataError(f"difficult: expected 'unknown', 'A', 'B' or 'C', got {difficult!r}")
-    folder = _find(Path(root), year)
-    labels = labels if labels is not None else _read_labels(folder)
-    identifiers = _read_split(folder, split)
-    pictures, annotations = folder / "JPEGImages", folder / "Annotations"
-    paths = [pictures / f"{name}.jpg" for name in identifiers]
-    described = [annotations / f"{name}.xml" for name in identifiers]
-    for sources, home, what in ((paths, pictures, "the picture"), (described, annotations, "the annotation")):
-        entries = (Entry(f"{name!r}", name, source, ()) for name, source in zip(identifiers, sources, strict=True))
-        require_files(entries, home, what)
-    states = torch.full((len(identifiers), len(labels)), ABSENT, dtype=torch.int8)
-    for row, annotation in enumerate(described):
-        for name, state in read_annotation(annotation).items():
-            try:
-                states[row, labels.index(name)] = state
-            except LabelError as err:
-                raise DataError(f"{annotation}: {err}") from None
-    target, known = _targets(states, difficult, train)
+    folder = find_folder(Path(root), year, rules, listed=split is not None)
+    home, pictures = folder / rules.annotation_folder, Pictures(folder / rules.picture_folder)
+    identifiers = all_annotations(home) if split is None else read_list(folder, split, rules)
+    described = [home / f"{name}.xml" for name in identifiers]
+    _require_all(identifiers, described, home, "the annotation")
+    found = {path: parse_annotation(path) for path in described}
+    paths = [pictures.find(name, item.filename) for name, item in zip(identifiers, found.values(), strict=True)]
+    _require_all(identifiers, paths, pictures.folder, "the picture")
+    if labels is None:
+        labels, way, note = _labels(folder, found, rules)
+    else:
+        way, note = DROPPED if rules.unused == "drop" else GIVEN, ""
+    target, known = _targets(_states(found, labels, way), difficult, train)
     return LabelledImages(
-        name=f"{folder.name} {split}",
+        name=" ".join(part for part in (folder.name or folder.resolve().name, split) if part),
         labels=labels,
         paths=paths,
         identifiers=identifiers,
         target=target,
         known=known,
-        note=f"difficult: {difficult}",
+        note=f"difficult: {difficult}" + (f", {note}" if note else ""),
         transform=transform,
     )
 
 
-def read_annotation(path: Path) -> dict[str, int]:
-    """Return the labels in an annotation file: 1 if any object is not difficult, 0 if all are.
+def _require_all(identifiers: Iterable[str], paths: Iterable[Path], home: Path, what: str) -> None:
+    pairs = zip(identifiers, paths, strict=True)
+    require_files((Entry(f"{name!r}", name, source, ()) for name, source in pairs), home, what)
 
-    Files with a document type or entities are refused: they can make a parser read other files or fill the memory.
-    Boxes are checked if given, and then discarded.
 
-    Raises:
-        DataError: naming the file and its defect.
+def _labels(folder: Path, found: Mapping[Path, Annotation], rules: VOCRules) -> tuple[LabelSet, str, str]:
+    """Return the labels of the files, the options that give others, and a note on unused labels."""
+    used = {name for item in found.values() for name in item.states}
+    own = None if rules.find_labels else read_own_labels(folder)
+    if rules.find_labels:
+        home = folder / rules.annotation_folder
+        others = (home / f"{name}.xml" for name in all_annotations(home))
+        names = used.union(*(parse_annotation(path).states for path in others if path not in found))
+        if not names:
+            raise DataError(f"{home}: expected at least one label, found none")
+        labels, place, way = LabelSet(tuple(sorted(names))), str(home), GIVEN
+    elif own is not None:
+        labels, place, way = own[0], str(folder / own[1]), f"{own[1]} has to name it, else {FIND}"
+    else:
+        labels, place, way = VOC_LABELS, str(folder), FIND
+    kept, note = treat_unused(place, labels.names, used, rules.unused)
+    if labels is VOC_LABELS and rules.unused == "keep":  # A part of Pascal VOC may lack a few of its labels.
+        note = ""
+    return labels.select(kept), way, note
 
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "1.xml")
-        ...     _ = path.write_text("<annotation><object><name>cat</name></object></annotation>")
-        ...     read_annotation(path)
-        {'cat': 1}
-    """
-    text = read_text(path, "an annotation", MAX_XML_BYTES)
-    for forbidden in ("<!DOCTYPE", "<!ENTITY"):
-        if forbidden in text:
-            raise DataError(f"{path}: expected an annotation without document type and entities, found {forbidden}")
-    try:
-        tree = ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as err:
-        raise DataError(f"{path}: expected well-formed XML, but {err}") from None
-    if tree.tag != "annotation":
-        raise DataError(f"{path}: expected the element <annotation>, found {shown(tree.tag)}")
-    states: dict[str, int] = {}
-    size = _only(str(path), tree, "size")
-    for item in tree.iterfind("object"):
-        name = _text(str(path), item, "name")
-        mark = _text(str(path), item, "difficult") or "0"
-        if not name:
-            raise DataError(f"{path}: expected every <object> to have a <name>, found one without")
-        require_name(str(path), "a label", name)
-        if mark not in ("0", "1"):
-            raise DataError(f"{path}: expected <difficult> of {name!r} to be 0 or 1, found {shown(mark)}")
-        for box in item.iterfind("bndbox"):
-            _require_box(f"{path}: {name!r}", box, size)
-        states[name] = max(states.get(name, DIFFICULT), PRESENT if mark == "0" else DIFFICULT)
+
+def _states(found: Mapping[Path, Annotation], labels: LabelSet, way: str) -> Int8[Tensor, "n c"]:
+    states = torch.full((len(found), len(labels)), ABSENT, dtype=torch.int8)
+    for row, (path, item) in enumerate(found.items()):
+        for name, state in item.states.items():
+            try:
+                states[row, labels.index(name)] = state
+            except LabelError as err:
+                raise DataError(f"{path}: {err}; {way}") from None
     return states
-
-
-def _require_box(place: str, box: ElementTree.Element, size: ElementTree.Element | None) -> None:
-    for low, high, side in (("xmin", "xmax", "width"), ("ymin", "ymax", "height")):
-        first, last = _number(place, box, low), _number(place, box, high)
-        if not 0 <= first <= last:
-            raise DataError(f"{place}: expected 0 <= <{low}> <= <{high}>, found {first:g} and {last:g}")
-        end = 0.0 if size is None else _number(place, size, side)
-        if 0 < end < first:  # A size of 0 means unknown.
-            raise DataError(f"{place}: expected <{low}> within the picture's <{side}> of {end:g}, found {first:g}")
-
-
-def _number(place: str, item: ElementTree.Element, key: str) -> float:
-    text = _text(place, item, key)
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{place}: expected <{key}> to be a finite number, found {shown(text)}")
-    return number
-
-
-def _only(place: str, item: ElementTree.Element, key: str) -> ElementTree.Element | None:
-    found = item.findall(key)
-    if len(found) > 1:  # One would be read, and the others ignored.
-        raise DataError(f"{place}: expected <{key}> once in <{item.tag}>, found it {len(found):,} times")
-    return found[0] if found else None
-
-
-def _text(place: str, item: ElementTree.Element, key: str) -> str:
-    found = _only(place, item, key)
-    return "" if found is None else (found.text or "").strip()
 
 
 def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["never", "download"] = "never") -> None:
@@ -225,7 +199,7 @@ def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["n
     if how not in ("never", "download"):
         raise DataError(f"how: expected 'never' or 'download', got {how!r}")
     root = Path(root)
-    if how == "never" or _candidate(root, year) is not None:
+    if how == "never" or candidate(root, year, OFFICIAL) is not None:
         return
     if year not in YEARS:
         raise DataError(f"year: expected one to download of {', '.join(YEARS)}, got {year!r}")
@@ -255,62 +229,6 @@ def obtain_voc(root: str | os.PathLike[str], year: str = "2007", how: Literal["n
             "It was asked for through torchvision.datasets.utils.download_url, and its checksum checked.",
             f"If you have it elsewhere, name the folder that holds VOCdevkit/VOC{year}: --data.root FOLDER",
         ) from err
-
-
-def _candidate(root: Path, year: str) -> Path | None:
-    name = f"VOC{year}"
-    places = [root / "VOCdevkit" / name, root / name]
-    if root.name == name:
-        places.append(root)
-    return next((place for place in places if kind_at(place, f"a folder {name}") == "a folder"), None)
-
-
-def _find(root: Path, year: str) -> Path:
-    folder = _candidate(root, year)
-    if folder is None:
-        raise DataError(f"{root}: expected a folder that holds VOCdevkit/VOC{year}, found none")
-    for part in ("Annotations", "ImageSets/Main", "JPEGImages"):
-        if kind_at(folder / part, f"the folder {part}") != "a folder":
-            raise DataError(f"{folder}: expected the folder {part} in it, found none")
-    return folder
-
-
-def _read_labels(folder: Path) -> LabelSet:
-    path = folder / "labels.json"
-    if kind_at(path, "a label set") == NOTHING:
-        return VOC_LABELS
-    try:
-        return LabelSet.from_json(parse_json(str(path), read_text(path, "a label set", MAX_XML_BYTES)))
-    except LabelError as err:
-        raise DataError(f"{path}: expected a label set, but {err}") from None
-
-
-def _read_split(folder: Path, split: str) -> tuple[str, ...]:
-    path = folder / "ImageSets" / "Main" / f"{split}.txt"
-    if kind_at(path, f"the list of the split {split!r}") == NOTHING:
-        # Lists per class are named <class>_<split>; the others are the splits.
-        there = sorted(p.stem for p in path.parent.glob("*.txt") if "_" not in p.stem)
-        found = ", ".join(there)[:300] or "no lists"
-        raise DataError(f"{path}: expected the list of the split {split!r}, found {found}")
-    text = read_text(path, "a list of pictures", MAX_LIST_BYTES)
-    seen: dict[str, None] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}: line {number}"
-        listed = LISTED.fullmatch(line)
-        if listed is None:
-            # The part of a name before a space may be the name of another picture.
-            raise DataError(f"{place}: expected a name without spaces, alone or with -1, 0 or 1, found {shown(line)}")
-        identifier = require_name(place, "a picture", listed[1])
-        if "/" in identifier or "\\" in identifier:
-            raise DataError(f"{place}: expected names of pictures without folders, found {identifier!r}")
-        if identifier in seen:
-            raise DataError(f"{place}: expected every picture once, found {identifier!r} twice")
-        seen[identifier] = None
-    if not seen:
-        raise DataError(f"{path}: expected at least one picture, found an empty list")
-    return tuple(seen)
 
 
 def _targets(

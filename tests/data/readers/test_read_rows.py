@@ -3,6 +3,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -154,3 +155,64 @@ def test_decoding_leaves_what_it_is_given(tmp_path: Path, monkeypatch: pytest.Mo
             decode_rgb(picture)
     with pytest.raises(DataError, match=r"^holiday: expected at most 11 pixels"):
         decode_rgb(PICTURE, name="holiday")
+
+
+THREE = LabelSet(("cat", "dog", "elk"))
+
+
+def labelled(value: object, *, labels: LabelSet | None = THREE, **options: Any) -> list[list[float]]:
+    found: list[list[float]] = read_rows(
+        [{"image": PICTURE, "labels": value}], name="mine", labels=labels, **options
+    ).target.tolist()
+    return found
+
+
+def test_numbers_are_positions_or_marks() -> None:
+    assert labelled([0, 2]) == labelled(np.array([0, 2])) == labelled([np.int64(2), np.int32(0)]) == [[1, 0, 1]]
+    assert labelled(torch.tensor([1])) == labelled(["dog"]) == [[0, 1, 0]]
+    for marks in ([1, 0, 1], [1.0, 0.0, 1.0], [True, False, True], np.array([1, 0, 1]), torch.tensor([1.0, 0, 1])):
+        assert labelled(marks, numbers="one_hot") == [[1, 0, 1]]
+        with pytest.raises(DataError, match=r"found a 0 or 1 for each of 3; set numbers to 'one_hot'"):
+            labelled(marks)
+    assert labelled("cat, elk", separator=",") == labelled("elk  cat", separator=" ") == [[1, 0, 1]]
+    assert labelled("", separator=",") == [[0, 0, 0]]
+
+
+def test_a_0_and_a_1_for_two_labels_are_not_two_positions() -> None:
+    for labels in ([0, 1], [1, 0], (np.int64(0), 1)):
+        with pytest.raises(DataError, match=r"for each of 2; set numbers to 'one_hot', or to 'positions'$"):
+            labelled(labels, labels=LABELS)
+    assert labelled([0, 1], labels=LABELS, numbers="positions") == [[1, 1]]
+    assert labelled([0, 1], labels=LABELS, numbers="one_hot") == [[0, 1]]
+    assert labelled([1], labels=LABELS) == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([1, 0], {"numbers": "one_hot"}, "row 0: expected 'labels' to hold a 0 or 1 for each of 3 labels, found 2"),
+        ([1, 0, -1], {"numbers": "one_hot"}, "row 0: expected 'labels' to hold 0 and 1, found -1"),
+        ([1, 0, float("nan")], {"numbers": "one_hot"}, "row 0: expected 'labels' to hold 0 and 1, found nan"),
+        (["cat", 0, 1], {"numbers": "one_hot"}, "row 0: expected 'labels' to hold 0 and 1, found 'cat'"),
+        ("cat, dog", {}, "row 0: expected 'labels' to be a list, found 'cat, dog'; set separator to ','"),
+        ([1.0, 2.0], {}, "row 0: expected the name of a label, found 1.0"),
+        (np.array([[1, 0]]), {}, "row 0: expected the name of a label, found a list"),
+        (1, {}, "row 0: expected 'labels' to be a list, found 1"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_that_are_refused(labels: object, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        labelled(labels, **options)
+    assert str(caught.value) == f"mine: {message}"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_options_of_rows_that_do_not_fit() -> None:
+    for options, message in (
+        ({"numbers": "hot"}, "numbers: expected 'positions' or 'one_hot', got 'hot'"),
+        ({"numbers": "one_hot", "labels": None}, "numbers: expected labels, the names of the places of 'one_hot'"),
+        ({"separator": ""}, "separator: expected a text between labels, got ''"),
+    ):
+        with pytest.raises(DataError, match=message):
+            labelled([1, 0, 1], **options)

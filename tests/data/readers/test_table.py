@@ -113,9 +113,12 @@ HEAD = "file,labels\n"
     ("text", "message"),
     [
         ("", ": expected a table, found an empty file"),
-        ("\n\n", ": line 1: expected the column 'file', found an empty line"),
+        ("\n\n", ": line 1: expected the columns 'file' and 'labels', found an empty line"),
         (HEAD, ": expected at least one row, found none"),
-        ("file;labels\n", ": line 1: expected the column 'file', found 'file;labels'"),
+        (
+            "file;labels\n",
+            ": line 1: expected the columns 'file' and 'labels', found 'file;labels'; set delimiter to ';'",
+        ),
         ("file,label\na,b\n", ": line 1: expected the column 'labels', found 'file', 'label'"),
         ("file,labels,file\n", ": line 1: expected every column once, found 'file' twice"),
         (HEAD + "1.jpg\n", ": line 2: expected 2 values, one per column, found 1"),
@@ -174,7 +177,7 @@ def test_lists_that_are_refused(tmp_path: Path, text: str | bytes, message: str)
     [
         ("", ": expected a table, found an empty file"),
         ('{"file": "1.jpg"}', ": line 1: expected the key 'labels', found 'file'"),
-        ("{}", ": line 1: expected the key 'file', found no keys"),
+        ("{}", ": line 1: expected the keys 'file' and 'labels', found no keys"),
         ("[1]", ": line 1: expected an object in braces, found a list"),
         ('{"file": "1.jpg", ', ": line 1: expected JSON, but Expecting property name enclosed in double quotes"),
         ('{"a": 1, "a": 2}', ": line 1: expected every key once, found 'a' twice"),
@@ -221,17 +224,20 @@ def test_objects_that_are_refused(tmp_path: Path, text: str, message: str) -> No
         (
             LIST,
             {"marks": MARKS},
-            "marks: expected labels, the names of its columns, to read a table with a column per label",
+            "{path}: expected labels, the columns that are labels, found none; "
+            "set label_columns to 'others' to take 'labels', 'unknown', 'author'",
         ),
         (
             LIST,
             {"marks": MARKS, "labels": LABELS},
-            "{path}: line 1: expected the column 'cat', found 'file', 'labels', 'unknown', 'split', 'author'",
+            "{path}: line 1: expected the columns 'cat', 'cow', 'dog', "
+            "found 'file', 'labels', 'unknown', 'split', 'author'",
         ),
         (
             WIDE,
             {"marks": {"1": "present", "0": "absent"}, "labels": LABELS},
-            "{path}: line 3: expected 'cow' to be one of '1', '0', found '-1'",
+            "{path}: line 3: expected 'cow' to be one of '1', '0', found '-1'; the cells are '-1', '0', '1': "
+            "say what each means, such as marks: {'-1': 'unknown', '1': 'present', '0': 'absent'}",
         ),
         (WIDE, {"marks": {"0": "absent"}, "labels": LABELS}, "marks: expected one that means 'present', got none"),
         (
@@ -239,7 +245,7 @@ def test_objects_that_are_refused(tmp_path: Path, text: str, message: str) -> No
             {"marks": {"1": "yes"}, "labels": LABELS},
             "marks: expected 'present', 'absent' or 'unknown' for '1', got 'yes'",
         ),
-        (LIST, {"separator": " "}, "separator: expected a text without white space around it, got ' '"),
+        (LIST, {"separator": ", "}, "separator: expected a text without white space around it, got ', '"),
         (LIST, {"separator": ""}, "separator: expected a text without white space around it, got ''"),
     ],
 )
@@ -252,11 +258,10 @@ def test_options_that_do_not_fit(tmp_path: Path, text: str, options: Mapping[str
 
 
 def test_endings_and_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        DataError, match=r"mine\.txt: expected a table whose name ends in \.csv or \.jsonl, found \.txt"
-    ):
+    ends = r"expected a table whose name ends in \.csv, \.tsv, \.xlsx, \.jsonl or \.json, found"
+    with pytest.raises(DataError, match=rf"mine\.txt: {ends} \.txt; set delimiter, if it has columns$"):
         read_table(tmp_path, write(tmp_path, "txt", LIST))
-    with pytest.raises(DataError, match=r"mine: expected a table whose name ends in \.csv or \.jsonl, found no ending"):
+    with pytest.raises(DataError, match=rf"mine: {ends} no ending"):
         read_table(tmp_path, tmp_path / "mine")
     with pytest.raises(DataError, match=r"none\.csv: expected a table, but No such file or directory"):
         read_table(tmp_path, tmp_path / "none.csv")

@@ -124,7 +124,11 @@ def remove(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named", "message"),
     [
-        (lambda f: remove(f), "data", "expected a folder that holds VOCdevkit/VOC2007, found none"),
+        (
+            lambda f: remove(f),
+            "data",
+            "expected a folder that holds VOCdevkit/VOC2007, or the folders Annotations and JPEGImages, found none",
+        ),
         (lambda f: remove(f / "Annotations"), "VOC2007", "expected the folder Annotations in it, found none"),
         (lambda f: remove(f / "JPEGImages"), "VOC2007", "expected the folder JPEGImages in it, found none"),
         (
@@ -138,7 +142,11 @@ def remove(path: Path) -> None:
             "trainval.txt",
             "expected a list of pictures in UTF-8",
         ),
-        (lambda f: (f / "ImageSets/Main/trainval.txt").write_text("../x\n"), "trainval.txt", "without folders"),
+        (
+            lambda f: (f / "ImageSets/Main/trainval.txt").write_text("../x\n"),
+            "trainval.txt",
+            "expected a picture inside its folder, found '../x'",
+        ),
         (
             lambda f: (f / "ImageSets/Main/trainval.txt").write_text("000001\n000001\n"),
             "trainval.txt",
@@ -192,16 +200,29 @@ def test_only_years_that_were_published_are_downloaded(tmp_path: Path, year: str
 
 def test_a_name_with_a_space_is_no_other_picture(tmp_path: Path) -> None:
     folder = write_voc(tmp_path)
-    for ending, part in (("jpg", "JPEGImages"), ("xml", "Annotations")):
-        path = folder / part / f"000001.{ending}"
-        path.with_name(f"000001 2.{ending}").write_bytes(path.read_bytes())
+
+    def copy(name: str) -> None:
+        for ending, part in (("jpg", "JPEGImages"), ("xml", "Annotations")):
+            (folder / part / f"{name}.{ending}").write_bytes((folder / part / f"000001.{ending}").read_bytes())
+
     listed = folder / "ImageSets" / "Main" / "trainval.txt"
     listed.write_text("000002\n000001 2\n")
     with pytest.raises(DataError) as caught:
         read_voc(tmp_path, train=True)
+    expected = f"{listed}: line 2: expected a name, alone or with -1, 0 or 1, found "
+    assert str(caught.value) == f"{expected}'000001 2' and no annotation of '000001 2'"
+    copy("000001 2")
+    assert read_voc(tmp_path, train=True).identifiers == ("000002", "000001 2")
+    listed.write_text("000002\n000001 1\n")
+    assert read_voc(tmp_path, train=True).identifiers == ("000002", "000001"), "1 is a mark"
+    copy("000001 1")
+    with pytest.raises(DataError) as caught:
+        read_voc(tmp_path, train=True)
     assert str(caught.value) == (
-        f"{listed}: line 2: expected a name without spaces, alone or with -1, 0 or 1, found '000001 2'"
+        f"{expected}'000001 1' and annotations of both '000001 1' and '000001': rename one of them"
     )
+    listed.write_text("000002\n000003 1\n000001 1 1\n")
+    assert read_voc(tmp_path, train=True).identifiers == ("000002", "000003", "000001 1")
 
 
 @pytest.mark.parametrize("text", ["000002 -1\r\n000001  1\r\n", "  000002\t0\n\n000001 \n", "\ufeff000002\n000001"])
@@ -228,7 +249,10 @@ BOMB = '<!DOCTYPE a [<!ENTITY x "xxxx">]><annotation>&x;</annotation>'
         (b"<annotation>\x00</annotation>", "expected an annotation, found a NUL byte"),
         (b"<scene/>", "expected the element <annotation>, found 'scene'"),
         (b"<annotation><object/></annotation>", "expected every <object> to have a <name>"),
-        (annotation([("cat", 2)]).encode(), "expected <difficult> of 'cat' to be 0 or 1, found '2'"),
+        (
+            annotation([("cat", 2)]).encode(),
+            "expected <difficult> of 'cat' to be 0 or 1, true or false, yes or no, or Unspecified, found '2'",
+        ),
         (BOMB.encode(), "without document type and entities, found <!DOCTYPE"),
         (BOMB.encode("utf-16"), "expected an annotation in UTF-8"),
         (b"<annotation>" + b" " * 1_000_000 + b"</annotation>", "at most 1,000,000 bytes"),
