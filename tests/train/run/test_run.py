@@ -20,7 +20,7 @@ from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 SCRIPT = REPOSITORY / "examples" / "train_voc.py"
 
 

@@ -13,7 +13,7 @@ from helpers.training_toys import rows_of, tiny_options, write_voc
 
 from pvlr.train.checkpoint import Checkpoints
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "train_voc.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "train_voc.py"
 
 
 @pytest.fixture(scope="module")
