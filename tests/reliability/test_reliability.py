@@ -105,7 +105,7 @@ def test_what_one_process_refuses_ends_all_with_one_message(inputs: Path, tmp_pa
     ("more", "message"),
     [
         ({"loop__batch_size": 1}, "error: loop.batch_size: expected an image for each of 2 processes, got 1"),
-        ({"data__root": "/nowhere"}, "error: /nowhere: expected a folder that holds VOCdevkit/VOC2007, found none"),
+        ({"data__root": "/nowhere"}, "error: /nowhere: expected a folder that holds VOCdevkit/VOC2007, or the folders"),
         ({"loop__epochs": 0}, "error: loop.epochs: expected a whole number of at least 1, got 0"),
         ({"optimizer__lr": 1e30, "optimizer__clip_norm": 0}, "expected a finite"),
     ],
