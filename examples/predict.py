@@ -107,7 +107,7 @@ def _run(given: argparse.Namespace) -> int:
     )
     if given.batch_size is None:
         # Small batches are fastest on a CPU: memory of larger ones is allocated from the system page by page.
-        given.batch_size = 4 if recognizer.model.knowledge_vectors.device.type == "cpu" else 32
+        given.batch_size = 4 if recognizer.model.device.type == "cpu" else 32
     decision = recognizer.decision
     if given.threshold is not None and given.threshold < 0 and decision.scores == "probability":
         raise ValueError(f"--threshold: expected a probability in [0, 1], got {given.threshold:g}")

@@ -55,6 +55,11 @@ class TowerModel(nn.Module):
         raise NotImplementedError
 
     @property
+    def device(self) -> torch.device:
+        """The device of its own tensors."""
+        return self.known_positives.device
+
+    @property
     def source_dim(self) -> int:
         """Width of the features the tower computes its pooled vector from, where it provides them; else 0."""
         return getattr(self.image, "source_dim", 0)
@@ -73,9 +78,8 @@ class TowerModel(nn.Module):
 
     def _register_texts(self, **buffers: Tensor) -> None:
         # On the device of the existing buffers, which may have been moved since the start.
-        device = self.known_positives.device
         for name, value in buffers.items():
-            self.register_buffer(name, value.to(device), persistent=False)
+            self.register_buffer(name, value.to(self.device), persistent=False)
 
     def _set_prompts(self, prompts: PromptTokens) -> None:
         self._register_texts(prompt_ids=prompts.ids, prompt_ends=prompts.end)

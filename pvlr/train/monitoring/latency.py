@@ -34,7 +34,7 @@ def latency_table(recognizer: Recognizer, paths: Sequence[str], *, batch_size: i
     images = [recognizer.prepare(path) for path in islice(cycle(paths), batch_size)]
     batch = torch.stack(images)
     with torch.no_grad():
-        regions = recognizer.model.regions(batch[:1].to(recognizer.model.known_positives.device))
+        regions = recognizer.model.regions(batch[:1].to(recognizer.model.device))
 
     def labels() -> None:
         recognizer.model.eval()  # Clears the cached label side.
@@ -54,7 +54,7 @@ def latency_table(recognizer: Recognizer, paths: Sequence[str], *, batch_size: i
     for _ in tag_files(recognizer, many, batch_size=batch_size, workers=workers):
         pass
     rate = len(many) / (time.perf_counter() - start)
-    device, count = recognizer.model.known_positives.device, len(recognizer.labels)
+    device, count = recognizer.model.device, len(recognizer.labels)
     once = f"{1e3 * statistics.median(of_labels):.1f} ms"
     rows = [
         (f"one picture and {count} labels from its features, label side anew", once),
