@@ -87,6 +87,11 @@ class LabelledImages(Dataset[Sample]):
         self.known = torch.ones_like(target, dtype=torch.bool) if known is None else known
         expect("known", self.known, "n c", dtype="bool", n=sizes["n"], c=sizes["c"])
 
+    @property
+    def present(self) -> Bool[Tensor, "n c"]:
+        """The labels that are known to be present, ``n c``."""
+        return (self.target > 0) & self.known
+
     def with_transform(self, transform: Transform | None) -> "LabelledImages":
         """Return the same pictures and labels with another transform; nothing is read again."""
         other = copy.copy(self)
@@ -197,7 +202,7 @@ def split_by_name(data: LabelledImages, *, share: float, seed: int = 0) -> tuple
     # By name and not by position: the order of a file of labels plays no part.
     draws = [(derive_seed(seed, _number(identifier)), identifier) for identifier in data.identifiers]
     order = sorted(range(len(data)), key=lambda row: draws[row])
-    chosen = stratified_split((data.target > 0) & data.known, share, order).tolist()
+    chosen = stratified_split(data.present, share, order).tolist()
     rows = {part: [row for row, aside in enumerate(chosen) if aside is part] for part in (False, True)}
     return data.select(rows[False], note=f"{1 - share:.0%} of all"), data.select(rows[True], note=f"{share:.0%} of all")
 
@@ -226,13 +231,13 @@ def hide_labels(data: LabelledImages, *, keep: float | str, seed: int = 0) -> La
     single = keep == "single_positive"
     if not single and (isinstance(keep, str | bool) or not 0 < keep < 1):
         raise DataError(f"keep: expected a share between 0 and 1 or 'single_positive', got {keep!r}")
-    known = torch.zeros_like(data.known)
+    known, every = torch.zeros_like(data.known), data.present
     for row, identifier in enumerate(data.identifiers):
         # By name and not by position: the same picture keeps the same labels in a selection.
         generator = torch.Generator().manual_seed(derive_seed(seed, _number(identifier)))
         draws = torch.rand(len(data.labels), generator=generator)
         if single:
-            present = (data.target[row] > 0) & data.known[row]
+            present = every[row]
             if bool(present.any()):
                 known[row, int(draws.masked_fill(~present, -1.0).argmax())] = True
         else:
@@ -265,7 +270,7 @@ def know_few(data: LabelledImages, *, positives: int, seed: int = 0) -> Labelled
     """
     if isinstance(positives, bool) or not isinstance(positives, int) or positives < 1:
         raise DataError(f"positives: expected a whole number of at least 1, got {positives!r}")
-    present = (data.target > 0) & data.known
+    present = data.present
     draws = [derive_seed(seed, _number(identifier)) for identifier in data.identifiers]
     order = sorted(range(len(data)), key=lambda row: draws[row])
     chosen: set[int] = set()

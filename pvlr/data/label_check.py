@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
 from pvlr.core.labels import LabelSet
 from pvlr.data.batch import refusal
 from pvlr.data.dataset import LabelledImages
@@ -55,7 +53,7 @@ def check_labels(splits: Mapping[str, LabelledImages]) -> LabelReport:
         labels that differ in case, space, underscore or a plural alone: 'cat' and 'cats'
     """
     labels = next(iter(splits.values())).labels
-    counts = {name: _positives(part) for name, part in splits.items()}
+    counts = {name: part.present.sum(dim=0).tolist() for name, part in splits.items()}
     problems = []
     for name, count in counts.items():
         if missing := [label for label, found in zip(labels, count, strict=True) if not found]:
@@ -66,12 +64,6 @@ def check_labels(splits: Mapping[str, LabelledImages]) -> LabelReport:
     if shared := _shared_pictures(splits):
         problems.append(f"pictures of the same content in two splits: {'; '.join(shared)}")
     return LabelReport(_table(labels, counts), tuple(problems))
-
-
-def _positives(part: LabelledImages) -> list[int]:
-    present: Tensor = (part.target > 0) & part.known
-    counts: list[int] = present.sum(dim=0).tolist()
-    return counts
 
 
 def _table(labels: LabelSet, counts: Mapping[str, list[int]]) -> str:
@@ -92,7 +84,7 @@ def _alike(labels: Iterable[str]) -> list[str]:
     for name in labels:
         groups[_plain(name)].append(name)
     found = [" and ".join(map(repr, names)) for names in groups.values() if len(names) > 1]
-    return [*found[:MOST_NAMES], *([f"and {len(found) - MOST_NAMES} more"] if len(found) > MOST_NAMES else [])]
+    return _first(found)
 
 
 def _plain(name: str) -> str:
@@ -132,7 +124,7 @@ def _shared_pictures(splits: Mapping[str, LabelledImages]) -> list[str]:
         first, path = group[0]
         other, copy = next(one for one in group if one[0] != first)
         found.append(f"{path} ({first}) and {copy} ({other})")
-    return [*found[:MOST_NAMES], *([f"and {len(found) - MOST_NAMES:,} more"] if len(found) > MOST_NAMES else [])]
+    return _first(found)
 
 
 def _several_splits(
@@ -162,6 +154,12 @@ def _end(path: Path) -> bytes:
 def _content(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+def _first(found: list[str]) -> list[str]:
+    """The first of a list, and how many there are besides."""
+    left = len(found) - MOST_NAMES
+    return [*found[:MOST_NAMES], *([f"and {left:,} more"] if left > 0 else [])]
 
 
 def _listed(names: list[str]) -> str:

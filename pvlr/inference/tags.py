@@ -114,9 +114,7 @@ def tag_images(
     Raises:
         ShapeError: if the images have another shape.
     """
-    size = model.image.image_size
-    expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
-    features, sees, maps = model.image(images), model.sees, None
+    features, sees, maps = model.features(images), model.sees, None
     regions = join_regions(features, sees)
     if isinstance(model, PVLR):
         output = model.forward_features(regions, maps=attention and sees != "pooled")

@@ -579,4 +579,4 @@ def _untrained(splits: Splits) -> tuple[str, ...]:
 
 def _known_positives(train: LabelledImages) -> Tensor:
     """Return the number of known positives of each label."""
-    return ((train.target > 0) & train.known).sum(dim=0).float()
+    return train.present.sum(dim=0).float()

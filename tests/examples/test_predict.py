@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from helpers.tagging_toys import NAMES, make_recognizer, write_pictures
 
+from pvlr.core import BaselineConfig, BaselineModel, LabelSet, TowerSpec, build_towers
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.xmp import read_sidecar, write_sidecar
 
@@ -51,6 +52,22 @@ def tagged(path: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len({row["file"] for row in rows}) == len(rows)
     return {row["file"]: row["tags"] for row in rows}
+
+
+def test_a_baseline_tags_as_pvlr_does(main: Any, model: Path, pictures: Path, tmp_path: Path) -> None:
+    (pictures / "broken.jpg").unlink()
+    towers = build_towers(TowerSpec(name=f"local-dir:{model.parent / 'tower'}"))
+    baseline = Recognizer(BaselineModel.from_towers(BaselineConfig(kind="coop"), LabelSet(NAMES), towers).eval())
+    baseline.save_pretrained(tmp_path / "baseline")
+    out, page = tmp_path / "tags.jsonl", tmp_path / "page.html"
+    asked = ["--run", str(tmp_path / "baseline"), str(pictures), "--threshold", "0"]
+    assert main([*asked, "--out", str(out), "--html", str(page)]) == 0
+    for path, tags in tagged(out).items():
+        expected = baseline.tag(path, threshold=0.0)
+        assert [tag["name"] for tag in tags] == [tag.name for tag in expected]
+        assert [tag["probability"] for tag in tags] == pytest.approx([tag.probability for tag in expected], abs=1e-4)
+    assert page.is_file()
+    assert main([*asked, "--benchmark"]) == 0
 
 
 def test_a_folder_becomes_lines_of_json_and_a_list_of_what_is_bad(

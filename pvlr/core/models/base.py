@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.models.cache import Cache
-from pvlr.core.protocols import ImageTower, PromptTokens, Regions, TextTower, join_regions
+from pvlr.core.protocols import ImageFeatures, ImageTower, PromptTokens, Regions, TextTower, join_regions
 from pvlr.core.shapes import expect
 from pvlr.core.towers import TowerOrigin
 
@@ -116,9 +116,17 @@ class TowerModel(nn.Module):
         Raises:
             ShapeError: where the images are not of the tower's size.
         """
+        return join_regions(self.features(images), self.sees)
+
+    def features(self, images: Float[Tensor, "b 3 s s"]) -> ImageFeatures:
+        """Return the image tower's vectors.
+
+        Raises:
+            ShapeError: where the images are not of the tower's size.
+        """
         size = self.image.image_size
         expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
-        return join_regions(self.image(images), self.sees)
+        return self.image(images)
 
     def train(self: T, mode: bool = True) -> T:
         """Switch the mode, but not the text tower's, and clear the label vectors cached for evaluation."""
