@@ -70,14 +70,17 @@ def require_int(name: str, value: object, *, least: int) -> None:
 
 
 def require_choices(config: Any) -> None:
-    """Require of each field of a dataclass that is annotated as ``Literal`` one of its choices.
+    """Require of each field of a dataclass that is annotated as ``Literal`` (or None) one of its choices.
 
     Raises:
         ValueError: naming the field.
     """
     for field in fields(config):
-        if get_origin(field.type) is Literal:
-            require_choice(field.name, getattr(config, field.name), get_args(field.type))
+        value, kind = getattr(config, field.name), field.type
+        if get_args(kind)[1:] == (type(None),):
+            kind = None if value is None else get_args(kind)[0]
+        if get_origin(kind) is Literal:
+            require_choice(field.name, value, get_args(kind))
 
 
 def require_number(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from pvlr.core.arguments import require_choices
 from pvlr.data.batch import DataError
 from pvlr.data.readers.entries import shown
 from pvlr.data.sources import ENDINGS
@@ -22,13 +23,6 @@ MEANINGS: dict[str, Mark] = {
 }
 """Usual meanings of cells, in lower case: what a refusal proposes, and no table is read by."""
 MOST_CELLS = 10
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "form": ("list", "wide", "long", None),
-    "label_columns": ("others", None),
-    "unnamed": ("absent", "unknown", None),
-    "repeated": ("refuse", "union"),
-    "cells": ("text", "json", "python"),
-}
 NOT_TEXT = frozenset({"idna", "punycode", "raw_unicode_escape", "undefined", "unicode_escape", "utf-7", "mbcs", "oem"})
 
 
@@ -63,10 +57,10 @@ class TableFormat:
     strip_prefix: str | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                listed = ", ".join(repr(choice) for choice in choices if choice is not None)
-                raise DataError(f"{name}: expected one of {listed}, got {getattr(self, name)!r}")
+        try:
+            require_choices(self)
+        except ValueError as err:
+            raise DataError(str(err)) from None
         self._require_texts()
         if self.marks is not None:
             object.__setattr__(self, "marks", _marks(self.marks))
