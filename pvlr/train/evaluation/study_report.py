@@ -12,7 +12,7 @@ import torch
 from pvlr.core.metrics.bootstrap import percentile_interval
 from pvlr.files import write_atomically
 
-__all__ = ["learning_curve", "study_table", "write_report"]
+__all__ = ["learning_curve", "regime_table", "study_table", "write_report"]
 
 Cells = Sequence[Mapping[str, Any]]
 ALL = "all labels"
@@ -66,6 +66,49 @@ def study_table(cells: Cells) -> str:
     return "\n\n".join(parts)
 
 
+def regime_table(cells: Cells) -> str:
+    """Return one table of all regimes: mAP of the first method, and by how much it is ahead of each other one.
+
+    A regime is a group whose rows are named after it and a method, ``10 %, PVLR``; the group ``all labels`` names the
+    methods, of which the first is compared. Each difference is as in :func:`study_table`, with the number of its seeds
+    if not all have the method.
+
+    Returns:
+        The table; an empty text without the group ``all labels`` or without another regime.
+
+    Example:
+        >>> named = [("all labels", "PVLR"), ("all labels", "probe"), ("10 %", "10 %, PVLR"), ("10 %", "10 %, probe")]
+        >>> print(regime_table([{"group": group, "row": row, "mAP": 0.5, "seed": 0, "drawn": [0.5, 0.5]}
+        ...     for group, row in named]))
+        | labels known | seeds | PVLR | ahead of probe |
+        |---|---|---|---|
+        | all | 1 | 50.0 | 0.0 [0.0, 0.0] |
+        | 10 % | 1 | 50.0 | 0.0 [0.0, 0.0] |
+    """
+    groups = _grouped(cells)
+    methods = list(groups.get(ALL, {}))
+    regimes = {ALL: groups.get(ALL, {})}
+    for group, rows in groups.items():
+        if methods and f"{group}, {methods[0]}" in rows:
+            regimes[group] = {row.removeprefix(f"{group}, "): found for row, found in rows.items()}
+    if len(regimes) == 1:
+        return ""
+    others = [name for name in methods[1:] if sum(name in rows for rows in regimes.values()) > 1]
+    lines = [f"| labels known | seeds | {methods[0]} | {' | '.join(f'ahead of {name}' for name in others)} |"]
+    lines.append("|" + "---|" * (3 + len(others)))
+    for regime, rows in regimes.items():
+        first = rows[methods[0]]
+        values = [_ahead(first, rows[name]) if name in rows else "" for name in others]
+        counts = [sum(a["seed"] == b["seed"] for a in first for b in rows.get(name, ())) for name in others]
+        told = [
+            f"{value} ({count})" if 0 < count < len(first) else value
+            for value, count in zip(values, counts, strict=True)
+        ]
+        start = f"| {'all' if regime == ALL else regime} | {len(first)} | {_spread(cell['mAP'] for cell in first)} |"
+        lines.append(f"{start} {' | '.join(told)} |")
+    return "\n".join(lines)
+
+
 def _ahead(first: Cells, other: Cells) -> str:
     """Return the mean difference over the common seeds, with its interval: of mAP, or of the harmonic mean if given."""
     score = "harmonic" if all("harmonic" in cell for cell in (*first, *other)) else "mAP"
@@ -86,7 +129,8 @@ def write_report(folder: Path, cells: Cells) -> Path:
         Path of the table.
     """
     path = folder / "report.md"
-    write_atomically(path, f"{study_table(cells)}\n".encode())
+    parts = [part for part in (regime_table(cells), study_table(cells)) if part]
+    write_atomically(path, f"{(chr(10) * 2).join(parts)}\n".encode())
     if cells:
         _draw(folder / "report.png", cells)
     curve = learning_curve(cells)

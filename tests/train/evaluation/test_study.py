@@ -19,7 +19,7 @@ from pvlr.train.cli import command
 from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig, TowerConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.evaluation.study import RESAMPLES, StudyConfig, study
-from pvlr.train.evaluation.study_report import learning_curve, study_table, write_report
+from pvlr.train.evaluation.study_report import learning_curve, regime_table, study_table, write_report
 
 ROWS: dict[str, dict[str, dict[str, Any]]] = {
     # What one epoch over nine pictures has learned is to be seen in the result.
@@ -195,6 +195,22 @@ def test_a_row_is_compared_with_the_first_on_the_seeds_that_both_have() -> None:
     # With the harmonic mean of seen and unseen names it is that one which is compared.
     new = [{**one, "seen": 0.5, "unseen": 0.5, "harmonic": one["mAP"] / 2} for one in found]
     assert study_table(new).splitlines()[5].split(" | ")[2] == "2.0 [0.5, 19.5]"
+
+
+def test_regimes_are_compared_method_by_method_on_the_seeds_that_both_have() -> None:
+    def cell(group: str, row: str, seed: int, value: float) -> dict[str, object]:
+        return {"group": group, "row": row, "seed": seed, "mAP": value, "drawn": [value, value]}
+
+    found = [cell("all labels", "ours", seed, 0.6) for seed in (0, 1)] + [cell("all labels", "theirs", 1, 0.5)]
+    found += [cell("10 %", "10 %, ours", 0, 0.4), cell("10 %", "10 %, theirs", 0, 0.45), cell("10 %", "10 %, b", 0, 0.3)]
+    found += [cell("all labels", "alone", 0, 0.1), cell("parts", "ours", 0, 0.6)]
+    assert regime_table(found).splitlines() == [
+        "| labels known | seeds | ours | ahead of theirs |",  # Of `alone` and `b` there is one regime, of parts none.
+        "|---|---|---|---|",
+        "| all | 2 | 60.0 ± 0.0 | 10.0 [10.0, 10.0] (1) |",
+        "| 10 % | 1 | 40.0 | -5.0 [-5.0, -5.0] |",
+    ]
+    assert regime_table(found[:3]) == regime_table(found[3:5]) == ""
 
 
 def test_a_row_without_average_precision_has_a_dash(tmp_path: Path) -> None:
