@@ -202,8 +202,8 @@ def test_regimes_are_compared_method_by_method_on_the_seeds_that_both_have() -> 
         return {"group": group, "row": row, "seed": seed, "mAP": value, "drawn": [value, value]}
 
     found = [cell("all labels", "ours", seed, 0.6) for seed in (0, 1)] + [cell("all labels", "theirs", 1, 0.5)]
-    found += [cell("10 %", "10 %, ours", 0, 0.4), cell("10 %", "10 %, theirs", 0, 0.45), cell("10 %", "10 %, b", 0, 0.3)]
-    found += [cell("all labels", "alone", 0, 0.1), cell("parts", "ours", 0, 0.6)]
+    found += [cell("10 %", "10 %, ours", 0, 0.4), cell("10 %", "10 %, theirs", 0, 0.45)]
+    found += [cell("10 %", "10 %, b", 0, 0.3), cell("all labels", "alone", 0, 0.1), cell("parts", "ours", 0, 0.6)]
     assert regime_table(found).splitlines() == [
         "| labels known | seeds | ours | ahead of theirs |",  # Of `alone` and `b` there is one regime, of parts none.
         "|---|---|---|---|",
