@@ -97,7 +97,7 @@ def study(
     study: StudyConfig,
     model: PVLRConfig = DEFAULTS,
 ) -> Path:
-    """Train every row over every seed, and write ``report.md`` and ``report.png``.
+    """Train every row over every seed, and write the report: ``report.md`` and its figures.
 
     All runs share one cache of features. A finished cell of the same configuration is not trained again; one that was
     not finished when a study was stopped is.

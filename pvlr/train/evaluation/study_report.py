@@ -110,20 +110,29 @@ def regime_table(cells: Cells) -> str:
 
 
 def _ahead(first: Cells, other: Cells) -> str:
-    """Return the mean difference over the common seeds, with its interval: of mAP, or of the harmonic mean if given."""
+    """Return the mean difference over the common seeds, with its interval, in points."""
+    found = _difference(first, other)
+    return "–" if found is None else "{:.1f} [{:.1f}, {:.1f}]".format(*found)
+
+
+def _difference(first: Cells, other: Cells) -> tuple[float, float, float] | None:
+    """Return the mean difference over the common seeds and its interval: of mAP, or of the harmonic mean if given."""
     score = "harmonic" if all("harmonic" in cell for cell in (*first, *other)) else "mAP"
     pairs = [(a, b) for a in first for b in other if a["seed"] == b["seed"]]
     if not pairs:
-        return "–"
+        return None
     drawn = torch.tensor([[x - y for x, y in zip(a["drawn"], b["drawn"], strict=True)] for a, b in pairs])
     # Seeds are resampled too: their variation is part of the uncertainty.
     seeds = torch.randint(len(pairs), drawn.T.shape, generator=torch.Generator().manual_seed(0))
     low, high = percentile_interval(drawn.gather(0, seeds.T).mean(dim=0))
-    return f"{100 * mean(a[score] - b[score] for a, b in pairs):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return 100 * mean(a[score] - b[score] for a, b in pairs), 100 * low, 100 * high
 
 
 def write_report(folder: Path, cells: Cells) -> Path:
-    """Write ``report.md`` and ``report.png`` into a study's folder, and ``curve.svg`` if it has a learning curve.
+    """Write ``report.md`` and ``report.png`` into a study's folder.
+
+    Beside them: ``ahead.svg``, the differences of each group's rows from its first with their intervals, and
+    ``curve.svg`` if the study has a learning curve.
 
     Returns:
         Path of the table.
@@ -133,6 +142,13 @@ def write_report(folder: Path, cells: Cells) -> Path:
     write_atomically(path, f"{(chr(10) * 2).join(parts)}\n".encode())
     if cells:
         _draw(folder / "report.png", cells)
+    compared = {
+        group: {row: found for row, other in rows.items() if (found := _difference(next(iter(rows.values())), other))}
+        for group, rows in _grouped(cells).items()
+        if len(rows) > 1
+    }
+    if compared:
+        _draw_ahead(folder / "ahead.svg", compared)
     curve = learning_curve(cells)
     if curve:
         _draw_curve(folder / "curve.svg", curve)
@@ -188,6 +204,36 @@ def _draw_curve(path: Path, curve: Mapping[str, Mapping[float, Sequence[float]]]
     axis.set_ylabel("mAP in percent, mean ± sd over the seeds")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
+    figure.tight_layout()
+    with pyplot.rc_context({"svg.hashsalt": "pvlr"}):  # For reproducible bytes.
+        figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _draw_ahead(path: Path, compared: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> None:
+    """Draw a panel per group: how far its first row is ahead of each other one, which is 0 for the first itself."""
+    pyplot = _pyplot()
+    columns = min(2, len(compared))
+    lines = math.ceil(len(compared) / columns)
+    heights = [max(len(rows) for rows in list(compared.values())[at::columns]) for at in range(columns)]
+    size = (5.6 * columns, lines * (0.9 + 0.22 * max(heights)))
+    figure, axes = pyplot.subplots(lines, columns, figsize=size, squeeze=False, sharex=True)
+    for axis, (group, rows) in zip(axes.flat, compared.items(), strict=False):
+        places = range(0, -len(rows) + 1, -1)
+        for place, found in zip(places, list(rows.values())[1:], strict=True):
+            value, low, high = found
+            sure = COLOURS[0] if low > 0 else COLOURS[1] if high < 0 else "#777777"
+            axis.plot((low, high), (place, place), color=sure, linewidth=2)
+            axis.plot(value, place, marker="o", markersize=4, color=sure)
+        axis.set_yticks(list(places), [row.removeprefix(f"{group}, ") for row in list(rows)[1:]], fontsize=8)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(f"{group}: {next(iter(rows)).removeprefix(f'{group}, ')} is ahead of", fontsize=9, loc="left")
+        axis.set_ylim(-len(rows) + 1.5, 0.5)
+        axis.grid(axis="x", alpha=0.3)
+    for axis in list(axes.flat)[len(compared) :]:
+        axis.axis("off")
+    for axis in axes[-1]:
+        axis.set_xlabel("points of mAP (unseen labels: harmonic mean), 95 %", fontsize=8)
     figure.tight_layout()
     with pyplot.rc_context({"svg.hashsalt": "pvlr"}):  # For reproducible bytes.
         figure.savefig(path, metadata={"Date": None})

@@ -119,6 +119,10 @@ def test_groups_of_few_positives_are_a_learning_curve(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     write_report(tmp_path / "again", found)
     assert (tmp_path / "again" / "curve.svg").read_text() == drawn
+    ahead = (tmp_path / "ahead.svg").read_text()
+    titles = ("all labels: PVLR is ahead of", "16 positives: PVLR is ahead of", "10 %: PVLR is ahead of")
+    assert all(f"<!-- {text} -->" in ahead for text in (*titles, "zero-shot", "CoOp"))
+    assert (tmp_path / "again" / "ahead.svg").read_text() == ahead
 
 
 @pytest.mark.usefixtures("unchecked")
