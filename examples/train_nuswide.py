@@ -1,6 +1,6 @@
-"""Training of PVLR on NUS-WIDE, from a configuration file or the command line.
+"""Training of PVLR on NUS-WIDE: ``pvlr train nuswide``.
 
-    python examples/train_nuswide.py --config examples/configs/nuswide_vit_b16.yaml
+    python examples/train_nuswide.py --config nuswide_vit_b16
     python examples/train_nuswide.py --help
 
 Options, configuration files and stopping work as described in ``examples/train_voc.py``.
@@ -8,9 +8,7 @@ Options, configuration files and stopping work as described in ``examples/train_
 
 import sys
 
-from pvlr.train import train
-from pvlr.train.cli import command
-from pvlr.train.data_config import NUSWideData
+from pvlr.cli.main import script
 
 if __name__ == "__main__":
-    sys.exit(command(train, data=NUSWideData))
+    sys.exit(script("train", "nuswide"))

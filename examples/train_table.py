@@ -1,6 +1,6 @@
-"""Training of PVLR on pictures of your own, from a configuration file or the command line.
+"""Training of PVLR on pictures of your own: ``pvlr train table``.
 
-    python examples/train_table.py --config examples/configs/table_vit_b16.yaml
+    python examples/train_table.py --config table_vit_b16
     python examples/train_table.py --help
 
 Options, configuration files and stopping work as described in ``examples/train_voc.py``.
@@ -8,9 +8,7 @@ Options, configuration files and stopping work as described in ``examples/train_
 
 import sys
 
-from pvlr.train import train
-from pvlr.train.cli import command
-from pvlr.train.data_config import TableData
+from pvlr.cli.main import script
 
 if __name__ == "__main__":
-    sys.exit(command(train, data=TableData))
+    sys.exit(script("train", "table"))

@@ -1,8 +1,11 @@
-"""Console output of commands: each line flushed at once, printed by rank 0 alone."""
+"""Console output of commands: lines flushed at once and printed by rank 0 alone, commands to go on with, refusals."""
 
 import os
+import shutil
+import sys
+from pathlib import Path
 
-__all__ = ["is_rank_zero", "say"]
+__all__ = ["is_rank_zero", "is_refusal", "pvlr_command", "say", "started_as"]
 
 
 def is_rank_zero() -> bool:
@@ -19,3 +22,37 @@ def say(text: str) -> None:
     """
     if is_rank_zero():
         print(text, flush=True)
+
+
+def is_refusal(err: BaseException) -> bool:
+    """Return True if this package itself raised the error, whose text is then for the user; others are bugs."""
+    traceback = err.__traceback__
+    if traceback is None:
+        return False
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return str(traceback.tb_frame.f_globals.get("__name__", "")).split(".")[0] == "pvlr"
+
+
+def started_as() -> list[str]:
+    """Return the words of a shell that start this program again, without its arguments.
+
+    They are ``pvlr``, or ``python`` and a script; behind ``torchrun``, with the same number of processes, if that has
+    started several.
+    """
+    program, several = Path(sys.argv[0]), os.environ.get("LOCAL_WORLD_SIZE", "1")
+    is_ours = program.stem == "pvlr" or program.parts[-2:] == ("pvlr", "__main__.py")
+    if several != "1":
+        return ["torchrun", "--nproc-per-node", several, *(["-m", "pvlr"] if is_ours else [sys.argv[0]])]
+    return pvlr_command() if is_ours else ["python", sys.argv[0]]
+
+
+def pvlr_command() -> list[str]:
+    """Return the words that start the command ``pvlr`` of this Python from a shell, wherever it is installed."""
+    beside = Path(sys.executable).parent
+    script = next((path for path in (beside / "pvlr", beside / "pvlr.exe") if path.is_file()), None)
+    if script is None:
+        return [sys.executable, "-m", "pvlr"]
+    if (found := shutil.which("pvlr")) is not None and Path(found).parent == beside:
+        return ["pvlr"]
+    return [str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)]

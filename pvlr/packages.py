@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-__all__ = ["require_packages"]
+__all__ = ["TRAIN", "require_packages"]
+
+TRAIN = ("PIL", "torchvision", "open_clip", "safetensors", "huggingface_hub", "jsonargparse", "tensorboard", "tqdm")
+"""Import names of the packages that the extra ``train`` installs."""
 
 
 def require_packages(part: str, extra: str, names: Sequence[str]) -> None:

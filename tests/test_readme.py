@@ -36,8 +36,8 @@ def test_pages_run_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS)
-def test_every_command_is_one(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert prove(command, tmp_path, monkeypatch) in ("parsed", "dry run", "named")
+def test_every_command_is_one(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prove(command, monkeypatch) in ("parsed", "dry run", "named")
 
 
 def test_there_are_commands_and_the_two_for_a_fresh_clone() -> None:
@@ -53,13 +53,17 @@ def test_there_are_commands_and_the_two_for_a_fresh_clone() -> None:
         "python examples/train_voc.py --loop.nothing 2",
         "python examples/train_voc.py --loop.epochs many",
         "python examples/predict.py --nothing x",
+        "pvlr nothing",
+        "pvlr tag --nothing x",
+        "pvlr train voc --config nothing",
+        "torchrun --nproc-per-node 2 -m pvlr train voc --loop.nothing 2",
         "pip install 'pvlr[nothing]'",
         "conda install pvlr",
     ],
 )
-def test_a_command_that_is_wrong_is_found(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_is_wrong_is_found(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises((AssertionError, SystemExit)):
-        prove(command, tmp_path, monkeypatch)
+        prove(command, monkeypatch)
 
 
 def test_files_that_are_named_are_there() -> None:

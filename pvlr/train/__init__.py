@@ -1,13 +1,9 @@
 """Training: configuration, data loaders, the training loop, evaluation, checkpoints and monitoring."""
 
-from pvlr.packages import require_packages
+from pvlr.packages import TRAIN, require_packages
 
 # Before the imports below, whose error would name a module but not the extra to install.
-require_packages(
-    "pvlr.train",
-    "train",
-    ("PIL", "torchvision", "open_clip", "safetensors", "huggingface_hub", "jsonargparse", "tensorboard", "tqdm"),
-)
+require_packages("pvlr.train", "train", TRAIN)
 
 from pvlr.inference.recognizer import Recognizer, Tag
 from pvlr.train.config import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pvlr.console import say
+from pvlr.console import pvlr_command, say, started_as
 from pvlr.core.metrics.report import MultiLabelReport
 from pvlr.inference.card import ModelCard
 from pvlr.train.evaluation.baselines import Baseline
@@ -56,7 +56,7 @@ def card_of(summaries: Sequence[str], report: MultiLabelReport, versions: Mappin
     return ModelCard(
         data=tuple(summaries),
         metrics={name: value for name, value in metrics.items() if not math.isnan(value)},
-        command=shlex.join(["python", *sys.argv]),
+        command=shlex.join([*started_as(), *sys.argv[1:]]),
         versions={name: versions[name] for name in ("python", "pvlr", "torch", "open_clip_torch") if name in versions},
     )
 
@@ -83,4 +83,4 @@ def show(name: str, results: Results, *, tensorboard: bool) -> None:
     say(f"\nrun folder: {results.folder}")
     if tensorboard:
         say(f"look:       tensorboard --logdir {folder}")
-    say(f"tag yours:  python examples/predict.py --run {folder} PICTURE.jpg")
+    say(f"tag yours:  {shlex.join(pvlr_command())} tag --run {folder} PICTURE.jpg")

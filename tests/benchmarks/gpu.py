@@ -184,7 +184,7 @@ def scenes_run(name: str, small: bool) -> dict[str, Any]:
     """Train by the quickstart's configuration, in bf16 and compiled; what it reached and how fast it went."""
     with tempfile.TemporaryDirectory() as folder:
         settings: dict[str, object] = {
-            "config": EXAMPLES / "configs" / "quickstart.yaml",
+            "config": "quickstart",
             "data.root": f"{folder}/scenes",
             "run.folder": f"{folder}/run",
             "run.baselines": "false",

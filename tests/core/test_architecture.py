@@ -28,6 +28,7 @@ RANKS = (
     ("pvlr.data", "pvlr.data.readers", "pvlr.data.scenes"),
     ("pvlr.inference",),
     ("pvlr.train",),
+    ("pvlr.cli", "pvlr.__main__"),
     ("examples", "tests"),
 )
 # The data layer knows checks of arguments, shapes, labels and a tower's output, but no block and no model.
@@ -35,7 +36,7 @@ OPEN_TO_DATA = ("pvlr.core.arguments", "pvlr.core.shapes", "pvlr.core.labels", "
 MOST_FILES = 17  # Of a folder, its `__init__` among them.
 MOST_LINES, MOST_PARAMETERS = 60, 8
 # Each keyword of these is an option of a command line, or of a layout of files.
-OPTIONS = {"train", "evaluate_run", "tag_bulk", "read_table", "read_rows"}
+OPTIONS = {"train", "evaluate_run", "tag_bulk", "read_table", "read_rows", "tag", "evaluate", "doubtful"}
 
 
 def imports(source: str, module: str, is_package: bool = False) -> set[str]:

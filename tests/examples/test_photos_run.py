@@ -6,9 +6,9 @@ import pytest
 from helpers.extras import require_extra
 from helpers.tagging_toys import write_pictures
 
+from pvlr.cli.command import command
 from pvlr.inference.recognizer import Recognizer
 from pvlr.train import train
-from pvlr.train.cli import command
 from pvlr.train.data_config import TableData
 
 
@@ -18,9 +18,8 @@ def test_a_run_is_cached_gone_on_with_and_asked(tmp_path: Path, capsys: pytest.C
     write_pictures(tmp_path / "pictures", 12)
     rows = "".join(f"{number:03d}.png,{('cat', 'dog')[number % 2]}\n" for number in range(12))
     (tmp_path / "labels.csv").write_text(f"file,labels\n{rows}")
-    recipe = Path(__file__).resolve().parents[2] / "examples" / "configs" / "table_photos.yaml"
     options = {
-        "config": recipe,
+        "config": "table_photos",
         "data.images": tmp_path / "pictures",
         "data.table": tmp_path / "labels.csv",
         "data.workers": 0,

@@ -9,11 +9,9 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from pvlr.cli.command import command
 from pvlr.train import train
-from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
-
-CONFIG = Path(__file__).resolve().parents[2] / "examples" / "configs" / "voc07_vit_b16.yaml"
 
 
 def few_photographs(shared: Path, root: Path) -> None:
@@ -38,7 +36,7 @@ def test_recipe_trains_on_real_photographs_from_a_local_checkpoint(shared: Path,
     run = tmp_path / "run"
     # The recipe, but smaller pictures, fewer of them and a short run: a CPU takes a second per picture of 448 pixels.
     options = {
-        "config": CONFIG,
+        "config": "voc07_vit_b16",
         "data.root": tmp_path / "voc",
         "data.train_split": "few",
         "data.test_split": "others",

@@ -9,10 +9,10 @@ import torch
 from helpers.training_toys import write_voc
 from safetensors.torch import load_file
 
+from pvlr.cli.command import command
 from pvlr.inference.recognizer import Recognizer
 from pvlr.train import train
 from pvlr.train.checkpoint import FORMAT, Checkpoints
-from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 
 FOLDERS = sorted(Path(__file__).parent.glob("run-format-*"))

@@ -19,10 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.training_toys import write_voc
 
+from pvlr.cli.command import command
 from pvlr.inference.recognizer import Recognizer
 from pvlr.train import train
 from pvlr.train.checkpoint import FORMAT
-from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 
 FOLDER = Path(__file__).parent / f"run-format-{FORMAT}"

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from pvlr.cli.main import main
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-OURS = ("make", "python", "pip", "tensorboard", "git", "bash")
+OURS = ("make", "python", "pvlr", "pip", "tensorboard", "git", "bash")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -31,12 +33,12 @@ def commands(page: Path) -> list[str]:
     """Every command of a page: the lines of its ``console`` blocks, and what stands between backticks in the text."""
     shown = [line.split("#")[0].strip() for block in blocks(page, "console") for line in joined(block)]
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    said = [line for line in re.findall(r"`([^`\n]+)`", text) if re.match(rf"(?:{'|'.join(OURS[:4])}) ", line)]
+    said = [line for line in re.findall(r"`([^`\n]+)`", text) if re.match(rf"(?:{'|'.join(OURS[:5])}) ", line)]
     parts = [part.strip() for line in [*shown, *said] for part in line.split("&&")]
     return [part for part in dict.fromkeys(parts) if part]
 
 
-def prove(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def prove(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Prove that a command is one, without its work; says how.
 
     ``parsed``: the command's own parser took every option and value. ``dry run``: make said what it would do.
@@ -49,10 +51,15 @@ def prove(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         return "dry run"
     if words[:3] == ["python", "-m", "pytest"]:
         return "named"
-    if words[0] == "torchrun":  # Its own options come before the script.
-        words = ["python", *words[next(place for place, word in enumerate(words) if word.endswith(".py")) :]]
+    if words[0] == "torchrun":  # Its own options come before the program.
+        start = next(place for place, word in enumerate(words) if word == "-m" or word.endswith(".py"))
+        words = ["python", *words[start:]]
+    if words[:3] == ["python", "-m", "pvlr"]:
+        words = words[2:]
+    if words[0] == "pvlr":
+        return _prove_command(words[1:])
     if words[0] == "python":
-        return _prove_script(words[1], words[2:], folder, monkeypatch)
+        return _prove_script(words[1], words[2:], monkeypatch)
     if words[0] == "tensorboard":
         assert importlib.util.find_spec("tensorboard")
         assert words[1] == "--logdir"
@@ -67,28 +74,40 @@ def prove(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "named"
 
 
-def _prove_script(script: str, words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    path = ROOT / script
-    assert path.is_file(), script
-    trains = "command(" in path.read_text(encoding="utf-8")
-    if trains:  # Its configuration, as it would be used: every option and value has been read.
-        words = [*words, "--print_config"] if "--help" not in words else words
-    elif "argparse" not in path.read_text(encoding="utf-8"):
+def _prove_command(words: list[str]) -> str:
+    if words == ["--version"] or "--help" in words:
+        assert main(words) == 0
+        return "parsed"
+    with pytest.raises(SystemExit) as stop:  # Its configuration, as it would be used: every option has been read.
+        raise SystemExit(f"exit code {main([*words, '--print_config'])}")
+    assert stop.value.code == 0
+    return "parsed"
+
+
+def _prove_script(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    path = ROOT / name
+    assert path.is_file(), name
+    text = path.read_text(encoding="utf-8")
+    if not re.search(r"\b(?:command|script)\(", text):
+        if "argparse" in text:
+            return _prove_options(path, words, monkeypatch)
         assert words == []
         return "named"
-    monkeypatch.chdir(ROOT if trains else folder)
-    monkeypatch.setattr(sys, "argv", [script, *words])
-    if trains or "--help" in words:
-        with pytest.raises(SystemExit) as stop:
-            runpy.run_path(str(path), run_name="__main__")
-        assert stop.value.code == 0
-        return "parsed"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [name, *words, *(["--print_config"] if "--help" not in words else [])])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(path), run_name="__main__")
+    assert stop.value.code == 0
+    return "parsed"
 
+
+def _prove_options(path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     def parsed(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         options = argparse.ArgumentParser.parse_known_args(parser)
         assert options[1] == [], options[1]
         raise SystemExit(f"parsed {parser.prog}")
 
+    monkeypatch.setattr(sys, "argv", [path.name, *words])
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
     monkeypatch.syspath_prepend(str(path.parent))
     with pytest.raises(SystemExit, match=r"^parsed "):

@@ -11,7 +11,7 @@ from typing import Any
 # no backward pass, after which torch refuses to be split.
 CONTEXT = multiprocessing.get_context("forkserver")
 multiprocessing.set_forkserver_preload(
-    ["open_clip", "jsonargparse", "torchvision.datasets", "pvlr.train", "pvlr.train.cli"]
+    ["open_clip", "jsonargparse", "torchvision.datasets", "pvlr.train", "pvlr.cli.command"]
 )
 
 

@@ -99,7 +99,7 @@ def test_a_worker_is_killed_in_the_middle_and_every_picture_comes_once(tmp_path:
     write_table(tmp_path / "pictures" / "most.parquet", files[:4])
     out = tmp_path / "tags"
     command = [
-        sys.executable, "examples/tag_ray.py", "--run", str(tmp_path / "model"), "--pictures",
+        sys.executable, "-m", "pvlr", "bulk", "--run", str(tmp_path / "model"), "--pictures",
         str(tmp_path / "pictures"), "--out", str(out), "--part_size", "2",
     ]  # fmt: skip
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}

@@ -16,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
+ENTRY = "pvlr = pvlr.cli.main:main"
+
 BLOCK = """
 import torch
 from pvlr.core import DualModalAttention, SimilarityHead
@@ -37,14 +39,28 @@ model = PVLR(PVLRConfig(), LabelSet(("red_circle", "blue_square")), towers.text,
 with torch.no_grad():
     if model(torch.zeros(1, 3, 128, 128)).logits.shape != (1, 2): raise SystemExit("wrong shape")
 """
-TRAINED = """
+COMMAND = """
+import subprocess
+import sys
 from pathlib import Path
-from pvlr.train import train
-from pvlr.train.cli import command
-from pvlr.train.data_config import VOCData
+def pvlr(*words):
+    return subprocess.run([str(Path(sys.executable).with_name("pvlr")), *words], capture_output=True, text=True)
+"""
+REFUSED = f"""{COMMAND}
+if "evaluate" not in pvlr("--help").stdout: raise SystemExit("no help")
+done = pvlr("tag", "x.jpg")
+if (done.returncode, done.stdout) != (2, ""): raise SystemExit("expected exit code 2")
+if not done.stderr.endswith("pip install 'pvlr[train]'\\n"): raise SystemExit(f"no hint: {{done.stderr}}")
+"""
+TRAINED = f"""{COMMAND}
 words = "--data.root data --data.obtain scenes --data.scenes.train 8 --data.scenes.val 1 --data.scenes.test 8"
-words += " --data.workers 0 --tower.name pvlr:scenes-clip --loop.epochs 1 --loop.batch_size 4 --run.folder run"
-if command(train, [*words.split(), "--data.train_split", "train"], data=VOCData) != 0: raise SystemExit(1)
+words += " --data.workers 0 --tower.name pvlr:scenes-clip --loop.epochs 1 --loop.batch-size 4 --run.folder run"
+done = pvlr("train", "voc", *words.split(), "--data.train_split", "train")
+if done.returncode != 0: raise SystemExit(done.stderr)
+if "tag yours:" not in done.stdout: raise SystemExit(done.stdout)
+if "quickstart" not in pvlr("recipes").stdout: raise SystemExit("no recipes")
+done = pvlr("tag", "--run", "run", "data/VOCdevkit/VOC2007/JPEGImages", "--top", "1")
+if done.returncode != 0: raise SystemExit(done.stderr)
 """
 SENTENCES = """
 from sentence_transformers import SentenceTransformer
@@ -80,10 +96,10 @@ from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.export import write_program
 print(write_program(Path("program"), Recognizer.from_pretrained("run").model, kind="onnx", labels="input").difference)
 """
-DEMO = f"""
-import runpy
+DEMO = """
+from pvlr.cli.demo import build
 from pvlr.inference.recognizer import Recognizer
-runpy.run_path({str(ROOT / "examples" / "demo.py")!r})["build"](Recognizer.from_pretrained("run"))
+build(Recognizer.from_pretrained("run"))
 """
 RAY = """
 import pyarrow.dataset
@@ -124,7 +140,7 @@ subprocess.run(words, check=True, env={{**os.environ, "NO_MKDOCS_2_WARNING": "1"
 EVERY = "import gradio, matplotlib, mypy, onnxruntime, pytest, ray, torchvision"
 # What each extra is for, in an environment with it alone, and what it must not bring.
 SMOKE = {
-    "": (BLOCK, ("PIL", "torchvision", "open_clip", "jsonargparse")),
+    "": (BLOCK + REFUSED, ("PIL", "torchvision", "open_clip", "jsonargparse")),
     "data": (PICTURE, ("open_clip", "jsonargparse")),
     "clip": (TOWERS, ("jsonargparse", "tensorboard")),
     "sentence": (SENTENCES, ("open_clip", "torchvision")),
@@ -154,12 +170,16 @@ def look_into(wheel: Path, source: Path) -> None:
     """Check that the wheel holds the package and nothing else, and the archive also the files that its tests need."""
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
+        (scripts,) = (file.read(name).decode() for name in names if name.endswith(".dist-info/entry_points.txt"))
     strange = [name for name in names if not name.startswith(("pvlr/", "pvlr-"))]
     tracked = run("git", "-C", str(ROOT), "ls-files", "pvlr").split()
     missing = [name for name in tracked if name not in names]
     require(
         not strange and not missing, f"{wheel.name}: expected the package alone, found {strange}, missing {missing}"
     )
+    recipes = [name for name in names if name.startswith("pvlr/recipes/")]
+    require(len(recipes) >= 10, f"{wheel.name}: expected recipes, found {recipes}")
+    require(ENTRY in scripts, f"{wheel.name}: expected the command {ENTRY}, found {scripts}")
     with tarfile.open(source) as archive:
         held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     needed = {"README.md", "LICENSE", "Makefile", "constraints.txt", "tests/conftest.py", "examples/train_voc.py"}

@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,29 @@ import pvlr.{part}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     said = f"ModuleNotFoundError: pvlr.{part} needs the package {package}: pip install 'pvlr[{part}]'"
     assert done.stderr.splitlines()[-1] == said
+
+
+def test_the_command_that_is_installed_is_there() -> None:
+    """The wheel itself is looked into by check.py, which needs the network."""
+    check = runpy.run_path(str(ROOT / "tests/packaging/check.py"))
+    assert {f"{name} = {place}" for name, place in PROJECT["scripts"].items()} == {check["ENTRY"]}
+    module, _, function = PROJECT["scripts"]["pvlr"].partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize("package", ["jsonargparse", "open_clip", "tqdm"])
+def test_a_command_without_its_extra_says_what_to_install(package: str) -> None:
+    code = f"""
+import sys, importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == {package!r} else found(name, package)
+from pvlr.cli.main import main
+assert main(["--help"]) == 0
+sys.exit(main(["tag", "x.jpg"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"error: pvlr tag needs the package {package}: pip install 'pvlr[train]'\n"
 
 
 def test_each_extra_is_tried_alone() -> None:

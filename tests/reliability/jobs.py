@@ -39,8 +39,8 @@ def _run(options: Sequence[str], environment: dict[str, str], log: Path) -> None
     torch.set_num_threads(1)
     # As in a process that nobody started by a server: workers are its own children.
     multiprocessing.set_start_method("fork", force=True)
+    from pvlr.cli.command import command
     from pvlr.train import train
-    from pvlr.train.cli import command
     from pvlr.train.data_config import VOCData
 
     sys.exit(command(train, list(options), data=VOCData))

@@ -13,6 +13,7 @@ from helpers.tower_models import small_model
 from helpers.training_toys import tiny_options, toy_batch, write_voc
 from safetensors.torch import load_file
 
+from pvlr.cli.command import command
 from pvlr.core.labels import LabelSet
 from pvlr.core.models.network import PVLR, PVLRConfig
 from pvlr.core.models.state import trained_state
@@ -23,7 +24,6 @@ from pvlr.train import device as devices
 from pvlr.train import run as runs
 from pvlr.train import train
 from pvlr.train.checkpoint import Checkpoints
-from pvlr.train.cli import command
 from pvlr.train.config import ConfigError, LoopConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.device import determinism, one_core_free, require_compiler
@@ -53,7 +53,7 @@ def weights_of(voc: Path, tower: Path, run: Path, **options: object) -> dict[str
 COMPILED = """
 import functools, json, sys, torch
 from pvlr.train import train
-from pvlr.train.cli import command
+from pvlr.cli.command import command
 from pvlr.train.data_config import VOCData
 
 graphs = []

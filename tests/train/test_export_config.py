@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from pvlr.cli.command import command
 from pvlr.data.batch import DataError
-from pvlr.train.cli import command
 from pvlr.train.config import ConfigError, config_from_json, config_to_json
 from pvlr.train.data_config import COCOData, DataConfig, VOCData
 

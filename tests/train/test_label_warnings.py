@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from helpers.training_toys import LABELS, tiny_options, write_voc
 
+from pvlr.cli.command import command
 from pvlr.train import train
-from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 
 

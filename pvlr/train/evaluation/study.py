@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from pvlr.console import say
+from pvlr.console import is_refusal, say
 from pvlr.core.arguments import require_int
 from pvlr.core.labels import LabelSet
 from pvlr.core.metrics.bootstrap import bootstrap_map
@@ -31,7 +31,6 @@ from pvlr.core.towers import build_towers
 from pvlr.data.batch import DataError
 from pvlr.files import write_atomically
 from pvlr.inference.recognizer import Recognizer
-from pvlr.train.cli import is_refusal
 from pvlr.train.config import (
     ConfigError,
     LoopConfig,

@@ -14,6 +14,7 @@ from helpers.training_toys import tiny_options, write_voc
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pvlr.cli.command import command
 from pvlr.core.labels import LabelSet
 from pvlr.core.metrics.calibration import fit_temperature, fit_thresholds, reliability
 from pvlr.core.metrics.report import multilabel_report
@@ -25,7 +26,6 @@ from pvlr.data.readers.voc import read_voc
 from pvlr.data.sampling import EpochSampler
 from pvlr.inference.decision import Decision
 from pvlr.train import Recognizer, train
-from pvlr.train.cli import command
 from pvlr.train.config import CalibrationConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.dataloaders import load_batches

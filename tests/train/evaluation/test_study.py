@@ -13,9 +13,9 @@ from helpers.tower_models import write_folder
 from helpers.training_toys import write_voc
 from PIL import Image
 
+from pvlr.cli.command import command
 from pvlr.core.labels import LabelError
 from pvlr.data.readers.voc import read_voc
-from pvlr.train.cli import command
 from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig, TowerConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.evaluation.study import RESAMPLES, StudyConfig, study

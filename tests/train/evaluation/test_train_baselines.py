@@ -8,13 +8,13 @@ import torch
 from helpers.strategies import Draw, perturb
 from helpers.training_toys import tiny_options, write_voc
 
+from pvlr.cli.command import command
 from pvlr.core.labels import LabelSet
 from pvlr.core.models.baselines import BaselineConfig, BaselineModel, DualPrompter
 from pvlr.core.towers import load_towers
 from pvlr.data.readers.voc import read_voc
 from pvlr.inference.saving import PretrainedError, _digest_of
 from pvlr.train import Recognizer, train
-from pvlr.train.cli import command
 from pvlr.train.config import OptimizerConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.optim import parameter_groups

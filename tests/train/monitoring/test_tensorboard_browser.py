@@ -16,8 +16,8 @@ from helpers.browser import chromium
 from helpers.tower_models import write_folder
 from helpers.training_toys import LABELS, tiny_options, write_voc
 
+from pvlr.cli.command import command
 from pvlr.train import train
-from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 
 # All that is written on the page, and how many pictures are drawn on it, inside of elements that hide their own.

@@ -7,9 +7,9 @@ import torch
 from helpers.tower_models import write_folder
 from helpers.training_toys import LABELS, events_of, tiny_options, write_voc
 
+from pvlr.cli.command import command
 from pvlr.core.labels import LabelSet
 from pvlr.train import train
-from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 from pvlr.train.monitoring.views import verdicts
 

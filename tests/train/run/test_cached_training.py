@@ -11,6 +11,7 @@ from helpers.tower_models import write_folder
 from helpers.training_toys import tiny_options, write_voc
 from safetensors.torch import load_file
 
+from pvlr.cli.command import command
 from pvlr.core.towers import load_towers
 from pvlr.data.batch import DataError
 from pvlr.data.readers.voc import read_voc
@@ -18,7 +19,6 @@ from pvlr.data.sampling import Draw, derive_seed
 from pvlr.data.transforms import ImageTransform
 from pvlr.inference.export import label_rows, write_program
 from pvlr.train import Recognizer, train
-from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 from pvlr.train.dataloaders import transform_config
 from pvlr.train.features import FeatureSettings, cache_features

@@ -13,11 +13,11 @@ from helpers.tower_models import write_folder
 from helpers.training_toys import ToyBatches, ToyModel, tiny_options, write_voc
 from safetensors.torch import load_file
 
+from pvlr.cli.command import command
 from pvlr.core.metrics.report import multilabel_report
 from pvlr.data.readers.voc import read_voc
 from pvlr.train import Recognizer, train
 from pvlr.train.checkpoint import Checkpoints
-from pvlr.train.cli import command
 from pvlr.train.config import LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from pvlr.train.data_config import VOCData
 from pvlr.train.loop import FitConfig, fit

@@ -11,13 +11,13 @@ import pytest
 import torch
 from helpers.training_toys import LABELS, tiny_options, write_voc
 
+from pvlr.cli.command import command
 from pvlr.core.labels import LabelSet
 from pvlr.core.models.network import PVLR, PVLRConfig
 from pvlr.core.prompts import load_label_vectors
 from pvlr.core.towers import load_towers
 from pvlr.inference.saving import PretrainedError
 from pvlr.train import Recognizer, train
-from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 
 NAME = "sentence-transformers:small"
