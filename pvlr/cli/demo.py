@@ -75,8 +75,9 @@ def build(recognizer: Recognizer) -> Any:
                     headers=["label", "probability", "threshold", "told"], label="Every label", elem_id="table"
                 )
         inputs, outputs = [picture, labels, own, least], [table, maps, result]
-        for event in (ask.click, picture.upload, labels.submit, own.change, least.release):
-            event(recognise, inputs, outputs)
+        ask.click(recognise, inputs, outputs, api_name="tag")
+        for event in (picture.upload, labels.submit, own.change, least.release):
+            event(recognise, inputs, outputs, api_visibility="private")  # For programs the same once more.
     return page
 
 

@@ -107,6 +107,22 @@ def test_from_a_picture_dropped_to_its_tags_and_back_to_other_labels(page: Any, 
     assert [name for name in page.execute_script(elsewhere) if name.startswith("http")] == []
 
 
+def test_a_program_asks_the_same(page: Any, tmp_path: Path) -> None:
+    from gradio_client import Client, handle_file
+
+    client = Client(page.execute_script("return location.origin"), verbose=False)
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/tag"]
+    picture = handle_file(write_pictures(tmp_path, 1)[0])
+    table, maps, found = client.predict(picture, "zebra, fire truck", False, 0.0, api_name="/tag")
+    assert {row[0] for row in table["data"]} == {"zebra", "fire truck"}
+    assert [row[3] for row in table["data"]] == ["yes", "yes"]
+    assert len(maps) == 2
+    assert set(found.strip("*").split(", ")) == {"zebra", "fire truck"}
+    assert client.predict(picture, "a, a", False, 0.0, api_name="/tag")[2].startswith(
+        "**Refused:** names: expected uni"
+    )
+
+
 def test_a_picture_that_cannot_be_read_is_refused_in_words(page: Any, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     page.refresh()
