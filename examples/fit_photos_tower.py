@@ -30,10 +30,10 @@ from pvlr.core.towers import Towers
 from pvlr.core.towers.photos import CONCEPTS_NAME
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
-from pvlr.data.pictures import still_transform
 from pvlr.data.readers.coco import read_coco
 from pvlr.data.readers.voc import read_voc
 from pvlr.data.sampling import EpochSampler
+from pvlr.data.transforms import still_transform
 from pvlr.files import write_atomically
 from pvlr.train.dataloaders import load_batches
 from pvlr.train.evaluation.predictions import Predictions, predict_logits

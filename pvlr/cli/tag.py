@@ -14,7 +14,9 @@ from pvlr.cli.help import Usage
 from pvlr.core.arguments import ConfigError
 from pvlr.core.labels import LabelSet
 from pvlr.data.batch import DataError
+from pvlr.data.images import MAX_PIXELS
 from pvlr.data.sources import STDIN, picture_paths
+from pvlr.data.video import EVERY
 from pvlr.inference.gallery import THUMBNAIL, Gallery
 from pvlr.inference.interchange import FiftyOneFile, LabelStudioFile
 from pvlr.inference.recognizer import Recognizer
@@ -78,6 +80,8 @@ def tag(
     benchmark: bool = False,
     batch_size: int | None = None,
     workers: int = 2,
+    max_pixels: int = MAX_PIXELS,
+    every: float = EVERY,
     device: str = "cpu",
 ) -> int:
     """Tag pictures with a trained model, or without training by what towers know of names.
@@ -103,6 +107,8 @@ def tag(
         benchmark: Measure the speed on these pictures instead.
         batch_size: Pictures per forward pass; null for 4 on a CPU, 32 elsewhere.
         workers: Threads that read pictures.
+        max_pixels: Largest width times height of a picture.
+        every: Least seconds between the frames of a video that are tagged.
         device: Device of the model: auto, cpu, cuda or cuda:<number>.
 
     Returns:
@@ -113,7 +119,7 @@ def tag(
             stream.reconfigure(errors="backslashreplace")
     if threshold is not None:
         require_probability("threshold", threshold, least=-1.0)
-    require_whole(1, top=top, html_limit=html_limit, batch_size=batch_size, workers=workers)
+    require_whole(1, top=top, html_limit=html_limit, batch_size=batch_size, workers=workers, max_pixels=max_pixels)
     if top is not None and threshold is not None:
         raise ConfigError("--top: expected no --threshold with it, for it takes labels whatever they have")
     places = Places(
@@ -139,7 +145,22 @@ def tag(
             return 0
         with ExitStack() as stack:
             outputs = _Outputs(stack, recognizer, places, threshold, top)
-            _tag(recognizer, outputs, pictures, top, batch_size=batch_size, workers=workers)
+            paths = _progress(outputs.todo(picture_paths(pictures, sys.stdin.buffer, left_out=outputs.leave_out)), pictures)
+            found = tag_files(
+                recognizer,
+                paths,
+                batch_size=batch_size,
+                workers=workers,
+                threshold=outputs.threshold,
+                thumbnails=THUMBNAIL if outputs.page is not None else 0,
+                max_pixels=max_pixels,
+                every=every,
+            )
+            for one in found:
+                if isinstance(one, Unreadable):
+                    outputs.refuse(one)
+                else:
+                    outputs.add(one._replace(tags=one.tags[:top]))
     except KeyboardInterrupt:
         print("interrupted" + ("; the same command goes on" if out else ""), file=sys.stderr)
         return 130
@@ -175,6 +196,7 @@ class _Outputs:
     ) -> None:
         decision, labels = recognizer.decision, recognizer.labels
         self.labels, self.sidecars, self.failed, self.refused, self.left_out = labels, places.xmp, 0, 0, 0
+        self.videos: set[str] = set()  # Those that some output has no place for.
         self.threshold = decision.least if top else threshold
         self.file: TagFile | None = None
         self.page: Gallery | None = None
@@ -214,11 +236,15 @@ class _Outputs:
             self.page.add(one)
         if self.file is not None and one.path not in self.file.done:
             self.file.write(one.path, one.tags)
-        for export in self.exports:
-            export.add(one.path, one.tags)
-        if self.sidecars and Path(one.path).is_file():
+        if one.video is None:
+            for export in self.exports:
+                export.add(one.path, one.tags)
+        elif self.exports and one.video not in self.videos:
+            self.videos.add(one.video)
+            self.leave_out(one.video, f"{one.video}: expected a picture for --label_studio or --fiftyone, got a video")
+        if self.sidecars and Path(one.file).is_file():
             try:
-                write_sidecar(Path(one.path), (self.labels.readable[tag.name] for tag in one.tags))
+                write_sidecar(Path(one.file), (self.labels.readable[tag.name] for tag in one.tags))
             except DataError as err:
                 self.failed += 1
                 print(f"no sidecar: {err}", file=sys.stderr)
@@ -249,25 +275,6 @@ class _Outputs:
         if said and self.file is not None:
             print(f"{said}, listed in {self.file.refused_path}", file=sys.stderr)
         return 1 if said or self.failed else 0
-
-
-def _tag(
-    recognizer: Recognizer, outputs: _Outputs, pictures: list[str], top: int | None, *, batch_size: int, workers: int
-) -> None:
-    paths = picture_paths(pictures, sys.stdin.buffer, left_out=outputs.leave_out)
-    found = tag_files(
-        recognizer,
-        _progress(outputs.todo(paths), pictures),
-        batch_size=batch_size,
-        workers=workers,
-        threshold=outputs.threshold,
-        thumbnails=THUMBNAIL if outputs.page is not None else 0,
-    )
-    for one in found:
-        if isinstance(one, Unreadable):
-            outputs.refuse(one)
-        else:
-            outputs.add(one._replace(tags=one.tags[:top]))
 
 
 def _progress(paths: Iterator[str], pictures: list[str]) -> Iterator[str]:

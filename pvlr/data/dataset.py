@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from pvlr.core.labels import LabelSet
 from pvlr.core.shapes import expect
 from pvlr.data.batch import DataError, Sample
-from pvlr.data.images import Picture, decode_rgb
+from pvlr.data.images import MAX_PIXELS, Picture, decode_rgb
 from pvlr.data.sampling import Draw, derive_seed
 from pvlr.data.stratify import stratified_split
 
@@ -71,6 +71,7 @@ class LabelledImages(Dataset[Sample]):
         transform: Transform | None = None,
     ) -> None:
         self.name, self.labels, self.note, self.transform = name, labels, note, transform
+        self.max_pixels = MAX_PIXELS
         self.paths, self.identifiers = tuple(paths), tuple(identifiers)
         if not self.paths:
             raise DataError(f"{name}: expected at least one picture, found none")
@@ -98,12 +99,18 @@ class LabelledImages(Dataset[Sample]):
         other.transform = transform
         return other
 
+    def with_max_pixels(self, max_pixels: int) -> "LabelledImages":
+        """Return the same with another limit of a picture's size, see :func:`~pvlr.data.images.decode_rgb`."""
+        other = copy.copy(self)
+        other.max_pixels = max_pixels
+        return other
+
     def with_known(self, known: Bool[Tensor, "n c"], note: str) -> "LabelledImages":
         """Return the same pictures with fewer known labels; the target is 0 where a label is unknown."""
         return LabelledImages(
             name=self.name, labels=self.labels, paths=self.paths, identifiers=self.identifiers,
             target=self.target.masked_fill(~known, 0.0), known=known, note=self._noted(note), transform=self.transform,
-        )  # fmt: skip
+        ).with_max_pixels(self.max_pixels)  # fmt: skip
 
     def with_labels(self, names: Sequence[str]) -> "LabelledImages":
         """Return the same pictures with these labels only.
@@ -116,7 +123,7 @@ class LabelledImages(Dataset[Sample]):
             name=self.name, labels=self.labels.select(names), paths=self.paths, identifiers=self.identifiers,
             target=self.target[:, columns], known=self.known[:, columns],
             note=self._noted(f"{len(columns)} of {len(self.labels)} labels"), transform=self.transform,
-        )  # fmt: skip
+        ).with_max_pixels(self.max_pixels)  # fmt: skip
 
     def select(self, rows: Sequence[int], note: str = "") -> "LabelledImages":
         """Return these pictures only, in this order; ``note`` is added to the summary.
@@ -128,7 +135,7 @@ class LabelledImages(Dataset[Sample]):
             name=self.name, labels=self.labels, paths=[self.paths[row] for row in rows],
             identifiers=[self.identifiers[row] for row in rows], target=self.target[list(rows)],
             known=self.known[list(rows)], note=self._noted(note), transform=self.transform,
-        )  # fmt: skip
+        ).with_max_pixels(self.max_pixels)  # fmt: skip
 
     def _noted(self, note: str) -> str:
         return ", ".join(part for part in (self.note, note) if part)
@@ -162,9 +169,10 @@ class LabelledImages(Dataset[Sample]):
             raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
         source, side = self.paths[index], getattr(self.transform, "side", None)
         if isinstance(source, Path):
-            picture = decode_rgb(source, side=side)
+            picture = decode_rgb(source, side=side, max_pixels=self.max_pixels)
         else:
-            picture = decode_rgb(source(), name=f"{self.name}: {self.identifiers[index]}", side=side)
+            name = f"{self.name}: {self.identifiers[index]}"
+            picture = decode_rgb(source(), name=name, side=side, max_pixels=self.max_pixels)
         if self.transform is None:
             image = F.pil_to_tensor(picture).float() / 255
         else:

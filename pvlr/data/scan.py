@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from pvlr.data.batch import DataError, MachineError, refusal
 from pvlr.data.dataset import LabelledImages, Source
-from pvlr.data.images import decode_rgb
+from pvlr.data.images import MAX_PIXELS, decode_rgb
 
 __all__ = ["OnBadImage", "Refused", "scan", "without_bad_images"]
 
@@ -123,9 +123,9 @@ def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) 
             fails), or a process dies: an interrupted scan gives no result.
     """
     known = _remembered(memory)
-    marks = [_mark(source) for source in data.paths]
+    marks = [_mark(source, data.max_pixels) for source in data.paths]
     open_rows = [row for row, mark in enumerate(marks) if mark is None or mark not in known]
-    reasons = _reasons([(data.paths[row], data.identifiers[row]) for row in open_rows], workers)
+    reasons = _reasons([(data.paths[row], data.identifiers[row], data.max_pixels) for row in open_rows], workers)
     todo, fresh = iter(open_rows), []
     upcoming = next(todo, None)
     try:
@@ -147,7 +147,7 @@ def scan(data: LabelledImages, *, memory: Path | None = None, workers: int = 0) 
                 file.writelines(f"{json.dumps(entry)}\n" for entry in fresh)
 
 
-def _reasons(pictures: list[tuple[Source, str]], workers: int) -> Iterator[str | None]:
+def _reasons(pictures: list[tuple[Source, str, int]], workers: int) -> Iterator[str | None]:
     if workers == 0 or len(pictures) <= AT_ONCE:
         yield from map(_reason, pictures)
         return
@@ -158,13 +158,13 @@ def _reasons(pictures: list[tuple[Source, str]], workers: int) -> Iterator[str |
         raise DataError("a process that looked at the pictures ended at once: is there too little memory?") from None
 
 
-def _reason(picture: tuple[Source, str]) -> str | None:
-    source, name = picture
+def _reason(picture: tuple[Source, str, int]) -> str | None:
+    source, name, max_pixels = picture
     try:
         if isinstance(source, Path):
-            decode_rgb(source)
+            decode_rgb(source, max_pixels=max_pixels)
         else:
-            decode_rgb(source(), name=name)
+            decode_rgb(source(), name=name, max_pixels=max_pixels)
     except MachineError:
         raise
     except DataError as err:
@@ -177,7 +177,7 @@ def _reason(picture: tuple[Source, str]) -> str | None:
     return None
 
 
-def _mark(source: Source) -> tuple[str, int, int, int] | None:
+def _mark(source: Source, max_pixels: int) -> tuple[str | int, ...] | None:
     if not isinstance(source, Path):
         return None
     try:
@@ -185,7 +185,8 @@ def _mark(source: Source) -> tuple[str, int, int, int] | None:
     except OSError:
         return None
     # By its path: a picture of the same name elsewhere is another. The last time cannot be set back.
-    return os.path.abspath(source), found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    mark = (os.path.abspath(source), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return mark if max_pixels == MAX_PIXELS else (*mark, max_pixels)
 
 
 def _remembered(memory: Path | None) -> set[tuple[object, ...]]:

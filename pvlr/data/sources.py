@@ -4,37 +4,26 @@ import fnmatch
 import glob
 import itertools
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 
 from pvlr.data.batch import DataError, refusal
-from pvlr.data.images import FORMATS
+from pvlr.data.images import FORMATS, HEAD, kind_of
+from pvlr.data.video import is_video
 
-__all__ = ["ENDINGS", "STDIN", "picture_paths", "why_left_out"]
+__all__ = ["ENDINGS", "STDIN", "is_picture", "picture_paths", "why_left_out"]
 
 STDIN = "-"
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")
-"""Extensions of picture files in a folder, in any case; a file that is named explicitly may have any."""
-# Formats by the first bytes of a file; `.` stands for any byte.
-BEGINNINGS = (
-    ("JPEG", rb"\xff\xd8\xff"),
-    ("PNG", rb"\x89PNG\r\n\x1a\n"),
-    ("WEBP", rb"RIFF....WEBP"),
-    ("BMP", rb"BM....\0\0\0\0"),
-    ("GIF", rb"GIF8[79]a"),
-    ("TIFF", rb"II[*+]\0|MM\0[*+]"),
-    ("HEIC", rb"....ftyp(?:hei[cmsx]|hev[cmsx]|mif[12]|msf1)"),
-    ("AVIF", rb"....ftypavi[fs]"),
-    ("JPEG XL", rb"\xff\x0a|\0\0\0\x0cJXL "),
-    ("JPEG 2000", rb"\0\0\0\x0cjP  "),
-    ("Photoshop's", rb"8BPS"),
-)
-OTHER_ENDINGS = (
-    ".heic", ".heif", ".avif", ".tif", ".tiff", ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf",
-    ".orf", ".rw2", ".svg",
+ENDINGS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic",
+    ".heif", ".hif",
 )  # fmt: skip
-HEAD = 32
+"""Extensions of picture files in a folder, in any case; a file that is named explicitly may have any."""
+# Some are TIFF files by their first bytes, whose first picture is a small one.
+OTHER_ENDINGS = (
+    ".jxl", ".jp2", ".psd", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw",
+    ".nrw", ".3fr", ".svg",
+)  # fmt: skip
 
 
 def picture_paths(
@@ -77,34 +66,61 @@ def picture_paths(
                 yield path
 
 
-def why_left_out(path: str | os.PathLike[str]) -> str | None:
-    """Return why a file, whose extension is not among `ENDINGS`, is left out though it is a picture, and what helps.
+def is_picture(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file found in a folder is a picture: by its extension, or by its first bytes where it has none.
 
-    Returns:
-        One sentence; None if it is no picture, by its first bytes and its extension.
+    A hidden file, whose name begins with a dot, is not taken.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for name, content in (("a.heic", b""), ("scan", b"GIF89a"), ("note.txt", b"GIF? No.")):
+        ...     for name in ("a.png", "scan", "note.txt", ".hidden"):
+        ...         _ = Path(folder, name).write_bytes(b"GIF89a")
+        ...     [name for name in sorted(os.listdir(folder)) if is_picture(Path(folder, name))]
+        ['a.png', 'scan']
+    """
+    if os.path.basename(path).startswith("."):  # macOS keeps ._a.jpg beside a.jpg on other disks.
+        return False
+    ending = os.path.splitext(path)[1].lower()
+    return ending in ENDINGS or (ending in ("", ".") and kind_of(_head(path)) in FORMATS)
+
+
+def _head(path: str | os.PathLike[str]) -> bytes:
+    """Return the first bytes of a regular file; none of one that cannot be read."""
+    try:
+        if not os.path.isfile(path):  # Opening a pipe may block forever.
+            return b""
+        with open(path, "rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""
+
+
+def why_left_out(path: str | os.PathLike[str]) -> str | None:
+    """Return why a file in a folder, which :func:`is_picture` does not take, is left out, and what helps.
+
+    Returns:
+        One sentence; None if it is neither a picture nor a video, by its first bytes and its extension, or hidden.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name, content in (("a.jxl", b""), ("a.dat", b"GIF89a"), ("a.txt", b"GIF? No.")):
         ...         path = Path(folder, name)
         ...         _ = path.write_bytes(content)
         ...         print(str(why_left_out(path)).replace(f"{folder}/", ""))
-        a.heic: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found HEIC; convert it to JPEG or PNG
-        scan: expected a picture to end in .jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .gif, found GIF without such an
-        ending; rename it, or name it by itself
+        a.jxl: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found JXL; convert it to JPEG or PNG
+        a.dat: expected a picture to end in .jpg, .jpeg, ..., found GIF without such an ending; rename it, or name it by
+        itself
         None
     """
-    if not os.path.isfile(path):
+    if os.path.basename(path).startswith(".") or not os.path.isfile(path):
         return None
-    try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD)
-    except OSError:
-        head = b""
-    ending = os.path.splitext(path)[1].lower()
-    kind = next((name for name, beginning in BEGINNINGS if re.match(beginning, head, re.DOTALL)), None)
-    if kind in FORMATS:
+    ending, head = os.path.splitext(path)[1].lower(), _head(path)
+    kind = kind_of(head)
+    if is_video(path):
+        return str(DataError(f"{path}: expected a picture, found a video; name it by itself to tag its key frames"))
+    if kind in FORMATS and ending not in OTHER_ENDINGS:
         but = f"found {kind} without such an ending; rename it, or name it by itself"
         return str(DataError(f"{path}: expected a picture to end in {', '.join(ENDINGS)}, {but}"))
     if kind is None and ending not in OTHER_ENDINGS:
@@ -140,7 +156,7 @@ def _inside(folder: str, left_out: Callable[[str, str], object], skipped: list[s
     for place in _folders(folder):
         for file in _listed(place)[1]:
             path = str(Path(place, file))
-            if file.lower().endswith(ENDINGS):
+            if is_picture(path):
                 yield path
             elif reason := why_left_out(path):
                 left_out(path, reason)

@@ -1,7 +1,9 @@
-"""Transforms of pictures to tensors: resizing, augmentation and the tower's normalisation."""
+"""Transforms of pictures, in any supported form, to tensors: resizing, augmentation and the tower's normalisation."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -11,8 +13,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from pvlr.data.batch import DataError
+from pvlr.data.images import MAX_PIXELS, Picture, Pixels, decode_rgb, picture_of
 
-__all__ = ["ImageTransform", "TransformConfig", "cutout"]
+__all__ = ["ImageTransform", "TransformConfig", "as_tensor", "cutout", "still_transform"]
 
 GREY = 127
 """Level, of 255, of areas that augmentation leaves empty."""
@@ -155,6 +158,35 @@ class ImageTransform:
 
     def __repr__(self) -> str:
         return f"ImageTransform(config={self.config!r}, train={self.train})"
+
+
+def still_transform(preprocess: Mapping[str, Any]) -> ImageTransform:
+    """Return the transform that a tower requires, without augmentation."""
+    return ImageTransform(TransformConfig(**preprocess, flip=False, rand_augment=False, cutout=0.0))
+
+
+def as_tensor(
+    picture: Picture | Pixels, transform: ImageTransform, *, max_pixels: int = MAX_PIXELS
+) -> Float[Tensor, "3 s s"]:
+    """Decode a picture and transform it.
+
+    Args:
+        picture: A file's path, its bytes or the open file; an image of Pillow; an array ``h w 3`` or a tensor
+            ``3 h w`` of 8-bit levels or of floats from 0 to 1.
+        transform: The transform.
+        max_pixels: See :func:`~pvlr.data.images.decode_rgb`.
+
+    Raises:
+        DataError: naming the picture that cannot be read.
+
+    Example:
+        >>> transform = still_transform({"size": 4, "mean": (0.5,) * 3, "std": (0.5,) * 3})
+        >>> as_tensor(Image.new("RGB", (9, 7)), transform).shape
+        torch.Size([3, 4, 4])
+    """
+    if isinstance(picture, Pixels):
+        return transform(picture_of(picture))
+    return transform(decode_rgb(picture, side=transform.side, max_pixels=max_pixels))
 
 
 def cutout(

@@ -168,9 +168,10 @@ def _card(images: LabelledImages, doubts: Sequence[Doubt]) -> str:
     first, readable = doubts[0], images.labels.readable
     source = images.paths[first.row]
     if isinstance(source, Path):
-        picture = decode_rgb(source, side=THUMBNAIL)
+        picture = decode_rgb(source, side=THUMBNAIL, max_pixels=images.max_pixels)
     else:
-        picture = decode_rgb(source(), name=f"{images.name}: {first.picture}", side=THUMBNAIL)
+        name = f"{images.name}: {first.picture}"
+        picture = decode_rgb(source(), name=name, side=THUMBNAIL, max_pixels=images.max_pixels)
     said = [f"{readable[doubt.label]}: given as {doubt.given}" for doubt in doubts]
     items = "".join(
         f'<li><button type="button" aria-pressed="false"><span>{html.escape(text)}</span>'

@@ -14,7 +14,7 @@ from pvlr.console import say
 from pvlr.core.arguments import require_int
 from pvlr.data.archives import Member, members
 from pvlr.data.batch import DataError
-from pvlr.data.readers.folders import ENDINGS
+from pvlr.data.sources import ENDINGS, is_picture
 from pvlr.files import remove_leftovers, write_atomically
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.tag_file import COLUMNS, identity_of
@@ -69,7 +69,7 @@ def parts_of(pictures: str, size: int) -> list[Part]:
     require_int("size", size, least=1)
     found = _found(pictures)
     named: list[tuple[str, str, tuple[str, ...]]] = []
-    files = [path for path in found if Path(path).suffix.lower() in ENDINGS]
+    files = [path for path in found if is_picture(path)]
     named += [("files", "", tuple(files[start : start + size])) for start in range(0, len(files), size)]
     for path in found:
         if path.endswith(".tar"):

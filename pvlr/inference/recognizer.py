@@ -18,9 +18,9 @@ from pvlr.core.models.zero_shot import zero_shot_config
 from pvlr.core.towers import TowerOrigin, Towers, build_towers, spec_of
 from pvlr.core.towers.files.sources import HUB_PREFIX
 from pvlr.core.towers.text.sentence_encoders import SentenceEncoder
-from pvlr.data.images import Picture, Pixels
+from pvlr.data.images import MAX_PIXELS, Picture, Pixels
 from pvlr.data.label_lists import labels_of
-from pvlr.data.pictures import as_tensor, still_transform
+from pvlr.data.transforms import as_tensor, still_transform
 from pvlr.inference.card import ModelCard
 from pvlr.inference.decision import Decision
 from pvlr.inference.device import find_device
@@ -203,24 +203,28 @@ class Recognizer:
         card = self.card if model.labels == self.labels else self.card.for_other_labels()
         return Recognizer(model, decision=self.decision, card=card)
 
-    def prepare(self, picture: Picture | Pixels) -> Float[Tensor, "3 s s"]:
+    def prepare(self, picture: Picture | Pixels, *, max_pixels: int = MAX_PIXELS) -> Float[Tensor, "3 s s"]:
         """Return the model's input for a picture.
 
         Args:
             picture: A file's path, its bytes or the open file; an image of Pillow; an array ``h w 3`` or a tensor
                 ``3 h w`` of 8-bit levels or of floats from 0 to 1; it need not have the tower's size.
+            max_pixels: Largest width times height of a file; see :func:`~pvlr.data.images.decode_rgb`.
 
         Raises:
             DataError: naming the picture that cannot be read.
         """
-        return as_tensor(picture, self.transform)
+        return as_tensor(picture, self.transform, max_pixels=max_pixels)
 
-    def tag(self, picture: Picture | Pixels, *, threshold: float | None = None) -> list[Tag]:
+    def tag(
+        self, picture: Picture | Pixels, *, threshold: float | None = None, max_pixels: int = MAX_PIXELS
+    ) -> list[Tag]:
         """Return the labels of a picture, most probable first, with the attention of each.
 
         Args:
             picture: See :meth:`prepare`.
             threshold: Least probability of any label; None: each label's own, as fitted after training.
+            max_pixels: See :meth:`prepare`.
 
         Raises:
             DataError: naming the picture that cannot be read.
@@ -230,7 +234,8 @@ class Recognizer:
             >>> sorted((tag.name, tag.attention.shape) for tag in recognizer.tag(torch.zeros(3, 40, 30)))
             [('red circle', torch.Size([8, 8])), ('star', torch.Size([8, 8]))]
         """
-        return self.tag_batch(self.prepare(picture).unsqueeze(0), threshold=threshold)[0]
+        image = self.prepare(picture, max_pixels=max_pixels)
+        return self.tag_batch(image.unsqueeze(0), threshold=threshold)[0]
 
     def tag_batch(
         self, images: Float[Tensor, "b 3 s s"], *, threshold: float | None = None, attention: bool = True

@@ -42,6 +42,7 @@ MAY_CHANGE = (
     "data.obtain",
     "data.images",
     "data.table",
+    "data.max_pixels",
     "data.on_bad_labels",
     "data.workers",
     "data.val_split",

@@ -8,6 +8,7 @@ from pvlr.core.arguments import require_choices, require_int, require_number
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.data.batch import DataError
 from pvlr.data.dataset import LabelledImages, hide_labels, know_few, split_by_name
+from pvlr.data.images import MAX_PIXELS
 from pvlr.data.label_check import OnBadLabels
 from pvlr.data.label_lists import labels_of
 from pvlr.data.readers.coco import COCORules, NoPictureError, SameNames, Strays, read_coco
@@ -73,6 +74,8 @@ class DataConfig:
         on_bad_labels: Treatment of labels that look wrong (labels without a positive in a split, one label in two
             spellings, several labels in one name, one picture in two splits): ``warn`` (print them before training) or
             ``refuse`` (an error before training).
+        max_pixels: Largest width times height of a picture, at least 1. JPEG files of more than 100 million are decoded
+            at a half, a quarter or an eighth of their size; all that cannot be have at most 200 million.
         workers: Number of worker processes that read pictures; 0 reads them in the training process.
     """
 
@@ -90,6 +93,7 @@ class DataConfig:
     unseen: tuple[str, ...] | None = None
     on_bad_image: OnBadImage = "raise"
     on_bad_labels: OnBadLabels = "warn"
+    max_pixels: int = MAX_PIXELS
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -98,6 +102,7 @@ class DataConfig:
             if self.crop != 1:
                 require_number("crop", self.crop, above=0.0, below=1.0)
             require_number("cutout", self.cutout, least=0.0, below=1.0)
+            require_int("max_pixels", self.max_pixels, least=1)
             require_int("workers", self.workers, least=0)
             if self.val_share is not None:
                 require_number("val_share", self.val_share, above=0.0, below=1.0)
@@ -169,6 +174,8 @@ class DataConfig:
             train = hide_labels(train, keep=self.keep_labels, seed=seed)
             if validation is not None and self.val_share is not None:
                 validation = hide_labels(validation, keep=self.keep_labels, seed=seed)
+        train, test = train.with_max_pixels(self.max_pixels), test.with_max_pixels(self.max_pixels)
+        validation = None if validation is None else validation.with_max_pixels(self.max_pixels)
         return Splits(train, test, validation)
 
     def _both(self, seed: int) -> tuple[LabelledImages, LabelledImages]:

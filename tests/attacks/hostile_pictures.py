@@ -17,7 +17,7 @@ from pvlr.data.readers.rows import read_rows
 
 NOISE = np.random.default_rng(0).integers(0, 256, size=(40, 48, 3), dtype=np.uint8)
 RED, BLUE = (255, 0, 0), (0, 0, 255)
-ELSE = "refused: x.jpg: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else"
+ELSE = "refused: x.jpg: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found something else"
 
 
 def encoded(form: str, image: Image.Image | None = None, **options: object) -> bytes:
@@ -149,7 +149,7 @@ PICTURES = (
     file("text named .jpg", b"no picture", ELSE),
     file("SVG named .jpg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", ELSE),
     file("PostScript named .jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", ELSE),
-    file("TIFF named .jpg", encoded("TIFF"), ELSE),
+    file("TIFF named .jpg", encoded("TIFF"), "read: RGB 48 x 40"),
     *(
         file(f"{form} cut short", encoded(form)[:-400], "refused: x.jpg: expected a whole picture, but ")
         for form in ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -204,7 +204,7 @@ PICTURES = (
     row(
         "row: PostScript opened by Pillow",
         lambda: [{"image": postscript(), "labels": ["cat"]}],
-        "refused: mine: 0: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found one in EPS",
+        "refused: mine: 0: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found one in EPS",
     ),
     row(
         "row: broken bytes",

@@ -128,7 +128,10 @@ def test_a_picture_that_cannot_be_read_is_refused_in_words(page: Any, tmp_path: 
     page.refresh()
     until(lambda: by(page, "#picture input[type=file]"), "the page")[0].send_keys(str(tmp_path / "broken.jpg"))
     answer = until(lambda: said(page), "a refusal")
-    assert answer == "Refused: broken.jpg: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else"
+    assert (
+        answer
+        == "Refused: broken.jpg: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found something else"
+    )
 
 
 def test_without_a_model_the_command_says_so_in_one_line(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_bad_pictures_are_left_out_and_listed_if_asked_and_a_fifth_is_set_aside(
     refused = run("train_table.py", *common, *options)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
-        f"error: {folder / '000002.jpg'}: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else\n"
+        f"error: {folder / '000002.jpg'}: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), "
+        "found something else\n"
     )
     said = trained("train_table.py", [*options, "--data.on_bad_image=drop"], tmp_path, tower)
     assert "1 refused" in said

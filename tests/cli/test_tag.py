@@ -18,6 +18,7 @@ from helpers.tagging_toys import NAMES, make_recognizer, write_pictures
 
 from pvlr.cli.main import main as pvlr
 from pvlr.core import BaselineConfig, BaselineModel, LabelSet, TowerSpec, build_towers
+from pvlr.data.sources import ENDINGS
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.xmp import read_sidecar, write_sidecar
 
@@ -79,7 +80,9 @@ def test_a_folder_becomes_lines_of_json_and_a_list_of_what_is_bad(
         assert [tag["probability"] for tag in tags] == pytest.approx([tag.probability for tag in expected], abs=1e-4)
     assert 0 < sum(map(len, found.values())) < 3 * len(found)  # By the labels' own thresholds.
     said = capsys.readouterr()
-    reason = f"{pictures}/broken.jpg: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else"
+    reason = (
+        f"{pictures}/broken.jpg: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found something else"
+    )
     assert said.out == ""
     assert said.err == f"unreadable: {reason}\n1 unreadable, listed in {out}.refused.jsonl\n"
     listed = [json.loads(line) for line in Path(f"{out}.refused.jsonl").read_text().splitlines()]
@@ -288,31 +291,32 @@ def test_pictures_that_a_folder_leaves_out_are_told_with_what_helps(
 ) -> None:
     phone, out = tmp_path / "phone", tmp_path / "tags.jsonl"
     write_pictures(phone, 2)
-    (phone / "000.png").rename(phone / "noending")
-    (phone / "scan.tif").write_bytes(b"II*\0")
+    (phone / "000.png").rename(phone / "picture.dat")
+    (phone / "scan.jxl").write_bytes(b"\xff\x0a")
     (phone / "b").mkdir()
-    (phone / "b" / "IMG_0001.HEIC").write_bytes(b"\0\0\0 ftypheic")
+    (phone / "b" / "IMG_0001.DNG").write_bytes(b"II*\0")
     for name in ("notes.txt", "001.png.xmp", "clip.mp4"):
-        (phone / name).write_bytes(b"\0\0\0 ftypisom")
+        (phone / name).write_bytes(b"\0\0\0 ftypisom" if name == "clip.mp4" else b"no picture")
     assert main(["--run", str(model), str(phone), "--out", str(out)]) == 1
     assert list(tagged(out)) == [f"{phone}/001.png"]
-    formats = "expected a picture (JPEG, PNG, WEBP, BMP, GIF)"
+    formats = "expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF)"
     reasons = [
-        f"{phone}/noending: expected a picture to end in .jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .gif, found PNG "
-        "without such an ending; rename it, or name it by itself",
-        f"{phone}/scan.tif: {formats}, found TIF; convert it to JPEG or PNG",
-        f"{phone}/b/IMG_0001.HEIC: {formats}, found HEIC; convert it to JPEG or PNG",
+        f"{phone}/clip.mp4: expected a picture, found a video; name it by itself to tag its key frames",
+        f"{phone}/picture.dat: expected a picture to end in {', '.join(ENDINGS)}, found PNG without such an ending; "
+        "rename it, or name it by itself",
+        f"{phone}/scan.jxl: {formats}, found JXL; convert it to JPEG or PNG",
+        f"{phone}/b/IMG_0001.DNG: {formats}, found DNG; convert it to JPEG or PNG",
     ]
     assert capsys.readouterr().err.splitlines() == [
-        *(f"left out: {reason}" for reason in reasons), f"3 left out, listed in {out}.refused.jsonl"
+        *(f"left out: {reason}" for reason in reasons), f"4 left out, listed in {out}.refused.jsonl"
     ]  # fmt: skip
     listed = [json.loads(line)["reason"] for line in Path(f"{out}.refused.jsonl").read_text().splitlines()]
     assert listed == reasons
-    assert main(["--run", str(model), f"{phone}/noending"]) == 0
+    assert main(["--run", str(model), f"{phone}/picture.dat"]) == 0
     (phone / "001.png").unlink()
     capsys.readouterr()
     assert main(["--run", str(model), str(phone)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"found none but 3 others ({reasons[0]})")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"found none but 4 others ({reasons[0]})")
 
 
 def test_sidecars_lie_beside_the_pictures_and_keep_what_they_hold(

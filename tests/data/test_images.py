@@ -109,7 +109,8 @@ def encoded(name: str) -> bytes:
         (b"not a picture", "found something else"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "found something else"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "found something else"),
-        (encoded("TIFF"), "found something else"),
+        (encoded("TIFF")[:-400], "expected a whole picture, but"),
+        (encoded("AVIF")[:-100], "expected a whole picture, but"),
         (encoded("JPEG")[:-400], "truncated"),
         (encoded("PNG")[:-400], "expected a whole picture, but"),
         (encoded("BMP")[:-400], "truncated"),
@@ -133,17 +134,15 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         decode_rgb(os.fspath(tmp_path))
 
 
-def test_the_ceiling_itself_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ceiling_itself_is_allowed(tmp_path: Path) -> None:
     Image.new("RGB", (5, 4)).save(tmp_path / "x.png")
-    monkeypatch.setattr(images, "MAX_PIXELS", 20)
-    assert decode_rgb(tmp_path / "x.png").size == (5, 4)
-    monkeypatch.setattr(images, "MAX_PIXELS", 19)
+    assert decode_rgb(tmp_path / "x.png", max_pixels=20).size == (5, 4)
     with pytest.raises(DataError, match="at most 19 pixels, got 5 x 4"):
-        decode_rgb(tmp_path / "x.png")
+        decode_rgb(tmp_path / "x.png", max_pixels=19)
 
 
 @settings(max_examples=50, deadline=None)
-@given(name=st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "GIF"]), seed=st.integers(0, 2**32))
+@given(name=st.sampled_from(["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"]), seed=st.integers(0, 2**32))
 def test_damaged_bytes_give_a_picture_or_a_data_error(
     name: str, seed: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -228,7 +227,7 @@ def test_errors_of_the_machine_are_not_the_picture_s(
         raise OSError(number, os.strerror(number))
 
     Image.new("RGB", (3, 2)).save(tmp_path / "x.png")
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(images, "_opened", refuse)
     with pytest.raises(MachineError) as caught:
         decode_rgb(tmp_path / "x.png")
     assert str(caught.value) == (
@@ -248,7 +247,7 @@ def test_a_lack_of_memory_is_the_picture_s_only_where_there_is_enough(
         raise error
 
     Image.new("RGB", (3, 2)).save(tmp_path / "x.png")
-    monkeypatch.setattr(Image, "open", refuse)
+    monkeypatch.setattr(images, "_opened", refuse)
     if short:
         monkeypatch.setattr(images, "MAX_PIXELS", 2**57)
     with pytest.raises(DataError, match="memory") as caught:

@@ -40,7 +40,9 @@ def test_every_bad_picture_is_found_in_order_and_named(pictures: LabelledImages,
     assert [outcome.row for outcome in found if outcome is not None] == [2, 99]
     assert len(found) == GOOD
     assert found[2] == Refused(
-        2, "002", f"{pictures.paths[2]}: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else"
+        2,
+        "002",
+        f"{pictures.paths[2]}: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found something else",
     )
     assert found[99].reason.startswith(f"{pictures.paths[99]}: expected a whole picture, but ")
 
@@ -51,7 +53,7 @@ def test_raise_names_the_first(pictures: LabelledImages, tmp_path: Path) -> None
         without_bad_images([pictures], "raise", folder=tmp_path)
     listed = tmp_path / "refused.jsonl"
     assert str(caught.value) == (
-        f"{pictures.paths[2]}: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else "
+        f"{pictures.paths[2]}: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found something else "
         f"(and 1 more, listed in {listed})"
     )
     assert len(listed.read_text().splitlines()) == 2
@@ -84,7 +86,9 @@ def test_good_pictures_are_not_looked_at_again_unless_they_changed(
 ) -> None:
     looked: list[str] = []
     decode = scanning.decode_rgb
-    monkeypatch.setattr(scanning, "decode_rgb", lambda path: (looked.append(path.stem), decode(path))[1])
+    monkeypatch.setattr(
+        scanning, "decode_rgb", lambda path, **options: (looked.append(path.stem), decode(path, **options))[1]
+    )
     memory = tmp_path / "scanned.jsonl"
 
     def bad() -> list[int]:

@@ -59,7 +59,7 @@ def test_a_picture_is_not_listed_for_what_the_machine_lacks(
     def short_of_files(*_: object, **__: object) -> object:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(Image, "open", short_of_files)
+    monkeypatch.setattr("pvlr.data.images._opened", short_of_files)
     with pytest.raises(MachineError, match="Too many open files"):
         list(tag_files(recognizer, paths[:2]))
 
@@ -165,3 +165,18 @@ def test_the_table_of_speed_has_figures(recognizer: Recognizer, paths: list[str]
     assert "one picture and 3 labels from its features, label side anew" in table
     assert table.count(" ms") == 4
     assert table.count("pictures/s") == 2
+
+
+def test_a_panorama_is_tagged_with_the_option_that_its_refusal_names(recognizer: Recognizer, tmp_path: Path) -> None:
+    path = str(tmp_path / "pano.png")
+    Image.new("RGB", (60, 20), (200, 30, 30)).save(path)
+    (refused,) = tag_files(recognizer, [path], max_pixels=1199)
+    assert isinstance(refused, Unreadable)
+    assert "set max_pixels to 1200 (data.max_pixels in training, --max_pixels where pictures are tagged)" in refused[1]
+    (found,) = tag_files(recognizer, [path], max_pixels=1200, thumbnails=8)
+    assert isinstance(found, Tagged)
+    with pytest.raises(DataError, match="set max_pixels to 1200"):
+        recognizer.tag(path, max_pixels=1199)
+    for options, message in (({"max_pixels": 0}, "max_pixels: expected"), ({"every": -1.0}, "every: expected")):
+        with pytest.raises(ValueError, match=message):
+            tag_files(recognizer, [path], **options)

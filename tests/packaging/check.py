@@ -115,6 +115,26 @@ cell = {"group": "methods", "row": "PVLR", "mAP": 0.5, "CF1": 0.5, "OF1": 0.5, "
 write_report(Path(), [cell])
 if not Path("report.png").is_file(): raise SystemExit("no figure")
 """
+HEIC = """
+import io
+from PIL import Image
+from pillow_heif import from_pillow
+from pvlr.data.images import decode_rgb
+file = io.BytesIO()
+from_pillow(Image.new("RGB", (64, 48))).save(file)
+if decode_rgb(file).size != (64, 48): raise SystemExit("wrong size")
+"""
+VIDEO = """
+import av
+from PIL import Image
+from pvlr.data.video import key_frames
+with av.open("x.mp4", "w") as file:
+    stream = file.add_stream("mpeg4", rate=5)
+    stream.width, stream.height = 64, 48
+    for picture in [Image.new("RGB", (64, 48))] * 5 + [None]:
+        file.mux(stream.encode(None if picture is None else av.VideoFrame.from_image(picture)))
+if [frame.picture.size for frame in key_frames("x.mp4")] != [(64, 48)]: raise SystemExit("wrong frames")
+"""
 WORKBOOK = """
 import openpyxl
 from pathlib import Path
@@ -151,6 +171,8 @@ SMOKE = {
     "demo": (TRAINED + DEMO, ("pytest", "ray", "onnx")),
     "ray": (TRAINED + RAY, ("pytest", "gradio", "onnx")),
     "plot": (TRAINED + PLOT, ("pytest", "gradio", "ray", "onnx")),
+    "heic": (HEIC, ("open_clip", "jsonargparse")),
+    "video": (VIDEO, ("open_clip", "jsonargparse")),
     "xlsx": (WORKBOOK, ("open_clip", "jsonargparse")),
     "test": (TESTS, ("ruff", "gradio", "ray", "onnx")),
     "dev": (TOOLS, ("gradio", "ray", "onnx")),

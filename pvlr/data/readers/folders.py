@@ -9,7 +9,7 @@ from pvlr.core.labels import LabelSet
 from pvlr.data.batch import DataError, refusal
 from pvlr.data.dataset import LabelledImages, Transform
 from pvlr.data.readers.entries import Entry, assemble, inside, require_files, require_name
-from pvlr.data.sources import ENDINGS, why_left_out
+from pvlr.data.sources import ENDINGS, is_picture, why_left_out
 
 __all__ = ["ENDINGS", "files_below", "read_folders"]
 
@@ -134,8 +134,8 @@ def files_below(folder: Path) -> Iterator[str]:
 def _pictures(folder: Path) -> Iterator[str]:
     """Yield the names of the pictures below a folder, relative to it."""
     for name in files_below(folder):
-        if not name.lower().endswith(ENDINGS):
-            path = folder / name
+        path = folder / name
+        if not is_picture(path):
             otherwise = f"{path}: expected a picture ({', '.join(ENDINGS)}), found something else{_beside(path)}"
             raise DataError(why_left_out(path) or otherwise)
         yield name

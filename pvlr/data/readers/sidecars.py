@@ -12,7 +12,7 @@ from pvlr.data.readers.folders import files_below
 from pvlr.data.readers.lines import Record
 from pvlr.data.readers.tables.format import TableFormat
 from pvlr.data.readers.tables.records import label_list
-from pvlr.data.sources import ENDINGS
+from pvlr.data.sources import ENDINGS, is_picture
 
 __all__ = ["read_sidecars"]
 
@@ -63,10 +63,9 @@ def read_sidecars(
     root, format = Path(root), TableFormat(separator=separator, encoding=encoding)
     pictures, texts = [], {}
     for file in files_below(root):
-        lower = file.lower()
-        if lower.endswith(ENDINGS):
+        if is_picture(root / file):
             pictures.append(file)
-        elif lower.endswith(".txt"):
+        elif file.lower().endswith(".txt"):
             texts[file[: -len(".txt")]] = file
         else:
             raise DataError(

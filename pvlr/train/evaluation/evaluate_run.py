@@ -67,7 +67,7 @@ def evaluate_run(
         images = config.splits(seed).test
     else:
         labels = None if data is not None else recognizer.labels
-        images = config.read(split, train=False, labels=labels)
+        images = config.read(split, train=False, labels=labels).with_max_pixels(config.max_pixels)
     (images,) = without_bad_images([images], config.on_bad_image, workers=config.workers)
     if images.labels != recognizer.labels:
         recognizer = recognizer.with_labels(images.labels)

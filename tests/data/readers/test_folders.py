@@ -53,13 +53,14 @@ def test_a_picture_has_one_label(tmp_path: Path) -> None:
         (["cat/.keep"], "root: expected at least one picture, found none"),
         (["cat/1.jpg", "x.jpg"], "{root}/x.jpg: expected only folders named after labels in {root}, found a file"),
         (
-            ["cat/1.tif"],
-            "{root}/cat/1.tif: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found TIF; convert it to JPEG or PNG",
+            ["cat/1.jxl"],
+            "{root}/cat/1.jxl: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found JXL; convert it "
+            "to JPEG or PNG",
         ),
         (
             ["cat/1.doc"],
-            "{root}/cat/1.doc: expected a picture (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .gif), found something "
-            "else",
+            "{root}/cat/1.doc: expected a picture (.jpg, .jpeg, .jpe, .jfif, .png, .webp, .bmp, .gif, .tif, .tiff, "
+            ".avif, .heic, .heif, .hif), found something else",
         ),
         (["cat /1.jpg"], "{root}: expected the name of a file or folder without white space around it, found 'cat '"),
         (["cat/a\\b.jpg"], "{root}/cat: expected a picture's path with / between folders, found 'cat/a\\\\b.jpg'"),

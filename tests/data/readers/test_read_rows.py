@@ -127,7 +127,7 @@ def test_names_come_once_and_there_are_rows() -> None:
         (None, "mine: row 0: expected an image, a path or bytes, found None"),
         ({"bytes": None, "path": None}, "mine: row 0: expected an image, a path or bytes, found None"),
         (7, "mine: row 0: expected an image, a path or bytes, found 7"),
-        (b"x", "mine: 0: expected a picture (JPEG, PNG, WEBP, BMP, GIF), found something else"),
+        (b"x", "mine: 0: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found something else"),
         (encoded(PICTURE)[:-30], "mine: 0: expected a whole picture, but "),
         ("nowhere.png", "mine: 0: expected a picture, found no such file"),
     ],
@@ -139,7 +139,7 @@ def test_pictures_that_are_refused(picture: object, message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-def test_decoding_leaves_what_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_leaves_what_it_is_given(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(encoded(PICTURE))
     with (tmp_path / "x").open("rb") as file:
         for opened in (file, io.BytesIO(encoded(PICTURE))):
@@ -149,12 +149,11 @@ def test_decoding_leaves_what_it_is_given(tmp_path: Path, monkeypatch: pytest.Mo
     turned.getexif()[0x0112] = 6
     assert (decode_rgb(turned).size, turned.size, turned.mode) == ((3, 4), (4, 3), "L")
     assert decode_rgb(PICTURE) is not PICTURE
-    monkeypatch.setattr("pvlr.data.images.MAX_PIXELS", 11)
     for picture in (PICTURE, encoded(PICTURE)):
         with pytest.raises(DataError, match=r"^picture: expected at most 11 pixels, got 4 x 3"):
-            decode_rgb(picture)
+            decode_rgb(picture, max_pixels=11)
     with pytest.raises(DataError, match=r"^holiday: expected at most 11 pixels"):
-        decode_rgb(PICTURE, name="holiday")
+        decode_rgb(PICTURE, name="holiday", max_pixels=11)
 
 
 THREE = LabelSet(("cat", "dog", "elk"))
