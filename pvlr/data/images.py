@@ -251,7 +251,8 @@ def _opened(file: _File, name: str) -> ImageFile.ImageFile:
             return factory(file, "")
     if kind_of(head) == "AVIF" and not features.check("avif"):
         raise DataError(
-            f"{name}: expected Pillow 11.3 or newer to read AVIF, found {PIL.__version__}: pip install --upgrade pillow"
+            f"{name}: expected a Pillow with AVIF, as 11.3 and newer have it, found {PIL.__version__}: "
+            "pip install -U pillow"
         )
     raise UnidentifiedImageError
 

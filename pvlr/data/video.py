@@ -146,6 +146,7 @@ def _frames(opened: Any, read: _Read, every: float, side: int | None) -> Iterato
         raise DataError(f"{read.name}: expected a video in a known code, found another")
     _require_size(read.name, context.width, context.height)
     context.skip_frame = "NONKEY"
+    context.options = {"max_pixels": str(MAX_PIXELS)}  # A frame may be larger than the stream says.
     start = 0.0 if opened.start_time is None else opened.start_time / av.time_base
     due = 0.0
     for packet in opened.demux():

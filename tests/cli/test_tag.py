@@ -98,7 +98,7 @@ def test_a_second_run_adds_what_is_new_and_only_that(
     first = out.read_bytes()
     seen: list[object] = []
     prepare = Recognizer.prepare
-    monkeypatch.setattr(Recognizer, "prepare", lambda self, path: (seen.append(path), prepare(self, path))[1])
+    monkeypatch.setattr(Recognizer, "prepare", lambda self, path, **_: (seen.append(path), prepare(self, path))[1])
     assert main([*options, str(pictures)]) == 1
     assert out.read_bytes().startswith(first)
     assert len(seen) == 6
