@@ -164,6 +164,10 @@ def _frames(opened: Any, read: _Read, every: float, side: int | None) -> Iterato
         except av.error.InvalidDataError:
             read.damaged += 1
             continue
+        except av.error.ArgumentError:  # What FFmpeg says of a size beyond the limit, and of one that makes no sense.
+            raise DataError(
+                f"{read.name}: expected frames of at most {MAX_PIXELS:,} pixels, found others{read.kept()}"
+            ) from None
         for frame in found:
             if frame.is_corrupt:
                 read.damaged += 1
