@@ -102,7 +102,7 @@ def key_frames(path: str | os.PathLike[str], *, every: float = EVERY, side: int 
         ) from None
     read = _Read(name)
     try:
-        options = {"max_pixels": str(MAX_PIXELS)}
+        options = {"max_pixels": str(2 * MAX_PIXELS)}
         # An open file, and not its name: FFmpeg's other protocols are out of reach.
         with (
             open(path, "rb") as file,
@@ -146,7 +146,8 @@ def _frames(opened: Any, read: _Read, every: float, side: int | None) -> Iterato
         raise DataError(f"{read.name}: expected a video in a known code, found another")
     _require_size(read.name, context.width, context.height)
     context.skip_frame = "NONKEY"
-    context.options = {"max_pixels": str(MAX_PIXELS)}  # A frame may be larger than the stream says.
+    # A frame may be larger than the stream says. FFmpeg counts its own margins around a frame, too.
+    context.options = {"max_pixels": str(2 * MAX_PIXELS)}
     start = 0.0 if opened.start_time is None else opened.start_time / av.time_base
     due = 0.0
     for packet in opened.demux():

@@ -156,10 +156,14 @@ def test_without_its_package_a_video_names_the_extra(tmp_path: Path, monkeypatch
 
 def test_the_limit_of_pixels_holds_for_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "x.mp4", seconds=1)
-    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48 - 1)
-    assert refusal_of(path) == "x.mp4: expected frames of at most 3,071 pixels, found others"
-    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48)
     assert len(list(key_frames(path))) == 1
+    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 48 * 4 - 1)
+    large = write_video(tmp_path / "y.mp4", seconds=1, size=(128, 96))
+    assert refusal_of(large) == "y.mp4: expected frames of at most 12,287 pixels, got 128 x 96"
+    # A frame may be larger than the stream says: the decoder has a limit, too.
+    monkeypatch.setattr(video, "MAX_PIXELS", 64 * 12)
+    monkeypatch.setattr(video, "_require_size", lambda *given: None)
+    assert refusal_of(large) == "y.mp4: expected frames of at most 768 pixels, found others"
 
 
 def test_a_playlist_named_as_a_video_opens_no_other_file(tmp_path: Path) -> None:
