@@ -1,12 +1,12 @@
 """Features of a frozen image tower, computed once and stored in memory-mapped files."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
 import math
 import os
+import sqlite3
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import ReadWriteLock, Timeout
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -29,7 +30,8 @@ from pvlr.data.sampling import Draw
 __all__ = ["CachedFeatures", "FeatureDtype", "FeatureStore", "state_of_pictures"]
 
 FILES = ("patches", "pooled", "source")
-META, PROGRESS, PARTIAL, LOCK = "features.json", "progress.json", ".partial", "lock"
+META, PROGRESS, PARTIAL = "features.json", "progress.json", ".partial"
+LOCKS, LOCK = "locks", "features.db"
 FeatureDtype = Literal["float16", "float32"]
 DTYPES = {"float16": np.float16, "float32": np.float32}
 LOOKED_AT = 64
@@ -128,7 +130,7 @@ class FeatureStore:
         self.shapes = {"patches": (patches, dim), "pooled": (dim,), "source": (source,)}
         self._maps: dict[str, np.memmap[Any, Any]] | None = None
         fields = {"key": dict(key), "rows": rows, "patches": patches, "dim": dim, "source": source, "dtype": dtype}
-        meta = json.loads(json.dumps(fields))
+        self._meta = meta = json.loads(json.dumps(fields))
         self.renewed, self._lock = False, None
         try:
             self._lock = self._locked()
@@ -143,8 +145,9 @@ class FeatureStore:
                 with (folder / f"{name}.bin").open("ab") as file:
                     file.truncate(self.done * self._row_bytes(name))
             self._share()
-        except OSError as err:
-            raise DataError(f"{folder}: expected a folder for features, but {err.strerror or err}") from None
+        except (OSError, sqlite3.Error) as err:
+            reason = getattr(err, "strerror", None) or err
+            raise DataError(f"{folder}: expected a folder for features, but {reason}") from None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -235,34 +238,42 @@ class FeatureStore:
             }
         return tuple(torch.from_numpy(np.array(self._maps[name][row], dtype=np.float32)) for name in self.files)
 
-    def _locked(self) -> int | None:
+    def _locked(self) -> ReadWriteLock | None:
         """Return the folder's lock, shared with readers; None if the folder is read-only."""
+        place = self.folder / LOCKS / LOCK
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            # The system's own error tells a read-only folder from others.
+            os.close(os.open(place, os.O_RDWR | os.O_CREAT, 0o666))
         except PermissionError:
             return None
         except OSError as err:
             if err.errno != errno.EROFS:
                 raise
             return None
+        lock = ReadWriteLock(place, is_singleton=False)
+        self._unlock = weakref.finalize(self, lock.close)
+        self._read_along(lock)
+        return lock
+
+    def _read_along(self, lock: ReadWriteLock) -> None:
+        """Hold the lock as one of any number of readers."""
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
+            lock.acquire_read(blocking=False)
+        except Timeout:
+            self._unlock()
             raise DataError(
                 f"{self.folder}: expected a folder of features that nobody writes, another run is filling it; start "
                 "again when it has, or choose another folder"
             ) from None
-        self._unlock = weakref.finalize(self, os.close, file)
-        return file
 
     def _lock_alone(self, found: str) -> None:
         if self._lock is None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        self._lock.release()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock.acquire_write(blocking=False)
+        except Timeout:
             self.close()
             raise DataError(
                 f"{self.folder}: expected a folder that no other run uses, since it holds {found}; choose another one"
@@ -271,7 +282,11 @@ class FeatureStore:
     def _share(self) -> None:
         """Share the lock with readers if the store is complete."""
         if self.complete and self._lock is not None:
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self._lock.release(force=True)
+            self._read_along(self._lock)
+            if not self._holds(self._meta):  # Replaced between the two calls.
+                self.close()
+                raise DataError(f"{self.folder}: expected these features to stay, another run has replaced them")
 
     def _holds(self, meta: dict[str, Any]) -> bool:
         """Return True if the folder's features have this key."""
@@ -287,7 +302,7 @@ class FeatureStore:
             return False
         # Files that a killed run may have left; the key is replaced last, so that another kill leaves the old one.
         own = [PROGRESS, *(f"{name}.bin" for name in FILES), f"{PROGRESS}{PARTIAL}", f"{META}{PARTIAL}"]
-        others = sorted({entry.name for entry in self.folder.iterdir()} - {META, LOCK, *own})
+        others = sorted({entry.name for entry in self.folder.iterdir()} - {META, LOCKS, *own})
         if others:
             raise DataError(f"{self.folder}: expected a folder for features alone, found {others[0]!r} in it")
         for name in own:

@@ -1,16 +1,18 @@
 """The store of features: what is saved stays, whatever interrupts, and nothing else is taken for it."""
 
 import errno
-import fcntl
 import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import ReadWriteLock
 from helpers.strategies import Draw, draws
 from hypothesis import given
 from hypothesis import strategies as st
@@ -177,7 +179,7 @@ def test_what_a_killed_process_left_is_no_hindrance(tmp_path: Path, names: list[
         (tmp_path / name).write_bytes(b"half")
     kept = store(tmp_path)
     assert (kept.renewed, kept.done) == (False, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "lock", "patches.bin", "pooled.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.json", "locks", "patches.bin", "pooled.bin"]
 
 
 def test_files_of_somebody_else_are_not_removed_with_old_features(tmp_path: Path) -> None:
@@ -256,17 +258,19 @@ def test_nobody_else_has_a_folder_that_is_being_filled(tmp_path: Path) -> None:
 
 def test_of_two_that_begin_at_once_one_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other comes between the look and the claim, and is complete by then."""
-    claimed, patches = FeatureStore._lock_alone, vectors()
+    first, claimed, patches = FeatureStore._locked, FeatureStore._lock_alone, vectors()
 
     def late(own: FeatureStore, found: str) -> None:
+        monkeypatch.setattr(FeatureStore, "_locked", first)
         monkeypatch.setattr(FeatureStore, "_lock_alone", claimed)
         other = store(tmp_path / "s")
         other.append(*patches)
         other.save()
         other.close()
+        assert own._lock is not None
+        own._lock.acquire_read()
         claimed(own, found)
 
-    first = FeatureStore._locked
     monkeypatch.setattr(FeatureStore, "_locked", lambda own: _unlocked(first(own)))
     monkeypatch.setattr(FeatureStore, "_lock_alone", late)
     kept = store(tmp_path / "s")
@@ -275,9 +279,44 @@ def test_of_two_that_begin_at_once_one_fills(tmp_path: Path, monkeypatch: pytest
     assert store(tmp_path / "s").complete, "it is shared again"
 
 
-def _unlocked(file: int) -> int:
-    fcntl.flock(file, fcntl.LOCK_UN)
-    return file
+def _unlocked(lock: ReadWriteLock | None) -> ReadWriteLock | None:
+    assert lock is not None
+    lock.release()
+    return lock
+
+
+def test_features_that_are_replaced_while_they_are_shared_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is given up for a moment between filling and sharing."""
+    first = FeatureStore._read_along
+
+    def late(own: FeatureStore, lock: ReadWriteLock) -> None:
+        monkeypatch.setattr(FeatureStore, "_read_along", first)
+        store(tmp_path / "s", key={"tower": "y"}).close()
+        first(own, lock)
+
+    kept = store(tmp_path / "s")
+    kept.append(*vectors())
+    monkeypatch.setattr(FeatureStore, "_read_along", late)
+    with pytest.raises(DataError, match="s: expected these features to stay, another run has replaced them"):
+        kept.save()
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from pvlr.data.features import FeatureStore; "
+        f"kept = FeatureStore(Path({str(tmp_path / 's')!r}), key={{'tower': 'x'}}, rows={ROWS}, patches={N}, dim={D}, "
+        "dtype='float32'); print('filling', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "filling\n"
+        with pytest.raises(DataError, match="another run is filling it"):
+            store(tmp_path / "s")
+        process.kill()
+        process.wait()
+    assert not store(tmp_path / "s").renewed
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ def step_metrics(model: nn.Module, gradient_norm: float) -> dict[str, float]:
 def _memory() -> dict[str, float]:
     """Return the peak memory so far, in MiB."""
     peaks = {}
-    if sys.platform != "win32":  # Windows has no such module.
+    with suppress(ImportError):  # Windows has no such module.
         used = importlib.import_module("resource")
         unit = 2**20 if sys.platform == "darwin" else 2**10
         peaks["memory/process_MiB"] = used.getrusage(used.RUSAGE_SELF).ru_maxrss / unit
