@@ -75,7 +75,7 @@ def test_files_that_are_named_are_there() -> None:
 
 def test_options_that_are_named_are_there() -> None:
     hints = inspect.get_annotations(train, eval_str=True)
-    kinds = [(name, kind) for name, kind in hints.items() if name != "return"]
+    kinds = [(name, kind) for name, kind in hints.items() if dataclasses.is_dataclass(kind) and name != "return"]
     kinds += [("data", kind) for kind in vars(data_config).values() if dataclasses.is_dataclass(kind)]
     kinds.append(("study", StudyConfig))
     known = {f"{name}.{field.name}" for name, kind in kinds for field in dataclasses.fields(kind)}

@@ -27,6 +27,8 @@ WORDS: dict[Any, str] = {
 }
 """What is expected of the types of options, for messages."""
 TRUTHS = ("true", "false", "yes", "no")
+FOR_PYTHON = ("trackers",)
+"""Arguments that hold objects, which a command line cannot give."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Option:
 
 
 def specialised(function: Callable[..., Any], types: Mapping[str, type]) -> Callable[..., Any]:
-    """Return the function with some of its annotations replaced."""
+    """Return the function with some of its annotations replaced, and without arguments that only Python can give."""
 
     @functools.wraps(function)
     def call(**arguments: Any) -> Any:
@@ -60,7 +62,8 @@ def specialised(function: Callable[..., Any], types: Mapping[str, type]) -> Call
 
     hints = {**inspect.get_annotations(function, eval_str=True), **types}
     signature = inspect.signature(function)
-    parameters = [p.replace(annotation=hints[name]) for name, p in signature.parameters.items()]
+    hints = {name: kind for name, kind in hints.items() if name not in FOR_PYTHON}
+    parameters = [p.replace(annotation=hints[name]) for name, p in signature.parameters.items() if name in hints]
     call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.__annotations__ = hints
     return call

@@ -25,6 +25,7 @@ __all__ = [
     "config_differences",
     "config_from_json",
     "config_to_json",
+    "flat",
     "section",
 ]
 
@@ -300,15 +301,18 @@ class RunConfig:
             fails if there is one.
         baselines: Also evaluate zero-shot and a linear probe on the same towers and data.
         tensorboard: Write TensorBoard event files.
+        trackers: Other trackers that are told the same numbers and pictures: ``wandb``, ``mlflow``. Their packages have
+            to be installed; docs/extending.md has their use without a network.
         keep: Number of newest checkpoints that are kept, at least 1, in addition to that of the best evaluation.
-        log_every: Steps between those written to TensorBoard, at least 1; pictures and metrics of the test split are
-            written at every evaluation.
+        log_every: Steps between those that TensorBoard and trackers are told of, at least 1; pictures and metrics of
+            the test split are written at every evaluation.
     """
 
     folder: str = "runs/voc"
     resume: Literal["auto", "never", "require"] = "auto"
     baselines: bool = False
     tensorboard: bool = True
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
     keep: int = 2
     log_every: int = 10
 
@@ -366,7 +370,7 @@ def config_differences(
         >>> config_differences({"loop": {"seed": 0, "epochs": 2}}, {"loop": {"seed": 1, "epochs": 3}})
         ['loop.seed: 0, now 1']
     """
-    left, right = {**dict(_flat(defaults or {})), **dict(_flat(saved))}, dict(_flat(now))
+    left, right = {**dict(flat(defaults or {})), **dict(flat(saved))}, dict(flat(now))
     missing = object()
     found = []
     for name in sorted({*left, *right}):
@@ -379,10 +383,20 @@ def config_differences(
     return found
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``section.field`` and value of each field.
+
+    Args:
+        tree: Values or further mappings, by name.
+        prefix: Text in front of every name.
+
+    Example:
+        >>> dict(flat({"loop": {"seed": 0}}))
+        {'loop.seed': 0}
+    """
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -1,7 +1,7 @@
 """A run from configuration to results: data, towers, model, loop, calibration, baselines, files."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from pvlr.train.config import (
     ScheduleConfig,
     TowerConfig,
     config_to_json,
+    flat,
 )
 from pvlr.train.data_config import DataConfig, Splits
 from pvlr.train.dataloaders import SplitDataloaders, load_batches, transform_config
@@ -53,6 +54,7 @@ from pvlr.train.features import FeatureSettings, cache_splits
 from pvlr.train.loop import FitConfig, fit
 from pvlr.train.monitoring.monitor import Monitor, scan_progress
 from pvlr.train.monitoring.record import started, write_config, write_record
+from pvlr.train.monitoring.trackers import Tracker, named_trackers, require_trackers
 from pvlr.train.monitoring.views import Views, shown_inputs
 from pvlr.train.optim import build_optimizer
 from pvlr.train.results import Results, card_of, show
@@ -95,6 +97,7 @@ class TrainConfig:
         """
         if Path(self.run.folder).exists() and not Path(self.run.folder).is_dir():
             raise ConfigError(f"run.folder: expected a folder, or a place for one, found a file at {self.run.folder}")
+        require_trackers(self.run.trackers)
         if self.loop.batch_size < world.size:
             raise ConfigError(
                 f"loop.batch_size: expected an image for each of {world.size} processes, got {self.loop.batch_size}"
@@ -140,6 +143,7 @@ def train(
     run: RunConfig,
     calibration: CalibrationConfig = BY_F1,
     baseline: BaselineConfig = PVLR_ITSELF,
+    trackers: Sequence[Tracker] = (),
 ) -> Results:
     """Train PVLR, or a baseline in its place, on a data set, and evaluate it on the test split.
 
@@ -159,6 +163,7 @@ def train(
         run: Output of the run and how it is resumed.
         calibration: Calibration after training, if there are validation pictures.
         baseline: A published method, trained in the place of PVLR; ``model`` is then left at its defaults.
+        trackers: Trackers of your own, in addition to those of ``run``; from Python only.
 
     Raises:
         ConfigError: if the folder contains a run of another configuration, or its content conflicts with
@@ -189,7 +194,7 @@ def train(
     world = join_world()
     device = world.device(loop.device, field="loop.device")
     with determinism(loop.deterministic), one_core_free(device):
-        return _Run(config, world, device).train()
+        return _Run(config, world, device, trackers).train()
 
 
 class _Run:
@@ -198,8 +203,10 @@ class _Run:
     It implements the callbacks of the loop (:class:`~pvlr.train.loop.Hooks`).
     """
 
-    def __init__(self, config: TrainConfig, world: World, device: torch.device) -> None:
-        self.config, self.world, self.device = config, world, device
+    def __init__(
+        self, config: TrainConfig, world: World, device: torch.device, trackers: Sequence[Tracker] = ()
+    ) -> None:
+        self.config, self.world, self.device, self.trackers = config, world, device, trackers
         self.loop, self.folder = config.loop, Path(config.run.folder)
         self.sections = config.to_json()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.run.keep)
@@ -213,11 +220,13 @@ class _Run:
         self._build()
         self._start()
         with StopRequest(patient=self.world.size > 1) as self.stop:
+            finished = False
             try:
                 report, steps, of = self._fit()
                 report = self._calibrate(report, steps)
+                finished = True
             finally:
-                self.monitor.close()
+                self.monitor.close(finished=finished)
             baselines = self.world.on_rank_zero(lambda: self._finish(report))
         return self._report(
             Results(
@@ -376,17 +385,22 @@ class _Run:
         self.process = self.world.on_rank_zero(self._write_files)
         self.record |= self.process
         run, watched = self.config.run, self.splits.validation
+        first = self.world.rank == 0
         self.monitor = Monitor(
-            self.folder if self.world.rank == 0 else None,
+            self.folder if first else None,
             step=self.state.step,
             evaluated="test" if watched is None else "validation",
             tensorboard=run.tensorboard,
             log_every=run.log_every,
+            trackers=[*named_trackers(run.trackers), *self.trackers] if first else (),
         )
-        if self.monitor.board is None:
+        self.world.on_rank_zero(
+            lambda: self.monitor.trackers.start(self.folder, dict(flat(self.sections)), step=self.state.step)
+        )
+        if not self.monitor.trackers:
             return
         self.views = Views(
-            self.monitor.board,
+            self.monitor.trackers,
             self.built,
             self.splits.test if watched is None else watched,
             self.transform,
@@ -478,8 +492,8 @@ class _Run:
             if self.splits.validation is not None:
                 report = self._evaluate(self.loaders.testing(shared=True))
                 self.monitor.result(step=steps, report=report)
-        if self.monitor.board is not None:
-            self.monitor.board.finished(steps)
+        if (board := self.monitor.trackers.board) is not None:
+            board.finished(steps)
         return report
 
     def _fit_decision(self, steps: int) -> None:
@@ -489,7 +503,7 @@ class _Run:
             self.stop.watch(self.loaders.evaluating(), "the calibration"),
             FitConfig(loop=self.loop, device=self.device),
             self.config.calibration,
-            board=self.monitor.board,
+            trackers=self.monitor.trackers,
             step=steps,
         )
 

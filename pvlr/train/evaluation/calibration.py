@@ -26,7 +26,7 @@ from pvlr.inference.decision import Decision
 from pvlr.train.config import CalibrationConfig
 from pvlr.train.evaluation.predictions import Predictions, predict_logits
 from pvlr.train.loop import FitConfig
-from pvlr.train.monitoring.board import Board
+from pvlr.train.monitoring.trackers import Trackers
 
 __all__ = ["Calibrated", "calibrate", "calibrate_on", "draw_reliability", "write_reliability"]
 
@@ -156,7 +156,7 @@ def calibrate_on(
     fit: FitConfig,
     config: CalibrationConfig,
     *,
-    board: Board | None,
+    trackers: Trackers,
     step: int,
 ) -> Decision:
     """Fit a decision on the validation pictures, if there are any, and report it.
@@ -167,7 +167,7 @@ def calibrate_on(
         batches: Batches of the pictures, preprocessed.
         fit: Device and precision.
         config: Criterion of the thresholds.
-        board: TensorBoard files, for the diagram.
+        trackers: TensorBoard and other trackers, for the diagram.
         step: Number of steps done.
 
     Returns:
@@ -179,18 +179,18 @@ def calibrate_on(
     fitted_on = f"{len(pictures):,} pictures of {pictures.name}"
     found = calibrate(model, batches, config, fitted_on=fitted_on, device=fit.device, precision=fit.loop.precision)
     say(str(found))
-    if board is not None:
-        write_reliability(board, found, step=step)
+    if trackers:
+        write_reliability(trackers, found, step=step)
     return found.decision
 
 
-def write_reliability(board: Board, found: Calibrated, *, step: int) -> None:
-    """Write to TensorBoard: the diagram, the calibration error before and after, and the temperature."""
-    board.picture("calibration/reliability", draw_reliability(found.before, found.after), step=step)
+def write_reliability(trackers: Trackers, found: Calibrated, *, step: int) -> None:
+    """Write to TensorBoard and trackers: the diagram, the calibration error before and after, and the temperature."""
+    trackers.picture("calibration/reliability", draw_reliability(found.before, found.after), step=step)
     errors = {"error": found.before, "error_calibrated": found.after}
     values = {name: calibration_error_of(part) for name, part in errors.items()}
     values["temperature"] = found.decision.temperature
-    board.scalars({f"calibration/{name}": value for name, value in values.items()}, step=step)
+    trackers.scalars({f"calibration/{name}": value for name, value in values.items()}, step=step)
 
 
 def draw_reliability(before: Reliability, after: Reliability) -> Image.Image:

@@ -1,10 +1,10 @@
-"""Metrics of a run: JSON lines, TensorBoard, and progress on the console."""
+"""Metrics of a run: JSON lines, TensorBoard and other trackers, and progress on the console."""
 
 import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +17,7 @@ from pvlr.core.metrics.report import MultiLabelReport
 from pvlr.data.scan import Refused
 from pvlr.files import write_atomically
 from pvlr.train.monitoring.step_metrics import step_metrics
+from pvlr.train.monitoring.trackers import Tracker, Trackers
 
 if TYPE_CHECKING:
     from pvlr.train.monitoring.board import Board
@@ -55,11 +56,12 @@ class Monitor:
         step: Number of steps done; rows of later steps are removed.
         evaluated: Name of the split that is evaluated.
         tensorboard: Write TensorBoard event files too.
-        log_every: Steps between those written to TensorBoard, in addition to the first.
+        log_every: Steps between those that TensorBoard and trackers are told of, in addition to the first.
         quiet: Print nothing.
+        trackers: Other trackers, which have not been started.
 
     Attributes:
-        board: TensorBoard event files; None if there are none.
+        trackers: TensorBoard and the other trackers; none on ranks other than 0.
     """
 
     def __init__(
@@ -71,10 +73,10 @@ class Monitor:
         tensorboard: bool = False,
         log_every: int = 1,
         quiet: bool = False,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         self._quiet = quiet or folder is None
         self._file: IO[str] | None = None
-        self.board: Board | None = None
         self._log_every, self._split = log_every, evaluated
         self._bar: Any = None
         self._line = ""
@@ -86,8 +88,10 @@ class Monitor:
             self._file = path.open("a", encoding="utf-8")
         self._evaluated = {row["step"] for row in rows if row["kind"] == "evaluation"}
         self._results = {row["step"] for row in rows if row["kind"] == "result"}
+        board = None
         if folder is not None and tensorboard:
-            self.board = _open_board(folder / "tensorboard", step, self._evaluated)
+            board = _open_board(folder / "tensorboard", step, self._evaluated)
+        self.trackers = Trackers(board, () if folder is None else trackers)
         self._losses: list[float] = []
         self._images, self._seconds = 0, 0.0
         self._began, self._steps = time.perf_counter(), 0
@@ -162,11 +166,11 @@ class Monitor:
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
             self._bar.update()
-        if self.board is not None and (step == 1 or step % self._log_every == 0):
+        if self.trackers and (step == 1 or step % self._log_every == 0):
             scalars = {f"train/{name}": value for name, value in values.items()}
             scalars |= {f"lr/{name}": rate for name, rate in rates.items()}
             scalars |= {"speed/images_per_second": speed, "speed/waiting_percent": 100 * waiting / max(seconds, 1e-9)}
-            self.board.scalars(scalars | step_metrics(model, gradient_norm), step=step)
+            self.trackers.scalars(scalars | step_metrics(model, gradient_norm), step=step)
 
     def evaluation(self, *, step: int, epoch: int, report: MultiLabelReport) -> None:
         """Write the report of an evaluation, unless one after the same step has been written."""
@@ -174,10 +178,10 @@ class Monitor:
         self._say_line(f"  mAP {_percent(report.mAP)}")
         if step in self._evaluated:
             return
-        if self.board is not None:
+        if self.trackers:
             scalars = _measures(self._split, report)
-            self.board.scalars(scalars | {f"ap/{label}": value for label, value in report.ap.items()}, step=step)
-            self.board.flush()  # Before the row, which marks the evaluation as complete for a resumed run.
+            self.trackers.scalars(scalars | {f"ap/{label}": value for label, value in report.ap.items()}, step=step)
+            self.trackers.flush()  # Before the row, which marks the evaluation as complete for a resumed run.
         self._evaluated.add(step)
         self._write({"kind": "evaluation", "step": step, "epoch": epoch, **report.to_json()})
 
@@ -186,22 +190,19 @@ class Monitor:
         if step in self._results:
             return
         self._results.add(step)
-        if self.board is not None:
-            self.board.scalars(_measures("test", report), step=step)
+        self.trackers.scalars(_measures("test", report), step=step)
         self._write({"kind": "result", "step": step, **report.to_json()})
 
     def flush(self) -> None:
         """Flush pending metrics to the files: called before a checkpoint, so that none is ahead of them."""
-        if self.board is not None:
-            self.board.flush()
+        self.trackers.flush()
 
-    def close(self) -> None:
-        """Write pending output and close the files."""
+    def close(self, *, finished: bool = False) -> None:
+        """Write pending output and close the files; ``finished``: the training has come to its end."""
         self._say_line()
         if self._file is not None:
             self._file.close()
-        if self.board is not None:
-            self.board.close()
+        self.trackers.close(finished=finished)
 
     def _say_line(self, result: str = "") -> None:
         if self._line and not self._quiet:

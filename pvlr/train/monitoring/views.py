@@ -1,8 +1,8 @@
-"""TensorBoard figures of a model in training: pictures, attention, relations, curves, label vectors."""
+"""Figures of a model in training for TensorBoard and trackers: pictures, attention, relations, curves, vectors."""
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,9 +22,7 @@ from pvlr.data.sampling import EpochSampler
 from pvlr.data.transforms import ImageTransform, TransformConfig
 from pvlr.train.config import MAY_CHANGE
 from pvlr.train.evaluation.predictions import Predictions, autocast
-
-if TYPE_CHECKING:
-    from pvlr.train.monitoring.board import Board
+from pvlr.train.monitoring.trackers import Trackers
 
 __all__ = ["Views", "shown_inputs", "verdicts"]
 
@@ -47,7 +45,7 @@ class Views:
     """Figures of a model's predictions and internals, on the same few test pictures at every evaluation.
 
     Args:
-        board: TensorBoard files.
+        trackers: TensorBoard and other trackers; curves, histograms and label vectors are for TensorBoard alone.
         model: The model; internals are shown only of a PVLR.
         test: The test split; its own transform is not used.
         transform: Preprocessing of the pictures.
@@ -60,7 +58,7 @@ class Views:
 
     def __init__(
         self,
-        board: "Board",
+        trackers: Trackers,
         model: nn.Module,
         test: LabelledImages,
         transform: TransformConfig,
@@ -68,7 +66,7 @@ class Views:
         device: torch.device,
         precision: str,
     ) -> None:
-        self._board, self._model, self._device, self._precision = board, model, device, precision
+        self._trackers, self._model, self._device, self._precision = trackers, model, device, precision
         self._labels = test.labels
         positive = (test.target * test.known).sum(dim=1) > 0
         candidates = positive.nonzero().flatten().tolist() or list(range(len(test)))
@@ -95,12 +93,13 @@ class Views:
             if name == "loop.epochs" or (value is not None and not name.startswith(MAY_CHANGE))
         }
         written = {title: f"```json\n{json.dumps(text, indent=1)}\n```" for title, text in texts.items()}
-        self._board.about(written, settings, RESULTS)
-        self._board.charts(CHARTS)
+        if (board := self._trackers.board) is not None:
+            board.about(written, settings, RESULTS)
+            board.charts(CHARTS)
 
     def inputs(self, shown: Image.Image) -> None:
         """Write the first training inputs, see :func:`shown_inputs`."""
-        self._board.picture("start/inputs", shown, step=0, kind="jpeg")
+        self._trackers.picture("start/inputs", shown, step=0, kind="jpeg")
 
     @torch.no_grad()
     def evaluation(self, step: int, found: Predictions) -> None:
@@ -110,9 +109,9 @@ class Views:
             step: Number of steps done.
             found: Predictions of the whole test split by the same weights.
         """
-        board, labels = self._board, self._labels
-        probabilities = found.logits.sigmoid()
-        board.curves("precision_recall", labels.names, probabilities, found.target, found.known, step=step)
+        labels, probabilities = self._labels, found.logits.sigmoid()
+        if (board := self._trackers.board) is not None:
+            board.curves("precision_recall", labels.names, probabilities, found.target, found.known, step=step)
         places = {index: place for place, index in enumerate(found.indices.tolist())}
         rows = [places[row] for row in self._rows]
         scores, target, known = (part[rows] for part in (probabilities, found.target, found.known))
@@ -120,7 +119,7 @@ class Views:
             Tile(picture, verdicts(guess, truth, sure, labels))
             for picture, guess, truth, sure in zip(self._pictures, scores, target, known, strict=True)
         ]
-        board.picture("pictures/predictions", sheet(tiles, columns=4), step=step, kind="jpeg")
+        self._trackers.picture("pictures/predictions", sheet(tiles, columns=4), step=step, kind="jpeg")
         if isinstance(self._model, PVLR):
             training = self._model.training
             self._model.eval()
@@ -134,14 +133,16 @@ class Views:
         regions = self._regions_of(model)
         attention = self._attention(model.forward_features(regions, maps=True), probabilities)
         if attention is not None:
-            self._board.picture("pictures/attention", attention, step=step, kind="jpeg")
+            self._trackers.picture("pictures/attention", attention, step=step, kind="jpeg")
         if model.config.learn:
             self._relations(step, model)
+        if self._trackers.board is None:
+            return
         sets = {
             f"fused, step {step}": model.label_vectors(),
             "of the fixed prompts": model.knowledge_vectors,
         }
-        self._board.vectors(self._labels.texts, sets)
+        self._trackers.board.vectors(self._labels.texts, sets)
 
     def _regions_of(self, model: PVLR) -> Tensor:
         if self._regions is not None:
@@ -171,7 +172,7 @@ class Views:
         return sheet(tiles, columns=top + 1)
 
     def _relations(self, step: int, model: PVLR) -> None:
-        board = self._board
+        trackers = self._trackers
         parts = model.label_parts()
         maps = {
             "M_ka, of the fixed prompts": parts.knowledge_map,
@@ -186,11 +187,12 @@ class Views:
         for title, values in dense.items():
             mean = values.flatten(0, -3).mean(dim=0)[:MOST, :MOST]
             drawn = heat_map(mean, rows=texts, columns=texts, title=f"{title}: rows look at columns{limit}")
-            board.picture(f"relations/{title.split(',')[0].replace(' ', '_')}", drawn, step=step)
+            trackers.picture(f"relations/{title.split(',')[0].replace(' ', '_')}", drawn, step=step)
         if model.fusion.fusion == "gate" and parts.knowledge is not None and parts.context is not None:
             gates = model.fusion.gate_weights(parts.knowledge, parts.context)
-            board.scalars({"gates/share_of_knowledge": gates.float().mean().item()}, step=step)
-            board.histogram("gates/share_of_knowledge_by_channel", gates, step=step)
+            trackers.scalars({"gates/share_of_knowledge": gates.float().mean().item()}, step=step)
+            if trackers.board is not None:
+                trackers.board.histogram("gates/share_of_knowledge_by_channel", gates, step=step)
 
 
 def verdicts(
