@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from pvlr.core.towers.files.sources import HUB_PREFIX
+
 __all__ = ["ModelCard"]
 
-MARK = "library_name: pvlr"
+LIBRARY = "pvlr"
+MARK = f"library_name: {LIBRARY}"
 LIMITS = (
     "Scores of labels that were not trained on come from their names alone, and were not measured.",
     "What the training pictures show too seldom, or never, is not recognised reliably.",
@@ -118,7 +121,7 @@ class ModelCard:
             "Training": f"```console\n{self.command}\n```" if self.command else "Not told.",
             "Limits": "\n".join(f"- {line}" for line in (*LIMITS, *self.notes)),
         }
-        head = ["---", MARK, "pipeline_tag: image-classification", "tags:", "- multi-label", "---", "", f"# {name}", ""]
+        head = [_head(tower["name"]), "", f"# {name}", ""]
         head += [
             "A model of the package pvlr, after PVLR (arXiv 2401.17881); no figure of the paper is claimed for it.",
             "",
@@ -126,6 +129,17 @@ class ModelCard:
         if self.versions:
             parts["Versions"] = ", ".join(f"{package} {found}" for package, found in self.versions.items())
         return "\n".join([*head, *(f"## {title}\n\n{text}\n" for title, text in parts.items())])
+
+
+def _head(tower: str) -> str:
+    """Return the metadata that the Hugging Face Hub reads, as a block of YAML."""
+    from huggingface_hub import ModelCardData
+
+    repository = tower.removeprefix(HUB_PREFIX) if tower.startswith(HUB_PREFIX) else None
+    data = ModelCardData(
+        base_model=repository, library_name=LIBRARY, pipeline_tag="image-classification", tags=["multi-label"]
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _all(values: Any, kind: Any) -> bool:
