@@ -7,6 +7,7 @@ identified by name and hash or stored in ``towers/``. Text files that the label 
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,12 +33,21 @@ from pvlr.files import write_atomically
 from pvlr.inference.card import MARK, ModelCard
 from pvlr.inference.decision import Decision
 from pvlr.inference.hub import fetch
+from pvlr.runs import state_of_run
 
 __all__ = ["CARD_NAME", "FILES", "MODEL_NAME", "WEIGHTS_NAME", "PretrainedError", "load_pretrained", "save_pretrained"]
+
+LOG = logging.getLogger(__name__)
 
 # Largest distance, as a share of its length, of a label's vector from the one that was trained on: more than rounding
 # on another machine or in half precision, and far less than another encoder.
 TOLERANCE = 0.01
+STATES = {
+    "running": "the run in it has not finished",
+    "stopped": "the run in it was stopped and has to be resumed first",
+    "failed": "the run in it ended with an error and has to be resumed first",
+    "lost": "the run in it was lost, as by a kill or a power failure, and has to be resumed first",
+}
 MODEL_NAME = "model.json"
 WEIGHTS_NAME = "model.safetensors"
 CARD_NAME = "README.md"
@@ -187,6 +197,8 @@ def load_pretrained(
     folder = fetch(source, FILES, revision=revision, cache_dir=cache_dir)
     path = folder / MODEL_NAME
     description = _read_description(path)
+    if (state := state_of_run(folder)) in STATES:
+        LOG.warning("%s: %s; this model is that of its last end", folder, STATES[state])
     for name, digest in description["files"].items():
         _require_checksum(folder / name, expected=digest, found=_sha256(folder / name))
     with _parts_of(path):
@@ -336,7 +348,9 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
-        raise PretrainedError(f"{path}: expected a trained model in this folder, found no such file") from None
+        state = STATES.get(state_of_run(path.parent) or "")
+        reason = "" if state is None else f"; {state}"
+        raise PretrainedError(f"{path}: expected a trained model in this folder, found no such file{reason}") from None
     except OSError as err:
         raise PretrainedError(f"{path}: expected the description of a model, but {err.strerror or err}") from None
     except (ValueError, RecursionError) as err:

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from pvlr.console import say
@@ -31,6 +33,7 @@ from pvlr.data.scan import without_bad_images
 from pvlr.files import remove_leftovers, write_atomically
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.saving import require_same_vectors, texts_of
+from pvlr.runs import hold_run, state_of_run
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.config import (
     CalibrationConfig,
@@ -60,7 +63,7 @@ from pvlr.train.optim import build_optimizer
 from pvlr.train.results import Results, card_of, show
 from pvlr.train.resume import report_other_length, require_same, saved_state
 from pvlr.train.state import TrainingState, WeightAverage
-from pvlr.train.stop import StopRequest
+from pvlr.train.stop import Interrupted, StopRequest
 
 __all__ = ["Results", "TrainConfig", "train"]
 
@@ -212,9 +215,22 @@ class _Run:
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep=config.run.keep)
         self.cached: list[CachedFeatures] | None = None
         self.views: Views | None = None
+        self.lock: FileLock | None = None
+        self.last: str | None = None
+        self.record: dict[str, Any] = {}
 
     def train(self) -> Results:
-        """Run all stages and return the results."""
+        """Run all stages and return the results; the record says how it ended, unless the process is killed."""
+        try:
+            return self._train()
+        except BaseException as err:
+            self._record_end("stopped" if isinstance(err, Interrupted | KeyboardInterrupt) else "failed")
+            raise
+        finally:
+            if self.lock is not None:
+                self.lock.release(force=True)
+
+    def _train(self) -> Results:
         self._open()
         self._prepare()
         self._build()
@@ -260,8 +276,17 @@ class _Run:
             world.on_all_ranks(lambda: require_compiler(self.device))
 
     def _remove_leftovers(self) -> None:
+        if not self.folder.is_dir():
+            return  # Nothing is created before the configuration and the data have been checked.
+        self.last = state_of_run(self.folder)
+        self._hold()
         remove_leftovers(self.folder)
         self.checkpoints.remove_leftovers()
+
+    def _hold(self) -> None:
+        """Hold the folder's lock, by which others know that this process is alive."""
+        if self.lock is None:
+            self.lock = hold_run(self.folder)
 
     def _prepare(self) -> None:
         """Load the towers, read the data, and compute the features if they are cached."""
@@ -302,6 +327,7 @@ class _Run:
         data = self.config.data
         parts = [part for part in data.splits(self.loop.seed) if part is not None]
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
         found = without_bad_images(
             parts, data.on_bad_image, folder=self.folder, workers=data.workers, watch=scan_progress
         )
@@ -360,7 +386,8 @@ class _Run:
             if isinstance(self.built, PVLR):
                 require_same_vectors(self.folder, self.built)
             self.state.load(self.saved)
-            say(f"going on from step {self.state.step} of the run in {self.folder}")
+            lost = ", whose last process was lost" if self.last == "lost" else ""
+            say(f"going on from step {self.state.step} of the run in {self.folder}{lost}")
             report_other_length(self.was, self.loop)
         if self.loop.compile:
             compile_model(self.built, of_features=self.cached is not None)
@@ -418,9 +445,14 @@ class _Run:
             for name, content in texts_of(self.built).items():
                 write_atomically(self.folder / name, content)
         write_config(self.folder, self.sections)
-        process = started(self.folder, step=self.state.step)
+        process = started(self.folder, step=self.state.step, last=self.last)
         write_record(self.folder, {**self.record, **process})
         return process
+
+    def _record_end(self, status: str) -> None:
+        if self.record and self.world.rank == 0:
+            with suppress(OSError):  # The error that ended the run is the one to tell.
+                write_record(self.folder, {**self.record, "status": status})
 
     # --- training: the callbacks of the loop
 
@@ -558,6 +590,7 @@ class _Run:
             "untrained": list(results.untrained),
         }
         self.world.on_rank_zero(lambda: write_record(self.folder, {**self.record, **finished}))
+        self.record = {}  # Nothing that fails from here on changes how the run ended.
         show(name, results, tensorboard=self.config.run.tensorboard)
         return results
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from pvlr.files import write_atomically
+from pvlr.runs import RUN_NAME
 
 __all__ = ["CONFIG_NAME", "RUN_NAME", "environment", "started", "write_config", "write_record"]
 
 CONFIG_NAME = "config.yaml"
-RUN_NAME = "run.json"
 # Fields of one process and not of the run: a resumed run has several of each.
-PROCESS = ("started", "written", "from_step", "command", "versions", "commit", "changed", "machine")
+PROCESS = ("status", "started", "written", "from_step", "command", "versions", "commit", "changed", "machine")
 
 
 def environment() -> dict[str, Any]:
@@ -57,18 +57,20 @@ def environment() -> dict[str, Any]:
     }
 
 
-def started(folder: Path, *, step: int) -> dict[str, Any]:
+def started(folder: Path, *, step: int, last: str | None = None) -> dict[str, Any]:
     """Return the fields of this process, and in ``earlier`` those of the processes that it resumes.
 
     Args:
         folder: The run's folder, with the record of the previous process, if there was one.
         step: Number of steps done by earlier processes; 0: they are ignored.
+        last: How the last of them ended, see :func:`~pvlr.runs.state_of_run`; None: what its record says.
     """
     earlier: list[Any] = []
     if step > 0 and (folder / RUN_NAME).is_file():
         try:
             before = json.loads((folder / RUN_NAME).read_text(encoding="utf-8"))
-            earlier = [*before.get("earlier", []), {name: before.get(name) for name in PROCESS}]
+            ended = {} if last is None else {"status": last}
+            earlier = [*before.get("earlier", []), {name: before.get(name) for name in PROCESS} | ended]
         except (ValueError, AttributeError):
             earlier = []  # A damaged record is ignored: the run itself is in its checkpoints.
     return {

@@ -1,6 +1,8 @@
 """Runs that are stopped by signals or killed, and go on as if they had not been."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +13,12 @@ from typing import Any
 import pytest
 from helpers.training_toys import rows_of, tiny_options, write_voc
 
+from pvlr.core.models.state import PretrainedError
+from pvlr.inference.recognizer import Recognizer
+from pvlr.runs import RunInUseError, hold_run, state_of_run
+from pvlr.train import VOCData, train
 from pvlr.train.checkpoint import Checkpoints
+from pvlr.train.cli import command
 
 SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "train_voc.py"
 
@@ -117,3 +124,85 @@ def test_a_signal_to_the_whole_group_loses_nothing(
     assert process.returncode == 0, (out, err)
     assert (tmp_path / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     assert rows_of(tmp_path) == rows_of(uninterrupted)
+
+
+def test_a_killed_run_is_lost_and_says_so_to_whoever_looks_next(
+    tmp_path: Path, long_options: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    options = long_options(folder)
+    process = start(options)
+    wait_for_steps(process, folder, 8)
+    assert state_of_run(folder) == "running"
+    with pytest.raises(RunInUseError, match="found one at work"):
+        hold_run(folder)
+    process.kill()
+    process.communicate()
+    for _ in range(200):  # Workers that read pictures end by themselves, a moment later.
+        if state_of_run(folder) == "lost":
+            break
+        time.sleep(0.1)
+    assert (state_of_run(folder), json.loads((folder / "run.json").read_text())["status"]) == ("lost", "running")
+    lock = hold_run(folder)  # As another process does.
+    assert command(train, options, data=VOCData) == 2
+    lock.release()
+    assert capsys.readouterr().err == (
+        f"error: run.folder: expected a folder that no other process trains in, found one at work in {folder}; wait "
+        "until it ends, or choose another folder\n"
+    )
+    assert state_of_run(folder) == "lost"
+    lost = "the run in it was lost, as by a kill or a power failure, and has to be resumed first"
+    with pytest.raises(PretrainedError, match=f"found no such file; {lost}$"):
+        Recognizer.from_pretrained(folder)
+    again = start(options)
+    out, err = again.communicate(timeout=200)
+    assert again.returncode == 0, err
+    assert re.search(r"^going on from step \d+ of the run in .*, whose last process was lost$", out, re.MULTILINE)
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["status"], [one["status"] for one in record["earlier"]]) == ("finished", ["lost"])
+    assert state_of_run(folder) == "finished"
+
+
+def test_a_run_that_is_stopped_or_fails_says_so(tmp_path: Path, long_options: Any) -> None:
+    folder = tmp_path / "run"
+    process = start(long_options(folder))
+    wait_for_steps(process, folder, 2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=200)
+    assert state_of_run(folder) == "stopped"
+    with pytest.raises(PretrainedError, match=r"; the run in it was stopped and has to be resumed first$"):
+        Recognizer.from_pretrained(folder)
+    options = [*long_options(folder), "--optimizer.lr=1e30", "--run.resume=never", f"--run.folder={tmp_path / 'other'}"]
+    process = start(options)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 2, err
+    assert state_of_run(tmp_path / "other") == "failed"
+
+
+def test_a_model_of_a_run_that_was_prolonged_and_lost_is_loaded_with_a_warning(
+    tmp_path: Path, tower: Path, voc: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert command(train, tiny_options(voc, tower, tmp_path / "run", loop__epochs=1), data=VOCData) == 0
+    Recognizer.from_pretrained(tmp_path / "run")
+    assert caplog.messages == []
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    Recognizer.from_pretrained(tmp_path / "run")
+    assert "the run in it was lost, as by a kill or a power failure" in caplog.messages[0]
+
+
+def test_the_state_is_read_from_record_and_lock(tmp_path: Path) -> None:
+    assert state_of_run(tmp_path) is None
+    for content in ("{", "[]", "{}"):
+        (tmp_path / "run.json").write_text(content)
+        assert state_of_run(tmp_path) is None
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    assert state_of_run(tmp_path) == "lost"
+    lock = hold_run(tmp_path)
+    assert state_of_run(tmp_path) == "running"
+    with pytest.raises(RunInUseError, match=r"^run\.folder: expected a folder that no other process trains in"):
+        hold_run(tmp_path)
+    lock.release()
+    assert state_of_run(tmp_path) == "lost"
+    with pytest.raises(RunInUseError, match=r"^run\.folder: expected a folder to write to, but "):
+        hold_run(tmp_path / "run.json")  # No folder.
