@@ -5,13 +5,17 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
 import shutil
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +51,16 @@ from pvlr.train.dataloaders import transform_config
 from pvlr.train.evaluation.study_report import write_report
 from pvlr.train.features import FeatureSettings, cache_features
 from pvlr.train.run import train
+from pvlr.train.stop import Interrupted, StopRequest
 
 __all__ = ["StudyConfig", "study"]
 
 Sections = dict[str, Any]
 RESAMPLES = 500
+LOOK_EVERY = 0.2
+"""Seconds between two looks for a signal."""
+GRACE = 5.0
+"""Seconds that a process has to save its state before it is killed."""
 DEFAULTS = PVLRConfig()
 
 
@@ -118,6 +127,7 @@ def study(
         ConfigError: if a row changes fields that do not exist, or to values out of range, naming the row.
         DataError: if the data cannot be read.
         TowerError: if the towers cannot be loaded.
+        Interrupted: if SIGINT or SIGTERM requested a stop; the same command goes on.
     """
     if find_spec("matplotlib") is None:
         raise ConfigError("study: expected the package matplotlib for its figure, found none; pip install 'pvlr[plot]'")
@@ -140,16 +150,7 @@ def study(
         for cell in todo[1:]:
             say(_train(cell))
     elif len(todo) > 1:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(study.processes, mp_context=context) as pool:
-            try:
-                for done in as_completed([pool.submit(_train_apart, cell) for cell in todo[1:]]):
-                    say(done.result())
-            except BaseException as err:
-                pool.shutdown(cancel_futures=True)  # Running cells end; pending ones are left to the next call.
-                if isinstance(err, _Refused):
-                    raise ConfigError(str(err)) from None
-                raise
+        _train_in_processes(todo[1:], study.processes)
     finished = [found for cell in cells if (found := cell.found()) is not None]
     return write_report(folder, finished)
 
@@ -212,6 +213,65 @@ def _changed(base: Sections, row: str, changes: Mapping[str, Any], seed: int) ->
         raise ConfigError(f"study.rows: {row}: {err}") from None
 
 
+def _train_in_processes(cells: Sequence[_Cell], processes: int) -> None:
+    """Train cells in processes of their own, which end with this one, however it ends.
+
+    Raises:
+        ConfigError: if a cell is refused; the cells that are being trained are finished first.
+        Interrupted: if a signal requests a stop, after the processes have been ended.
+    """
+    context = multiprocessing.get_context("spawn")
+    before = multiprocessing.active_children()
+    with StopRequest() as stop, ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
+        left: set[Future[str]] = {pool.submit(_train_apart, cell) for cell in cells}
+        try:
+            while left:
+                done, left = wait(left, timeout=LOOK_EVERY, return_when=FIRST_COMPLETED)
+                if stop.requested is not None:
+                    _end([child for child in multiprocessing.active_children() if child not in before])
+                    found = sum(cell.found() is not None for cell in cells)
+                    raise Interrupted(
+                        f"with {len(cells) - found} of {len(cells)} cells to train; those that are finished stay",
+                        stop.requested,
+                    )
+                for one in done:
+                    say(one.result())
+        except BaseException as err:
+            pool.shutdown(cancel_futures=True)  # Running cells end; pending ones are left to the next call.
+            if isinstance(err, _Refused):
+                raise ConfigError(str(err)) from None
+            if isinstance(err, BrokenProcessPool):
+                raise ConfigError(
+                    "study.processes: expected processes that train to their end, found one that was killed, as for "
+                    "lack of memory; finished cells stay, and with fewer processes less memory is needed"
+                ) from None
+            raise
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """End processes: at first by SIGTERM, for which a run saves its state; by force those that take too long."""
+    for process in processes:
+        process.terminate()
+    until = time.monotonic() + GRACE
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as the one that started it has ended, such as by SIGKILL."""
+
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class _Refused(Exception):
     """Error for the user raised in a worker process, passed to the main process."""
 
@@ -224,6 +284,8 @@ def _train_apart(cell: _Cell) -> str:
         if is_refusal(err):
             raise _Refused(f"{cell.row}, seed {cell.seed}: {err}") from None
         raise
+    except Interrupted as stop:
+        raise _Refused(f"{cell.row}, seed {cell.seed}: interrupted {stop}") from None
 
 
 def _train(cell: _Cell) -> str:
