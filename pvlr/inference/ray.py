@@ -4,7 +4,9 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from pvlr.console import say
 from pvlr.core.arguments import require_int
 from pvlr.data.archives import Member, members
 from pvlr.data.batch import DataError
-from pvlr.data.sources import ENDINGS, is_picture
+from pvlr.data.sources import ENDINGS, is_picture, why_left_out
 from pvlr.files import remove_leftovers, write_atomically
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.tag_file import COLUMNS, identity_of
@@ -23,6 +25,8 @@ from pvlr.inference.tagging import Tagged, Unreadable, tag_pictures
 __all__ = ["BulkError", "Part", "parts_of", "tag_bulk"]
 
 PLAN_NAME = "plan.json"
+OWN = re.compile(r"\d{8}\.parquet")
+"""Names of the output files."""
 
 
 class BulkError(ValueError):
@@ -45,13 +49,22 @@ class Part(NamedTuple):
     members: tuple[str, ...]
 
 
-def parts_of(pictures: str, size: int) -> list[Part]:
+def parts_of(
+    pictures: str,
+    size: int,
+    *,
+    out: str | None = None,
+    left_out: Callable[[str], object] = lambda reason: None,
+) -> list[Part]:
     """Split pictures into parts, in an order that depends on their names only.
 
     Args:
         pictures: A folder (with all below it), a pattern of files, WebDataset shards (``.tar``) or Parquet files with
             the columns ``name`` and ``image`` (the bytes of a picture file).
         size: Pictures per part, at least 1.
+        out: Folder of the tags: the tags in it are not taken for tables of pictures.
+        left_out: Called with the reason for each picture in a folder that is left out for its extension or format, see
+            :func:`~pvlr.data.sources.why_left_out`.
 
     Raises:
         BulkError: if nothing is found.
@@ -68,6 +81,13 @@ def parts_of(pictures: str, size: int) -> list[Part]:
     """
     require_int("size", size, least=1)
     found = _found(pictures)
+    if out is not None:
+        found = [path for path in found if not _is_own(path, os.path.realpath(out))]
+    if os.path.isdir(pictures):
+        for path in found:
+            is_read = path.endswith((".tar", ".parquet")) or is_picture(path)
+            if not is_read and (reason := why_left_out(path)):
+                left_out(reason)
     named: list[tuple[str, str, tuple[str, ...]]] = []
     files = [path for path in found if is_picture(path)]
     named += [("files", "", tuple(files[start : start + size])) for start in range(0, len(files), size)]
@@ -96,13 +116,14 @@ def tag_bulk(
     batch_size: int = 32,
     device: str = "cpu",
     address: str | None = None,
-) -> None:
+) -> int:
     """Tag pictures on a Ray cluster; the same call continues after an interruption.
 
     Args:
         pictures: A folder, a pattern, .tar shards or .parquet files (columns name and image); every machine must reach
             them.
-        out: Folder for the Parquet files (columns name, labels, probabilities or similarities, error), one per part.
+        out: Folder for the Parquet files (columns name, labels, probabilities or similarities, error), one per part; it
+            may be in the folder of the pictures.
         run: Folder of a finished run or a saved model, or hf-hub:ORGANISATION/REPOSITORY; every machine must reach it.
         tower: Without a run: towers that tag without training, such as pvlr:photos, a folder or a name of open_clip's.
             With one: the current place of its towers, if it has changed.
@@ -114,6 +135,10 @@ def tag_bulk(
         batch_size: Pictures per forward pass, at least 1.
         device: Device of each worker: auto, cpu or cuda.
         address: Address of a running Ray cluster; null starts one on this machine.
+
+    Returns:
+        The exit code: 0; 1 if a picture could not be read, or a folder holds pictures that are left out for their
+        extension or format, which are told on stderr.
 
     Raises:
         BulkError: if ray is not installed, nothing is found, or the folder holds another run's tags.
@@ -129,8 +154,11 @@ def tag_bulk(
     # Errors are raised here once, and not by every worker.
     chosen: dict[str, Any] = {"run": run, "tower": tower, "weights": weights, "labels": labels, "device": device}
     about = identity_of(Recognizer.open(**chosen))
-    parts = parts_of(pictures, part_size)
-    folder = Path(out)
+    left_out: list[str] = []
+    parts = parts_of(pictures, part_size, out=out, left_out=left_out.append)
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    folder, bad = Path(out), 0
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, about, parts)
     waiting = [part for part in parts if not (folder / f"{part.name}.parquet").is_file()]
@@ -154,7 +182,10 @@ def tag_bulk(
             ray.shutdown()
         total, bad = (sum(row[name] for row in counts) for name in ("pictures", "bad"))
         say(f"{total:,} pictures, {bad:,} of them unreadable")
+    if left_out:
+        say(f"{len(left_out):,} pictures left out")
     say(f"tags: {folder}/*.parquet")
+    return 1 if bad or left_out else 0
 
 
 class _PartRecognizer:
@@ -222,6 +253,13 @@ def _found(pictures: str) -> list[str]:
     return sorted(path for path in glob.glob(pictures, recursive=True) if os.path.isfile(path))
 
 
+def _is_own(path: str, out: str) -> bool:
+    """Return True for a table of tags in the folder of the tags, which has a plan."""
+    folder, name = os.path.split(path)
+    mine = OWN.fullmatch(name) is not None and os.path.realpath(folder) == out
+    return mine and os.path.isfile(os.path.join(out, PLAN_NAME))
+
+
 def _rows(path: str) -> int:
     try:
         from pyarrow import ArrowException, parquet
@@ -247,6 +285,11 @@ def _claim(folder: Path, about: Mapping[str, Any], parts: Sequence[Part]) -> Non
     if path.is_file():
         if json.loads(path.read_text(encoding="utf-8")) != plan:
             raise BulkError(f"out: {folder} holds the tags of other pictures or another model; choose another folder")
+    elif other := next((name for name in sorted(os.listdir(folder)) if OWN.fullmatch(name)), None):
+        # It would be taken for a part that is done.
+        raise BulkError(
+            f"out: expected a folder without other tables, found {other} in {folder}; choose another folder"
+        )
     else:
         write_atomically(path, f"{json.dumps(plan)}\n".encode())
     remove_leftovers(folder)

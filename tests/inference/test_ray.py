@@ -16,7 +16,7 @@ from helpers.extras import require_extra
 from helpers.tagging_toys import make_recognizer, write_pictures
 
 from pvlr.data.batch import DataError
-from pvlr.inference.ray import BulkError, parts_of, tag_bulk
+from pvlr.inference.ray import BulkError, _claim, parts_of, tag_bulk
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -70,6 +70,40 @@ def test_refusals_name_the_argument_or_file(tmp_path: Path) -> None:
         tag_bulk(run="x", pictures="y", out="z", workers=0)
 
 
+def test_tags_within_the_folder_of_the_pictures_are_no_pictures(tmp_path: Path) -> None:
+    require_extra("ray", "pyarrow")
+    files = write_pictures(tmp_path / "all", 3)
+    out = tmp_path / "all" / "tags"
+    out.mkdir()
+    write_table(out / "00000000.parquet", files)  # Of somebody else: nothing says that it holds tags.
+    (before, mine) = parts_of(str(tmp_path / "all"), size=3, out=str(out))
+    assert (before.members, mine.kind) == (tuple(sorted(files)), "parquet")
+    with pytest.raises(BulkError, match=r"^out: expected a folder without other tables, found 00000000\.parquet in "):
+        _claim(out, {}, [before])
+    (out / "00000000.parquet").unlink()
+    _claim(out, {}, [before])
+    for name in ("00000000.parquet", "00000001.parquet"):
+        (out / name).write_bytes(b"tags")
+    for pictures in (tmp_path / "all", tmp_path / "all" / "**" / "*"):
+        assert parts_of(str(pictures), size=3, out=str(out)) == [before]
+    (tmp_path / "link").symlink_to(out)
+    assert parts_of(str(tmp_path / "all"), size=3, out=str(tmp_path / "link")) == [before]
+    _claim(out, {}, parts_of(str(tmp_path / "all"), size=3, out=str(out)))  # The same command goes on.
+
+
+def test_pictures_that_a_folder_leaves_out_are_told(tmp_path: Path) -> None:
+    files = write_pictures(tmp_path / "all", 2)
+    (tmp_path / "all" / "a.heic").write_bytes(b"")
+    (tmp_path / "all" / "note.txt").write_text("no picture")
+    Path(files[1]).rename(tmp_path / "all" / "scan")
+    told: list[str] = []
+    (part,) = parts_of(str(tmp_path / "all"), size=9, left_out=told.append)
+    assert part.members == (files[0],)
+    assert [reason.partition(":")[0] for reason in told] == [
+        str(tmp_path / "all" / name) for name in ("a.heic", "scan")
+    ]
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
@@ -114,7 +148,7 @@ def test_a_worker_is_killed_in_the_middle_and_every_picture_comes_once(tmp_path:
             there = len(list(out.glob("*.parquet")))
             victims = workers_there()
             os.kill(victims[0], signal.SIGKILL)
-            assert run.wait(timeout=240) == 0, (tmp_path / "log.txt").read_text()
+            assert run.wait(timeout=240) == 1, (tmp_path / "log.txt").read_text()  # One is unreadable.
         finally:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
