@@ -333,6 +333,7 @@ class _Run:
         )
         splits = Splits(*found)
         _check_labels(splits, data)
+        _check_validation(splits, self.loop.patience)
         return splits
 
     def _set_epochs(self, pictures: int) -> None:
@@ -604,6 +605,24 @@ def _labelled_rows(train: LabelledImages, loss: LossConfig) -> list[int] | None:
         raise ConfigError("data: expected training pictures of which a label is known, found none")
     rows: list[int] = known.nonzero().flatten().tolist()
     return rows
+
+
+def _check_validation(splits: Splits, patience: int) -> None:
+    """Refuse an early end, and warn without one, if every ranking of the validation pictures has the same mAP."""
+    validation = splits.validation
+    if validation is None:
+        return
+    negative = validation.known & ~validation.present
+    if bool((validation.present.any(dim=0) & negative.any(dim=0)).any()):
+        return
+    found = "found none, so that no mAP of them tells a better model from a worse"
+    if patience:
+        raise ConfigError(
+            "loop.patience: expected validation pictures in which some label is known to be present and known to be "
+            f"absent, {found} (data.keep_labels single_positive leaves only positives); name pictures with all labels "
+            "by data.val_split, or train without an early end"
+        )
+    say(f"warning: {validation.name}: expected some label known to be present and known to be absent, {found}")
 
 
 def _check_labels(splits: Splits, data: DataConfig) -> None:

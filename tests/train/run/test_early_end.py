@@ -262,3 +262,23 @@ def test_the_prior_is_fitted_to_training_pictures() -> None:
     _Run._set_prior(run)  # type: ignore[arg-type]
     assert asked[0] is True
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("split", "refused"), [({"data__val_share": 0.4}, True), ({"data__val_split": "test"}, False)])
+def test_validation_pictures_of_positives_alone_end_nothing(
+    split: dict[str, object], refused: bool, tower: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every ranking of positives is perfect: the first evaluation would be the best one."""
+    write_voc(tmp_path / "voc", train=20, test=6)
+    more = {**split, "data__keep_labels": "single_positive", "loss__unknown": "negative", "loop__epochs": 1}
+    options = tiny_options(tmp_path / "voc", tower, tmp_path / "run", **more)
+    assert command(train, [*options, "--loop.patience=1"], data=VOCData) == (2 if refused else 0)
+    said = capsys.readouterr()
+    start = "error: loop.patience: expected validation pictures in which some label is known to be present and known"
+    assert said.err.startswith(start) == refused
+    if refused:
+        assert command(train, options, data=VOCData) == 0
+        (warning,) = [line for line in capsys.readouterr().out.splitlines() if "some label known to be present" in line]
+        assert warning.startswith("warning: ")
+    else:
+        assert "some label known to be present" not in said.out
