@@ -118,9 +118,25 @@ class TrainingState:
         """Load a saved state.
 
         Raises:
-            StateError: if the weights are those of another model.
+            StateError: if the weights, or the optimiser's parameter groups, are those of another model.
         """
         load_trained_state(self.model, state["model"])
         self.average.load_state_dict(state["average"])
+        _require_groups(self.optimizer, state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _require_groups(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    now = [_about(group) for group in optimizer.param_groups]
+    was = [_about(group) for group in saved["param_groups"]]
+    if now != was:
+        shown = ["; ".join(f"{name or 'group'} of {count}" for name, count in groups) for groups in (now, was)]
+        raise StateError(
+            f"optimizer: expected a state with the parameter groups of this model ({shown[0]}), found others "
+            f"({shown[1]}), as of another version of pvlr; go on with that version, or train into another run.folder"
+        )
+
+
+def _about(group: Mapping[str, Any]) -> tuple[str, int]:
+    return str(group.get("name", "")), len(group["params"])

@@ -66,3 +66,25 @@ def test_a_section_that_is_none_is_refused(
     path.write_bytes(content)
     assert command(show, [f"--config={path}"]) == 2
     assert capsys.readouterr().err == f"error: {path}: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loop.epochs=few"], "loop.epochs: expected a whole number or auto, got few"),
+        (["--loop.epochs=2.5"], "loop.epochs: expected a whole number or auto, got 2.5"),
+        (["--loop.precision=half"], "loop.precision: expected float32 or bf16, got half"),
+        (["--loop.ema=much, more"], "loop.ema: expected a number, got much, more"),
+        (["--loop.compile=maybe"], "loop.compile: expected true or false, got maybe"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_a_sentence(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(show, words) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+    key, _, value = words[0].removeprefix("--loop.").partition("=")
+    (tmp_path / "x.yaml").write_text(f"loop:\n  {key}: {value}\n")
+    assert command(show, [f"--config={tmp_path / 'x.yaml'}"]) == 2
+    error = capsys.readouterr().err
+    assert (error.count("\n"), message in error) == (1, True)

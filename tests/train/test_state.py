@@ -128,3 +128,21 @@ def test_training_state_round_trip() -> None:
     mine, theirs = one.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"]
     assert mine.keys() == theirs.keys() != set()
     assert all(torch.equal(mine[key]["exp_avg"], theirs[key]["exp_avg"]) for key in mine)
+
+
+def test_groups_of_another_version_are_refused_in_a_sentence_and_change_nothing() -> None:
+    model = ToyModel()
+    state = TrainingState(model, build_optimizer(model, OptimizerConfig()), WeightAverage(model, 0.9))
+    saved = state.to_dict()
+    state.load(saved)
+    groups = saved["optimizer"]["param_groups"]
+    groups[0] = {**groups[0], "name": "others"}
+    message = "^optimizer: expected a state with the parameter groups of this model .*, found others .*others of "
+    with pytest.raises(StateError, match=message):
+        state.load(saved)
+    groups[0] = {**groups[0], "name": state.optimizer.param_groups[0]["name"], "params": [0] * 99}
+    with pytest.raises(StateError, match=r"^optimizer: .* of 99"):
+        state.load(saved)
+    saved["optimizer"]["param_groups"] = groups[1:]
+    with pytest.raises(StateError, match=r"^optimizer: "):
+        state.load(saved)
