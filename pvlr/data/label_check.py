@@ -1,6 +1,8 @@
 """Check of the labels of a data set before training: positives per split, and names or pictures that look wrong."""
 
+import csv
 import hashlib
+import io
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,10 +14,12 @@ from pvlr.core.labels import LabelSet
 from pvlr.data.batch import refusal
 from pvlr.data.dataset import LabelledImages
 
-__all__ = ["LabelReport", "OnBadLabels", "check_labels"]
+__all__ = ["MOST_ROWS", "LabelReport", "OnBadLabels", "check_labels"]
 
 OnBadLabels = Literal["warn", "refuse"]
-MOST_ROWS, MOST_NAMES = 40, 5
+MOST_ROWS = 40
+"""Maximum number of labels in a table."""
+MOST_NAMES = 5
 SEPARATORS = ",;|/+&"
 END = 4096
 
@@ -27,10 +31,18 @@ class LabelReport:
     Attributes:
         table: Positives of each label in each split, one label a line; of many labels, the ones with the fewest.
         problems: One sentence for each kind of problem, empty where there is none.
+        rows: The whole table: a row of titles, then the name and the positives of each label, in their order.
     """
 
     table: str
     problems: tuple[str, ...]
+    rows: tuple[tuple[str | int, ...], ...]
+
+    def to_csv(self) -> str:
+        """Return the whole table as CSV."""
+        file = io.StringIO(newline="")
+        csv.writer(file, lineterminator="\n").writerows(self.rows)
+        return file.getvalue()
 
 
 def check_labels(splits: Mapping[str, LabelledImages]) -> LabelReport:
@@ -63,7 +75,8 @@ def check_labels(splits: Mapping[str, LabelledImages]) -> LabelReport:
     problems += _joined(labels)
     if shared := _shared_pictures(splits):
         problems.append(f"pictures of the same content in two splits: {'; '.join(shared)}")
-    return LabelReport(_table(labels, counts), tuple(problems))
+    rows = ("label", *counts), *zip(labels, *counts.values(), strict=True)
+    return LabelReport(_table(labels, counts), tuple(problems), rows)
 
 
 def _table(labels: LabelSet, counts: Mapping[str, list[int]]) -> str:

@@ -8,7 +8,7 @@ from pvlr.data.batch import DataError
 from pvlr.data.readers.entries import read_text
 from pvlr.data.readers.voc import VOC_LABELS
 
-__all__ = ["LISTS", "labels_of"]
+__all__ = ["LISTS", "labels_of", "require_apart"]
 
 LISTS = ("voc", "coco", "imagenet")
 """Bundled lists: Pascal VOC's 20, MS-COCO's 80 and ImageNet-1k's 1,000 names."""
@@ -37,13 +37,52 @@ def labels_of(text: str) -> LabelSet:
         return LabelSet(tuple(listed.splitlines()))
     if text.startswith("@"):
         return _from_file(Path(text[1:]))
-    names = tuple(name.strip() for name in text.split(","))
+    names = _pieces(text)
+    if '"' in text:
+        raise LabelError(
+            f"labels: expected names without quotes, got {text!r}; names that hold commas are read from @FILE, one a "
+            "line"
+        )
     if not all(names):
         raise LabelError(
             f"labels: expected names with commas between, @FILE with one a line, or one of {', '.join(LISTS)}, "
             f"got {text!r}"
         )
     return LabelSet(names)
+
+
+def require_apart(text: str, known: LabelSet) -> None:
+    """Check that no known label that holds a comma was taken apart by :func:`labels_of`.
+
+    Args:
+        text: The text, as for :func:`labels_of`.
+        known: Labels of the model that it is meant for.
+
+    Raises:
+        LabelError: naming the label.
+
+    Example:
+        >>> require_apart("cat, salt", LabelSet(("salt, pepper",)))
+        >>> require_apart("cat, salt, pepper", LabelSet(("salt, pepper",)))
+        Traceback (most recent call last):
+            ...
+        pvlr.core.labels.LabelError: labels: expected names with commas between, found 'salt, pepper', which is one
+        label of the model; names that hold commas are read from @FILE, one a line
+    """
+    if text.startswith("@") or text in LISTS:
+        return
+    pieces = _pieces(text)
+    for name in known:
+        parts = _pieces(name)
+        if len(parts) > 1 and any(parts == pieces[start : start + len(parts)] for start in range(len(pieces))):
+            raise LabelError(
+                f"labels: expected names with commas between, found {name!r}, which is one label of the model; names "
+                "that hold commas are read from @FILE, one a line"
+            )
+
+
+def _pieces(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _from_file(path: Path) -> LabelSet:

@@ -19,7 +19,7 @@ from pvlr.core.towers import TowerOrigin, Towers, build_towers, spec_of
 from pvlr.core.towers.files.sources import HUB_PREFIX
 from pvlr.core.towers.text.sentence_encoders import SentenceEncoder
 from pvlr.data.images import MAX_PIXELS, Picture, Pixels
-from pvlr.data.label_lists import labels_of
+from pvlr.data.label_lists import labels_of, require_apart
 from pvlr.data.transforms import as_tensor, still_transform
 from pvlr.inference.card import ModelCard
 from pvlr.inference.decision import Decision
@@ -163,7 +163,7 @@ class Recognizer:
         Raises:
             ConfigError: if neither is given, or the device is not available.
             DataError: if the file of labels cannot be read.
-            LabelError: if a name is not a valid label.
+            LabelError: if a name is not a valid label, or a label of the run that holds a comma was taken apart.
             PretrainedError: see :meth:`from_pretrained`.
             TowerError: if the towers cannot be loaded.
 
@@ -178,7 +178,10 @@ class Recognizer:
         chosen = None if labels is None else labels_of(labels)
         if run is not None:
             recognizer = cls.from_pretrained(run, tower=tower, device=device)
-            return recognizer if chosen is None else recognizer.with_labels(chosen)
+            if chosen is None:
+                return recognizer
+            require_apart(str(labels), recognizer.labels)
+            return recognizer.with_labels(chosen)
         place = find_device(device)
         towers = build_towers(spec_of(str(tower), weights))
         recognizer = cls.from_towers(towers, labels_of("coco") if chosen is None else chosen)

@@ -399,7 +399,8 @@ class TableData(DataConfig):
             per label (``images`` itself, if ``test_share`` is given).
         table: A file of the pictures and their labels (``.csv``, ``.tsv``, ``.xlsx``, ``.jsonl``, ``.json``; columns
             ``file`` and ``labels``; optionally ``unknown`` and ``split``); null for folders.
-        labels: The labels, in the order of the columns; null for all labels of the data, sorted.
+        labels: The labels, in the order of the columns: names, or ``@FILE`` with one a line. Null for all labels of the
+            data, sorted.
         form: ``list`` (a row per picture), ``wide`` (a column per label), ``long`` (a row per picture and label) or
             ``sidecars`` (no table, but a ``.txt`` of labels beside each picture); null: ``wide`` with ``marks`` or
             ``label_columns``, else ``list``.
@@ -429,7 +430,7 @@ class TableData(DataConfig):
     test_split: str = "test"
     images: str = "data/mine"
     table: str | None = None
-    labels: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | str | None = None
     form: Literal["list", "wide", "long", "sidecars"] | None = None
     file_column: str = "file"
     label_column: str = "labels"
@@ -464,7 +465,7 @@ class TableData(DataConfig):
 
     def read(self, split: str | None, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
         """Read a split; None: all pictures."""
-        labels = LabelSet(tuple(self.labels)) if labels is None and self.labels is not None else labels
+        labels = label_set(self.labels) if labels is None else labels
         if self.table is None:
             folder = Path(self.images) if split is None else Path(self.images, split)
             if split is not None and not folder.is_dir():

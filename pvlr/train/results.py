@@ -16,6 +16,9 @@ from pvlr.train.monitoring.monitor import label_table, results_table
 
 __all__ = ["Results", "card_of", "show"]
 
+MOST_NAMES = 40
+"""Maximum number of labels that are listed on the console."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
@@ -76,11 +79,17 @@ def show(name: str, results: Results, *, tensorboard: bool) -> None:
     for other, found in results.baselines.items():
         say(f"{other}: {found.detail}")
     if results.report.absent:
-        say(f"labels without a positive in the test split: {', '.join(results.report.absent)}")
+        say(f"labels without a positive in the test split: {_listed(results.report.absent)}")
     if results.untrained:
-        say(f"labels without a positive in training, which count in these figures: {', '.join(results.untrained)}")
+        say(f"labels without a positive in training, which count in these figures: {_listed(results.untrained)}")
     folder = shlex.quote(str(results.folder))
     say(f"\nrun folder: {results.folder}")
     if tensorboard:
         say(f"look:       tensorboard --logdir {folder}")
     say(f"tag yours:  {shlex.join(pvlr_command())} tag --run {folder} PICTURE.jpg")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, and the number of the others, which ``run.json`` lists."""
+    more = f" and {len(names) - MOST_NAMES:,} more in run.json" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more

@@ -27,7 +27,7 @@ from pvlr.core.towers.text.sentence_encoders import SENTENCE_TRANSFORMERS, requi
 from pvlr.data.batch import Batch, DataError
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
-from pvlr.data.label_check import check_labels
+from pvlr.data.label_check import MOST_ROWS, check_labels
 from pvlr.data.sampling import EpochSampler, derive_seed
 from pvlr.data.scan import without_bad_images
 from pvlr.files import remove_leftovers, write_atomically
@@ -67,6 +67,8 @@ from pvlr.train.stop import Interrupted, StopRequest
 
 __all__ = ["Results", "TrainConfig", "train"]
 
+LABELS_NAME = "labels.csv"
+"""File in a run's folder with the positives of each label in each split."""
 BY_F1 = CalibrationConfig()
 
 PVLR_ITSELF = BaselineConfig()
@@ -332,7 +334,7 @@ class _Run:
             parts, data.on_bad_image, folder=self.folder, workers=data.workers, watch=scan_progress
         )
         splits = Splits(*found)
-        _check_labels(splits, data)
+        _check_labels(splits, data, self.folder)
         _check_validation(splits, self.loop.patience)
         return splits
 
@@ -625,14 +627,16 @@ def _check_validation(splits: Splits, patience: int) -> None:
     say(f"warning: {validation.name}: expected some label known to be present and known to be absent, {found}")
 
 
-def _check_labels(splits: Splits, data: DataConfig) -> None:
-    """Print the positives of each label and what looks wrong, or refuse that."""
+def _check_labels(splits: Splits, data: DataConfig, folder: Path) -> None:
+    """Print the positives of each label and what looks wrong, or refuse that; the whole table is a file."""
     named = {name: part for name, part in splits._asdict().items() if part is not None}
     found = check_labels(named)
     if found.problems and data.on_bad_labels == "refuse":
         others = f" (and {len(found.problems) - 1} more)" if len(found.problems) > 1 else ""
         raise DataError(f"{found.problems[0]}{others}; data.on_bad_labels 'warn' trains on these labels all the same")
-    say(f"positives of each label\n{found.table}")
+    write_atomically(folder / LABELS_NAME, found.to_csv().encode())
+    more = f", all in {folder / LABELS_NAME}" if len(found.rows) > MOST_ROWS + 1 else ""
+    say(f"positives of each label\n{found.table}{more}")
     for problem in found.problems:
         say(f"warning: {problem}")
 

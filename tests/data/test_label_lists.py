@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pvlr.core.labels import LabelError
+from pvlr.core.labels import LabelError, LabelSet
 from pvlr.data.batch import DataError
-from pvlr.data.label_lists import LISTS, labels_of
+from pvlr.data.label_lists import LISTS, labels_of, require_apart
 from pvlr.data.readers.voc import VOC_LABELS
 
 
@@ -57,3 +57,19 @@ def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
             labels_of(text)
     with pytest.raises(LabelError, match="expected unique labels, got 'cat' more than once"):
         labels_of("cat, cat")
+
+
+def test_a_name_that_holds_a_comma_is_never_taken_apart_unnoticed() -> None:
+    message = (
+        "labels: expected names without quotes, got '\"salt, pepper\", cat'; names that hold commas are read from "
+        "@FILE, one a line"
+    )
+    with pytest.raises(LabelError, match=f"^{re.escape(message)}$"):
+        labels_of('"salt, pepper", cat')
+    known = LabelSet(("salt, pepper", "cat"))
+    message = "labels: expected names with commas between, found 'salt, pepper', which is one label of the model"
+    for text in ("salt, pepper", "cat,salt ,pepper", "salt,pepper, cat"):
+        with pytest.raises(LabelError, match=f"^{message}"):
+            require_apart(text, known)
+    for text in ("salt, cat", "pepper, salt", "@salt, pepper", "coco"):
+        require_apart(text, known)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.training_toys import write_voc
+from PIL import Image
 
 from pvlr.data.batch import DataError
 from pvlr.train.config import ConfigError
@@ -98,3 +99,19 @@ def test_two_ways_to_validate_are_refused() -> None:
         VOCData(val_share=1.0)
     with pytest.raises(ConfigError, match=r"data\.val_split: expected a non-empty text, got ''"):
         VOCData(val_split="")
+
+
+def test_labels_of_a_table_are_read_from_a_file_too(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("cat", "salt, pepper"):
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / split / label / "1.png")
+    (tmp_path / "labels.txt").write_text("salt, pepper\ndog\ncat\n")
+    data = TableData(images=str(tmp_path), labels=f"@{tmp_path / 'labels.txt'}")
+    for part in data.splits(0)[:2]:
+        assert part is not None
+        assert part.labels.names == ("salt, pepper", "dog", "cat")
+        assert part.present.sum(dim=0).tolist() == [1, 0, 1]
+    assert TableData(images=str(tmp_path), labels=("cat", "salt, pepper")).splits(0).train.labels.names[0] == "cat"
+    with pytest.raises(ConfigError, match=r"^data\.labels: expected names without quotes"):
+        TableData(images=str(tmp_path), labels='"salt, pepper", cat').splits(0)

@@ -27,6 +27,10 @@ from pvlr.train.monitoring.trackers import Trackers
 __all__ = ["Views", "shown_inputs", "verdicts"]
 
 PICTURES, LOOKED_AT, TOP, INPUTS, LINES, SIDE = 8, 4, 3, 16, 6, 224
+MOST_LISTED = 40
+"""Maximum number of values of a list in a text."""
+MOST_CURVES = 200
+"""Maximum number of labels with a precision-recall curve: each is several kilobytes at every evaluation."""
 MOST = 80
 """Maximum number of labels on a heat map: more would not be legible."""
 RESULTS = ("test/mAP", "test/CF1", "test/OF1", "train/loss")
@@ -92,7 +96,8 @@ class Views:
             # Hyperparameters are the fields that affect the results.
             if name == "loop.epochs" or (value is not None and not name.startswith(MAY_CHANGE))
         }
-        written = {title: f"```json\n{json.dumps(text, indent=1)}\n```" for title, text in texts.items()}
+        settings = {name: _shortened(value) for name, value in settings.items()}
+        written = {title: f"```json\n{json.dumps(_shortened(text), indent=1)}\n```" for title, text in texts.items()}
         if (board := self._trackers.board) is not None:
             board.about(written, settings, RESULTS)
             board.charts(CHARTS)
@@ -111,7 +116,9 @@ class Views:
         """
         labels, probabilities = self._labels, found.logits.sigmoid()
         if (board := self._trackers.board) is not None:
-            board.curves("precision_recall", labels.names, probabilities, found.target, found.known, step=step)
+            some = slice(MOST_CURVES)
+            parts = (part[:, some] for part in (probabilities, found.target, found.known))
+            board.curves("precision_recall", labels.names[some], *parts, step=step)
         places = {index: place for place, index in enumerate(found.indices.tolist())}
         rows = [places[row] for row in self._rows]
         scores, target, known = (part[rows] for part in (probabilities, found.target, found.known))
@@ -251,3 +258,13 @@ def shown_inputs(train: LabelledImages, transform: TransformConfig, *, seed: int
     shown = contact_sheet(inputs, mean=transform.mean, std=transform.std, captions=captions)
     picture: Image.Image = F.to_pil_image(shown)
     return picture
+
+
+def _shortened(value: Any) -> Any:
+    """Return a JSON value with at most 40 values of each list, and the number of the others."""
+    if isinstance(value, Mapping):
+        return {name: _shortened(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        more = len(value) - MOST_LISTED
+        return [_shortened(part) for part in value[:MOST_LISTED]] + ([f"and {more:,} more"] if more > 0 else [])
+    return value
