@@ -8,8 +8,8 @@ import pytest
 from helpers.training_toys import tiny_options, write_voc
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pvlr.cli.command import command
 from pvlr.train import VOCData, train
-from pvlr.train.cli import command
 from pvlr.train.monitoring.views import MOST_CURVES, _shortened
 
 COUNT = 5000

@@ -25,7 +25,7 @@ for module in pkgutil.walk_packages(pvlr.__path__, "pvlr."):
 """
 TRAIN = """
 from pvlr.train import VOCData, train
-from pvlr.train.cli import command
+from pvlr.cli.command import command
 sys.exit(command(train, sys.argv[1:], data=VOCData))
 """
 

@@ -20,7 +20,7 @@ from helpers.training_toys import write_voc
 SCRIPT = """
 import argparse, sys
 from pvlr.train import VOCData
-from pvlr.train.cli import command
+from pvlr.cli.command import command
 from pvlr.train.evaluation.study import study
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from helpers.training_toys import tiny_options, write_voc
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pvlr.cli.command import command
 from pvlr.core.models.network import PVLRConfig
 from pvlr.train import (
     ConfigError,
@@ -26,7 +27,6 @@ from pvlr.train import (
     VOCData,
     train,
 )
-from pvlr.train.cli import command
 from pvlr.train.monitoring.trackers import MLflowTracker, Tracker, Trackers, WandbTracker, require_trackers
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from helpers.training_toys import rows_of, tiny_options, write_voc
 
+from pvlr.cli.command import command
 from pvlr.core.models.state import PretrainedError
 from pvlr.inference.recognizer import Recognizer
 from pvlr.runs import RunInUseError, hold_run, state_of_run
 from pvlr.train import VOCData, train
 from pvlr.train.checkpoint import Checkpoints
-from pvlr.train.cli import command
 
 SCRIPT = Path(__file__).resolve().parents[3] / "examples" / "train_voc.py"
 
