@@ -82,7 +82,7 @@ def test_a_value_of_another_type_is_refused_in_a_sentence(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(show, words) == 2
-    assert capsys.readouterr().err == f"error: {message}\n"
+    assert capsys.readouterr().err == f"error: --{message}\n"
     key, _, value = words[0].removeprefix("--loop.").partition("=")
     (tmp_path / "x.yaml").write_text(f"loop:\n  {key}: {value}\n")
     assert command(show, [f"--config={tmp_path / 'x.yaml'}"]) == 2

@@ -17,26 +17,11 @@ import yaml
 from helpers.tower_models import write_folder
 from helpers.training_toys import write_voc
 
-SCRIPT = """
-import argparse, sys
-from pvlr.train import VOCData
-from pvlr.cli.command import command
-from pvlr.train.evaluation.study import study
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--format")
-    given, rest = parser.parse_known_args()
-    sys.exit(command(study, rest, data=VOCData))
-"""
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
     """Start a study of one short cell and two that would not end, and wait until both are in training."""
     write_folder(tmp_path / "tower", "vit")
     write_voc(tmp_path / "voc", train=9, test=6)
-    (tmp_path / "script.py").write_text(SCRIPT)
     told = {
         "data": {"root": str(tmp_path / "voc"), "workers": 1},
         "tower": {"name": f"local-dir:{tmp_path / 'tower'}"},
@@ -51,7 +36,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
         },
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
-    words = [sys.executable, str(tmp_path / "script.py"), "--format", "voc", f"--config={tmp_path / 'study.yaml'}"]
+    words = [sys.executable, "-m", "pvlr", "study", "voc", f"--config={tmp_path / 'study.yaml'}"]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=tmp_path
     )
@@ -114,7 +99,7 @@ def test_a_signal_ends_all_processes_and_the_command_to_go_on_is_told(
     interrupted, again = err.splitlines()[-2:]
     assert interrupted == "interrupted with 2 of 2 cells to train; those that are finished stay"
     words = shlex.split(again.removeprefix("go on with: "))
-    assert words[:4] == ["python", str(tmp_path / "script.py"), "--format", "voc"]
+    assert words[:5] == ["python", "-m", "pvlr", "study", "voc"]
     assert are_gone(started, 5), "an orphan is left"
     (cell,) = (tmp_path / "study" / "cells").glob("*.json")
     assert json.loads(cell.read_text())["row"] == "short"
