@@ -194,13 +194,18 @@ class Dataloaders:
         )
         return self._read(self._train, sampler)
 
-    def plain_training(self, *, shuffle: bool = False) -> Iterator[Batch]:
+    def plain_training(self, *, shuffle: bool = False, shared: bool = False) -> Iterator[Batch]:
         """Return the batches of the training split without augmentation.
+
+        Args:
+            shuffle: Return them in a random order.
+            shared: See :meth:`testing`.
 
         Raises:
             DataError: naming the picture that cannot be read.
         """
-        sampler = EpochSampler(_size(self._plain), self._loop.eval_batch_size, self._loop.seed, shuffle=shuffle)
+        loop, share = self._loop, self._share(shared)
+        sampler = EpochSampler(_size(self._plain), loop.eval_batch_size, loop.seed, shuffle=shuffle, share=share)
         return load_batches(self._plain, sampler, workers=self._workers, pin_memory=self._pin)
 
     def testing(self, *, shared: bool = False) -> Iterator[Batch]:
@@ -226,9 +231,11 @@ class Dataloaders:
         return self._in_order(self._test if self._validation is None else self._validation, shared)
 
     def _in_order(self, dataset: Dataset[Sample], shared: bool) -> Iterator[Batch]:
-        world, size = self._world if shared else World(), self._loop.eval_batch_size
-        sampler = EpochSampler(_size(dataset), size, share=Share(world.rank, world.size, whole=True))
+        sampler = EpochSampler(_size(dataset), self._loop.eval_batch_size, share=self._share(shared))
         return self._read(dataset, sampler)
+
+    def _share(self, shared: bool) -> Share:
+        return Share(self._world.rank, self._world.size, whole=True) if shared else Share()
 
     def _read(self, dataset: Dataset[Sample], sampler: EpochSampler) -> Iterator[Batch]:
         """Return the batches of a sampler, read by persistent workers, which start once and not at every epoch."""

@@ -111,6 +111,13 @@ class World:
                 dist.all_reduce(total)
         return [float(one) for one in total.tolist()]
 
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """All-reduce a tensor in place; return it, the sum over all ranks."""
+        if self.size > 1:
+            with _raising_process_lost():
+                dist.all_reduce(tensor)
+        return tensor
+
     def all_gather(self, value: T) -> list[T]:
         """All-gather a picklable object; return those of all ranks, by rank."""
         if self.size == 1:
@@ -118,6 +125,15 @@ class World:
         every: list[Any] = [None] * self.size
         with _raising_process_lost():
             dist.all_gather_object(every, value)
+        return every
+
+    def gather(self, value: T) -> list[T]:
+        """Gather a picklable object on rank 0: return those of all ranks, by rank, there, and none on the others."""
+        if self.size == 1:
+            return [value]
+        every: list[Any] = [None] * self.size if self.rank == 0 else []
+        with _raising_process_lost():
+            dist.gather_object(value, every if self.rank == 0 else None, dst=0)
         return every
 
     def on_all_ranks(self, work: Callable[[], T], *, stop: StopRequest | None = None) -> T:

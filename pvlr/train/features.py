@@ -1,11 +1,13 @@
-"""Caching of features: the frozen image tower is run over a split once, view by view."""
+"""Caching of features: the frozen image tower is run over a split once, view by view, by all ranks of a run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pvlr.console import say
 from pvlr.core.protocols import ImageTower
@@ -13,11 +15,12 @@ from pvlr.core.towers import Towers
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures, FeatureDtype, FeatureStore, state_of_pictures
-from pvlr.data.sampling import EpochSampler
+from pvlr.data.sampling import EpochSampler, Share
 from pvlr.data.transforms import ImageTransform, TransformConfig
 from pvlr.train.config import LoopConfig, TowerConfig
 from pvlr.train.data_config import Splits
 from pvlr.train.dataloaders import load_batches
+from pvlr.train.distributed import World
 from pvlr.train.evaluation.predictions import autocast
 
 __all__ = ["FeatureSettings", "cache_features", "cache_splits"]
@@ -72,11 +75,16 @@ def cache_features(
     transform: TransformConfig,
     settings: FeatureSettings | None = None,
     watch: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
+    world: World | None = None,
 ) -> CachedFeatures:
     """Return the frozen tower's features of every picture of a split: read from a folder, or computed into it.
 
     An interrupted call keeps the features computed so far, and the next call continues there. Features of another
     tower, another preprocessing or other pictures are removed and recomputed, with a message.
+
+    Several ranks share the batches, as in :func:`~pvlr.train.evaluation.predictions.predict_logits`, and rank 0 writes
+    the features in order: the files are those of a single process, byte for byte, and any number of ranks continues
+    what another number began.
 
     Args:
         data: The split; its own transform is not used.
@@ -86,12 +94,16 @@ def cache_features(
         transform: Preprocessing and augmentation of the pictures.
         settings: Number of views, data type, device, …; None: the defaults.
         watch: Wrapper of the iterator of batches, for a progress bar or a request to stop.
+        world: The ranks that share the batches, which all call this function; None: this process alone.
 
     Raises:
         DataError: if a picture cannot be read, naming it, or the disk is full, or another run uses the folder.
+        Interrupted: if ``watch`` raised it on a rank.
+        EndedElsewhere: if the computation failed on another rank.
     """
+    world = World() if world is None else world
     settings = FeatureSettings() if settings is None else settings
-    views, batch_size, seed, precision = settings.views, settings.batch_size, settings.seed, settings.precision
+    views, seed, precision = settings.views, settings.seed, settings.precision
     shown = asdict(transform)
     if views == 1:  # Nothing is augmented.
         shown = {name: shown[name] for name in ("size", "mean", "std", "interpolation")}
@@ -108,33 +120,86 @@ def cache_features(
     }
     shape: dict[str, Any] = {"rows": views * len(data), "patches": tower.grid**2, "dim": tower.dim}
     shape["source"] = getattr(tower, "source_dim", 0)
-    store = FeatureStore(folder, key=key, **shape, dtype=settings.dtype)
+    store = world.on_rank_zero(lambda: _opened(folder, key=key, **shape, dtype=settings.dtype))
+    if not store.complete:
+        _fill(store, data, tower, transform, settings, watch, world)
+
+    def found() -> CachedFeatures:
+        if world.rank == 0:
+            return CachedFeatures(data, store, shown=views)
+        # A folder on a disk that rank 0 does not write to is filled here.
+        return cache_features(
+            data, tower, folder, fingerprint=fingerprint, transform=transform, settings=settings, watch=watch
+        )
+
+    return world.on_all_ranks(found)
+
+
+def _opened(folder: Path, **content: Any) -> FeatureStore:
+    """Open a store, and print what is to be computed into it."""
+    store = FeatureStore(folder, **content)
     if store.renewed:
         say(f"features in {folder} were of another tower, preprocessing or pictures: computed anew")
     if not store.complete:
         gigabytes, cached = store.bytes_needed / 1e9, f", {store.done:,} are there" if store.done else ""
         say(f"computing the features of {store.rows:,} pictures into {folder}: {gigabytes:.2f} GB{cached}")
-    unsaved = 0
-    while not store.complete:
-        view, within = divmod(store.done, len(data))
-        start, ahead = divmod(within, batch_size)
-        pictures = data.with_transform(ImageTransform(transform, train=view > 0))
-        sampler = EpochSampler(len(data), batch_size, seed, view, start_step=start)
-        try:
-            for batch in watch(load_batches(pictures, sampler, workers=settings.workers)):
-                with autocast(settings.device, precision):
-                    features = tower(batch.image.to(settings.device))
-                store.append(*(part[ahead:] for part in features if part is not None))
-                unsaved, ahead = unsaved + len(features.patches) - ahead, 0
-                if unsaved >= SAVE_EVERY:
-                    store.save()
-                    unsaved = 0
-        except BaseException:
+    return store
+
+
+def _fill(
+    store: FeatureStore,
+    data: LabelledImages,
+    tower: ImageTower,
+    transform: TransformConfig,
+    settings: FeatureSettings,
+    watch: Callable[[Iterator[Batch]], Iterator[Batch]],
+    world: World,
+) -> None:
+    """Compute the rows of a store that are missing: one batch on each rank, all of them written by rank 0, and so on.
+
+    Args:
+        store: The store of rank 0; on the other ranks, a copy of it.
+        data: As for :func:`cache_features`, as are all others.
+    """
+    batch_size, done, unsaved = settings.batch_size, store.done, 0
+
+    def encoded(batches: Iterator[Batch]) -> tuple[Tensor, ...]:
+        batch = next(batches, None)
+        if batch is None:  # The last batches may be fewer than the ranks.
+            return ()
+        with autocast(settings.device, settings.precision):
+            features = tower(batch.image.to(settings.device))
+        return tuple(part.float().cpu() for part in features if part is not None)
+
+    def written(parts: list[tuple[Tensor, ...]], skipped: int) -> int:
+        nonlocal unsaved
+        before = store.done
+        for part in filter(None, parts):
+            store.append(*(vectors[skipped:] for vectors in part))
+            skipped = 0
+        unsaved += store.done - before
+        if unsaved >= SAVE_EVERY or store.done % len(data) == 0:
             store.save()
-            store.close()  # The next call may come before this store is garbage collected.
-            raise
-        store.save()
-    return CachedFeatures(data, store, shown=views)
+            unsaved = 0
+        return store.done
+
+    try:
+        while done < store.rows:
+            view, within = divmod(done, len(data))
+            start, ahead = divmod(within, batch_size)
+            pictures = data.with_transform(ImageTransform(transform, train=view > 0))
+            share = Share(world.rank, world.size, whole=True)
+            sampler = EpochSampler(len(data), batch_size, settings.seed, view, start_step=start, share=share)
+            batches = watch(load_batches(pictures, sampler, workers=settings.workers))
+            while done < (view + 1) * len(data):
+                parts = world.gather(world.on_all_ranks(partial(encoded, batches)))
+                first = start % world.size  # The rank that has the first batch.
+                done, ahead = world.on_rank_zero(partial(written, parts[first:] + parts[:first], ahead)), 0
+    except BaseException:
+        if world.rank == 0:
+            store.save()
+        store.close()  # The next call may come before this store is garbage collected.
+        raise
 
 
 def cache_splits(
@@ -145,6 +210,7 @@ def cache_splits(
     transform: TransformConfig,
     settings: FeatureSettings,
     watch: Callable[[Iterator[Batch]], Iterator[Batch]],
+    world: World | None = None,
 ) -> list[CachedFeatures]:
     """Return the frozen tower's features of all splits of a data set, read from the disk as far as they are cached.
 
@@ -155,9 +221,12 @@ def cache_splits(
         transform: Preprocessing and augmentation of the pictures.
         settings: Computation and storage of features; all splits but the training split have one view.
         watch: As for :func:`cache_features`.
+        world: As for :func:`cache_features`.
 
     Raises:
         DataError: if a picture cannot be read, naming it, or the disk is full.
+        Interrupted: if ``watch`` raised it on a rank.
+        EndedElsewhere: if the computation failed on another rank.
     """
     return [
         cache_features(
@@ -168,6 +237,7 @@ def cache_splits(
             transform=transform,
             settings=settings if name == "train" else replace(settings, views=1),
             watch=watch,
+            world=world,
         )
         for name, part in splits._asdict().items()
         if part is not None

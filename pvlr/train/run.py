@@ -28,7 +28,7 @@ from pvlr.data.batch import Batch, DataError
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
 from pvlr.data.label_check import MOST_ROWS, check_labels
-from pvlr.data.sampling import EpochSampler, derive_seed
+from pvlr.data.sampling import EpochSampler, Share, derive_seed
 from pvlr.data.scan import without_bad_images
 from pvlr.files import remove_leftovers, write_atomically
 from pvlr.inference.recognizer import Recognizer
@@ -245,7 +245,8 @@ class _Run:
                 finished = True
             finally:
                 self.monitor.close(finished=finished)
-            baselines = self.world.on_rank_zero(lambda: self._finish(report))
+            self.world.on_rank_zero(lambda: self._save_model(report))
+            baselines = self._baselines() if self.config.run.baselines else {}
         return self._report(
             Results(
                 report=report,
@@ -350,15 +351,14 @@ class _Run:
         folder = self.folder / "features" if tower.feature_folder is None else Path(tower.feature_folder)
         settings = FeatureSettings.of(tower, self.loop, workers=config.data.workers, device=self.device)
         with StopRequest(patient=self.world.size > 1) as stop:
-            return self.world.rank_zero_first(
-                lambda: cache_splits(
-                    self.splits,
-                    self.towers,
-                    folder,
-                    transform=self.transform,
-                    settings=settings,
-                    watch=lambda batches: stop.watch(batches, "the features"),
-                )
+            return cache_splits(
+                self.splits,
+                self.towers,
+                folder,
+                transform=self.transform,
+                settings=settings,
+                watch=lambda batches: stop.watch(batches, "the features"),
+                world=self.world,
             )
 
     def _build(self) -> None:
@@ -542,17 +542,18 @@ class _Run:
             step=steps,
         )
 
-    def _finish(self, report: MultiLabelReport) -> dict[str, Baseline]:
-        """Save the model with averaged weights, and evaluate the baselines if configured."""
+    def _save_model(self, report: MultiLabelReport) -> None:
+        """Save the model with averaged weights."""
         with self.state.average.applied():
             self.recognizer.card = card_of(self.loaders.summaries, report, self.process["versions"])
             self.recognizer.save_pretrained(self.folder)
-        return self._baselines() if self.config.run.baselines else {}
 
     def _baselines(self) -> dict[str, Baseline]:
-        towers, tower, loaders = self.towers, self.config.tower, self.loaders
+        """Evaluate the baselines, on features that all ranks compute."""
+        towers, tower, loaders, world = self.towers, self.config.tower, self.loaders, self.world
         if tower.train != "frozen":  # The tower was trained; the baselines are evaluated on the pre-trained one.
-            towers = build_towers(replace(tower, train="frozen", layer_decay=1.0, gradient_checkpointing=False))
+            pretrained = replace(tower, train="frozen", layer_decay=1.0, gradient_checkpointing=False)
+            towers = world.on_all_ranks(lambda: build_towers(pretrained))
         towers.image.to(self.device).eval()
         towers.text.to(self.device)
         text = encode_knowledge(PromptBank(loaders.labels, templates=self.config.model.templates), towers.text.encode)
@@ -560,25 +561,31 @@ class _Run:
         def encode(batches: Iterator[Batch], image: Callable[[Tensor], ImageFeatures]) -> PooledFeatures:
             watched = self.stop.watch(batches, "the baselines")
             compare = partial(zero_shot_cosines, text=text, regions=zero_shot_regions(towers))
-            return pooled_features(image, watched, compare=compare, device=self.device, precision=self.loop.precision)
+            device, precision = self.device, self.loop.precision
+            return pooled_features(image, watched, compare=compare, device=device, precision=precision, world=world)
 
         if self.cached is None:
-            train, test = (encode(part, towers.image) for part in (loaders.plain_training(), loaders.testing()))
+            parts = (loaders.plain_training(shared=True), loaders.testing(shared=True))
+            train, test = (encode(part, towers.image) for part in parts)
         else:
+            share = Share(world.rank, world.size, whole=True)
             # The cache stores the pooled vector first, then the patch vectors.
             train, test = (
                 encode(
                     load_batches(
-                        part.with_regions("both", shown=1), EpochSampler(len(part), self.loop.eval_batch_size)
+                        part.with_regions("both", shown=1),
+                        EpochSampler(len(part), self.loop.eval_batch_size, share=share),
                     ),
                     lambda vectors: ImageFeatures(vectors[:, 1:].float(), vectors[:, 0].float()),
                 )
                 for part in self.cached[:2]
             )
-        return {
-            "linear probe": linear_probe(train, test, loaders.labels, seed=self.loop.seed),
-            "zero-shot": zero_shot(train, test, text, loaders.labels, scale=towers.logit_scale),
-        }
+        return world.on_rank_zero(
+            lambda: {
+                "linear probe": linear_probe(train, test, loaders.labels, seed=self.loop.seed),
+                "zero-shot": zero_shot(train, test, text, loaders.labels, scale=towers.logit_scale),
+            }
+        )
 
     def _report(self, results: Results, steps: int) -> Results:
         """Complete the record, and print the results."""

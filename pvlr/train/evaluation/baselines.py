@@ -16,6 +16,7 @@ from pvlr.core.metrics.ranking import average_precision, mean_average_precision
 from pvlr.core.metrics.report import MultiLabelReport, multilabel_report
 from pvlr.core.protocols import ImageFeatures
 from pvlr.data.batch import Batch
+from pvlr.train.distributed import World
 from pvlr.train.evaluation.predictions import autocast
 
 __all__ = ["Baseline", "PooledFeatures", "linear_probe", "pooled_features", "zero_shot"]
@@ -69,8 +70,12 @@ def pooled_features(
     compare: Callable[[ImageFeatures], Tensor] | None = None,
     device: torch.device | None = None,
     precision: str = "float32",
+    world: World | None = None,
 ) -> PooledFeatures:
     """Encode a split by the image tower's L2-normalised pooled vector.
+
+    Several ranks share the batches as in :func:`~pvlr.train.evaluation.predictions.predict_logits`: all return the
+    features of all pictures, bit for bit those of a single process.
 
     Args:
         tower: An image tower in evaluation mode.
@@ -78,19 +83,31 @@ def pooled_features(
         compare: Function from the tower's features to the cosines of zero-shot recognition; None: none are stored.
         device: Device of the tower; None: the CPU.
         precision: ``"float32"`` or ``"bf16"``.
+        world: The ranks that share the batches; None: this process alone.
+
+    Raises:
+        ValueError: if there is no batch.
     """
     device = torch.device("cpu") if device is None else device
-    vectors, targets, known, cosines = [], [], [], []
-    for batch in batches:
-        with autocast(device, precision):
-            features = tower(batch.image.to(device, non_blocking=True))
-        vectors.append(F.normalize(features.pooled.float(), dim=-1).cpu())
-        targets.append(batch.target)
-        known.append(batch.known)
-        if compare is not None:
-            cosines.append(compare(features).float().cpu())
+    world = World() if world is None else world
+
+    def encoded() -> list[PooledFeatures]:
+        parts = []
+        for batch in batches:
+            with autocast(device, precision):
+                features = tower(batch.image.to(device, non_blocking=True))
+            cosines = None if compare is None else compare(features).float().cpu()
+            vectors = F.normalize(features.pooled.float(), dim=-1).cpu()
+            parts.append(PooledFeatures(vectors, batch.target, batch.known, cosines))
+        return parts
+
+    shares = world.all_gather(world.on_all_ranks(encoded))
+    parts = [share[number] for number in range(len(shares[0])) for share in shares if number < len(share)]
+    if not parts:
+        raise ValueError("batches: expected at least one batch, got none")
+    vectors, target, known, cosines = zip(*parts, strict=True)
     return PooledFeatures(
-        torch.cat(vectors), torch.cat(targets), torch.cat(known), torch.cat(cosines) if cosines else None
+        torch.cat(vectors), torch.cat(target), torch.cat(known), None if compare is None else torch.cat(cosines)
     )
 
 
