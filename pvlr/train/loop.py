@@ -13,6 +13,7 @@ from pvlr.core.losses import asymmetric_loss
 from pvlr.core.metrics.report import MultiLabelReport
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import derive_seed
+from pvlr.train.batch_norm import batch_norm_over, training_batch_norms
 from pvlr.train.config import LoopConfig, LossConfig, ScheduleConfig
 from pvlr.train.distributed import World
 from pvlr.train.evaluation.predictions import autocast, output_of
@@ -110,37 +111,20 @@ def train_step(
         TrainingError: if loss or gradient is not finite, naming the step and the indices of the images; if no rank has
             a batch.
     """
-    device, loss, clip_norm = config.device, config.loss, config.clip_norm
+    clip_norm = config.clip_norm
     world = World() if world is None else world
-    if loss.unknown == "negative":  # Their target is 0 already.
+    if config.loss.unknown == "negative":  # Their target is 0 already.
         batches = [batch._replace(known=torch.ones_like(batch.known)) for batch in batches]
     local_indices = [index for batch in batches for index in batch.index.tolist()]
     images, known = map(int, world.all_reduce_sum(len(local_indices), sum(int(batch.known.sum()) for batch in batches)))
     if not images:
         raise TrainingError(f"{where}: expected images to train on, the data ended before")
-    total, positive = 0.0, 0.0
-    failed: tuple[float, list[int]] | None = None
     optimizer.zero_grad(set_to_none=True)
-    mixture = getattr(model, "mixture", None)
-    for batch in batches:
-        if mixture is not None:
-            mixture.draws = _draws(seed, batch.index).to(device)
-        with autocast(device, config.loop.precision):
-            output = output_of(model, batch.image.to(device, non_blocking=True))
-        if mixture is not None:
-            mixture.draws = None  # They belong to this batch.
-        answers = getattr(output, "answers", ()) or (output.logits,)
-        target, is_known = (x.to(device, non_blocking=True) for x in (batch.target, batch.known))
-        part = _summed(answers, target, is_known, loss) / max(1, known)
-        value = part.item()
-        if not abs(value) < float("inf"):  # Also True for NaN.
-            bad = ~output.logits.detach().isfinite().all(dim=1).cpu()
-            failed = value, (batch.index[bad] if bool(bad.any()) else batch.index).tolist()
-            break
-        with torch.no_grad():
-            positive += _summed(answers, target, is_known & (target > 0), loss).item() / max(1, known)
-        part.backward()  # type: ignore[no-untyped-call]
-        total += value
+    total, positive, failed = 0.0, 0.0, None
+    for part, together in _shared_parts(model, batches, world):
+        with batch_norm_over(model, together):
+            losses = _backward(model, part, config, count=max(1, known), seed=seed, world=together)
+        total, positive, failed = total + losses[0], positive + losses[1], failed or losses[2]
     loss_of_all, positive_of_all, failures = world.all_reduce_sum(total, positive, float(failed is not None))
     if failures:
         optimizer.zero_grad(set_to_none=True)
@@ -156,6 +140,63 @@ def train_step(
         raise TrainingError(f"{where}: expected a finite gradient, its length is {norm} for the images {indices}")
     optimizer.step()
     return StepResult(loss_of_all, positive_of_all, norm, images)
+
+
+def _shared_parts(model: nn.Module, batches: Sequence[Batch], world: World) -> list[tuple[Sequence[Batch], World]]:
+    """Return the batches to run one after the other, with the ranks that run each at the same time.
+
+    Without batch norm each rank runs its own. With it all ranks run a batch together, except for a last batch that has
+    fewer images than there are ranks: rank 0 runs all of it.
+    """
+    if world.size == 1 or not training_batch_norms(model):
+        return [(batches, World())]
+    counts = world.all_gather_int(len(batches))
+    together, most = min(counts), max(counts)
+    if together == most:
+        return [(batches, world)]
+    rest = [batch for share in world.all_gather(list(batches[together:])) for batch in share]
+    whole = [Batch(*map(torch.cat, zip(*rest, strict=True)))] if world.rank == 0 else []
+    return [(batches[:together], world), (whole, World())]
+
+
+def _backward(
+    model: nn.Module, batches: Sequence[Batch], config: FitConfig, *, count: int, seed: int, world: World
+) -> tuple[float, float, tuple[float, list[int]] | None]:
+    """Add the gradients of batches; return loss, its part of the positives, and loss and images of a failed batch.
+
+    Args:
+        model: As for :func:`train_step`.
+        batches: Batches, which all ranks of ``world`` run at the same time.
+        config: As for :func:`train_step`.
+        count: Number of known labels of the step, by which the loss is divided.
+        seed: As for :func:`train_step`.
+        world: The ranks; none runs the backward pass of a batch if the forward pass of one has failed.
+    """
+    device, loss = config.device, config.loss
+    total, positive = 0.0, 0.0
+    mixture = getattr(model, "mixture", None)
+    for batch in batches:
+        if mixture is not None:
+            mixture.draws = _draws(seed, batch.index).to(device)
+        with autocast(device, config.loop.precision):
+            output = output_of(model, batch.image.to(device, non_blocking=True))
+        if mixture is not None:
+            mixture.draws = None  # They belong to this batch.
+        answers = getattr(output, "answers", ()) or (output.logits,)
+        target, is_known = (x.to(device, non_blocking=True) for x in (batch.target, batch.known))
+        part = _summed(answers, target, is_known, loss) / count
+        value = part.item()
+        failed: tuple[float, list[int]] | None = None
+        if not abs(value) < float("inf"):  # Also True for NaN.
+            bad = ~output.logits.detach().isfinite().all(dim=1).cpu()
+            failed = value, (batch.index[bad] if bool(bad.any()) else batch.index).tolist()
+        if world.all_reduce_sum(float(failed is not None))[0]:
+            return total, positive, failed
+        with torch.no_grad():
+            positive += _summed(answers, target, is_known & (target > 0), loss).item() / count
+        part.backward()  # type: ignore[no-untyped-call]
+        total += value
+    return total, positive, None
 
 
 def _draws(seed: int, indices: Tensor) -> Tensor:

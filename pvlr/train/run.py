@@ -34,6 +34,7 @@ from pvlr.files import remove_leftovers, write_atomically
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.saving import require_same_vectors, texts_of
 from pvlr.runs import hold_run, state_of_run
+from pvlr.train.batch_norm import training_batch_norms
 from pvlr.train.checkpoint import Checkpoints
 from pvlr.train.config import (
     CalibrationConfig,
@@ -393,6 +394,11 @@ class _Run:
             say(f"going on from step {self.state.step} of the run in {self.folder}{lost}")
             report_other_length(self.was, self.loop)
         if self.loop.compile:
+            if self.world.size > 1 and training_batch_norms(self.built.train()):
+                raise ConfigError(
+                    f"loop.compile: expected false with {self.world.size} processes and a trained tower with batch "
+                    "norm, whose statistics they share; or tower.train 'frozen'"
+                )
             compile_model(self.built, of_features=self.cached is not None)
 
     @torch.no_grad()

@@ -19,8 +19,9 @@ from torch import Tensor
 
 
 def write_inputs(folder: Path) -> None:
-    """Write a tower and 24 + 9 pictures."""
+    """Write a tower, another one with batch norm, and 24 + 9 pictures."""
     write_folder(folder / "tower", "vit")
+    write_folder(folder / "resnet", "resnet")
     write_voc(folder / "voc", train=24, test=9)
 
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from helpers.processes import on_ranks
 from helpers.training_toys import LinearModel, Output, ToyModel, toy_batch
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.metrics.report import multilabel_report
 from pvlr.core.models.state import trained_state
+from pvlr.core.towers.image.blocks import run_block_twice
 from pvlr.data.batch import Batch
 from pvlr.data.sampling import EpochSampler, Share
 from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig
@@ -85,6 +87,63 @@ def test_a_step_of_several_processes_is_that_of_one(parts: list[list[list[int]]]
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0, msg=name)
         # What no image went through anywhere is left as it was, even by the decay of weights.
         assert torch.equal(found["unused.weight"], torch.full((3, 12), 0.1))
+
+
+class Normed(nn.Module):
+    """Convolutions with batch norm, one of which applies the activation too, and one inside a checkpointed block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+        self.norm, self.with_act, self.frozen = nn.BatchNorm2d(4), BatchNormAct2d(4), nn.BatchNorm1d(4).eval()
+
+    def forward(self, images: Tensor) -> Output:
+        def block(x: Tensor) -> Tensor:
+            return self.with_act(self.second(x))
+
+        x = self.norm(self.first(images)).relu()
+        x = run_block_twice([self.second, self.with_act], block, x)
+        return Output(self.last(self.frozen(x.mean(dim=(2, 3)))))
+
+
+def normed_step(world: World, parts: list[list[list[int]]], spoilt: bool = False) -> Any:
+    whole, model = toy_batch(9, seed=3), Normed()
+    if spoilt:
+        whole.image[8] = torch.nan
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    batches = [some(whole, rows) for rows in parts[world.rank]]
+    result = train_step(model, optimizer, batches, FitConfig(loss=LOSS), world=world)
+    assert "forward" not in vars(model.norm), "the model is left as it was"
+    return result, {name: value.detach() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("one", "parts"),
+    [
+        ([NINE], [[NINE[:5]], [NINE[5:]]]),
+        ([NINE], [[NINE[:1]], [NINE[1:8]], [NINE[8:]]]),
+        ([NINE[:4], NINE[4:]], [[NINE[:2], NINE[4:5]], [NINE[2:4], NINE[5:]]]),
+        ([NINE[:7], NINE[7:]], [[NINE[:2], NINE[7:8]], [NINE[2:4], NINE[8:]], [NINE[4:7]]]),
+        ([NINE[:1]], [[NINE[:1]], []]),
+    ],
+    ids=["even", "uneven", "accumulated", "fewer images than processes", "one image"],
+)
+def test_batch_norm_is_over_the_images_of_all_processes(one: list[list[int]], parts: list[list[list[int]]]) -> None:
+    wanted, weights = normed_step(World(), [one])
+    for number, (result, found) in enumerate(on_ranks(len(parts), normed_step, parts)):
+        assert result.loss == pytest.approx(wanted.loss, rel=1e-5)
+        assert result.gradient_norm == pytest.approx(wanted.gradient_norm, rel=1e-5)
+        for name, value in weights.items():
+            if number == 0 or not name.endswith(("mean", "var", "tracked")):  # The loop gives the first one's to all.
+                torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_an_image_that_is_not_finite_leaves_no_process_in_the_middle_of_batch_norm() -> None:
+    for error in on_ranks(2, normed_step, [[NINE[:5]], [NINE[5:]]], True, timeout=60):
+        assert isinstance(error, TrainingError)
+        assert "expected a finite loss, got nan" in str(error)
 
 
 def refuse(world: World, how: str) -> tuple[str, bool]:
