@@ -5,20 +5,21 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.v2 import functional as F
 
 from pvlr.core.shapes import expect
 from pvlr.data.batch import DataError
+from pvlr.data.drawing import fitted
 
 __all__ = ["contact_sheet"]
 
 GAP = 4
 """Width of the white space between the pictures and around the sheet, in pixels."""
-LINE = 14
-"""Height of a caption, in pixels."""
+FONT, LINE = 14, 19
+"""Size of the font and height of a caption, in pixels."""
 
 
 def contact_sheet(
@@ -35,7 +36,7 @@ def contact_sheet(
         images: Pictures as returned by a transform: ``(level - mean) / std``.
         mean: Mean of red, green and blue that was subtracted, on the scale from 0 to 1.
         std: Standard deviation of red, green and blue, on the same scale.
-        captions: One line per picture, cut off at the picture's width; None: no captions.
+        captions: One line per picture, shortened to the picture's width; None: no captions.
         columns: Pictures per row.
 
     Returns:
@@ -72,6 +73,7 @@ def contact_sheet(
 
 def _written(text: str, width: int) -> Float[Tensor, "3 h w"]:
     strip = Image.new("RGB", (width, LINE), "white")
-    ImageDraw.Draw(strip).text((0, 1), " ".join(text.split()), fill="black", font=ImageFont.load_default(10))
+    shown, font = fitted(text, FONT, width)
+    ImageDraw.Draw(strip).text((0, 1), shown, fill="black", font=font)
     pixels: Tensor = F.pil_to_tensor(strip)
     return pixels.float() / 255

@@ -1,6 +1,12 @@
-"""Drawings for people: sheets of pictures with lines below them, and maps with named rows and columns."""
+"""Drawings for people: sheets of pictures with lines below them, and maps with named rows and columns.
 
+Each text is drawn in a font that has its characters, and shortened to its place.
+"""
+
+import importlib.util
 from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,19 +19,32 @@ from pvlr.core.shapes import expect
 from pvlr.data.batch import DataError
 from pvlr.data.overlay import colours
 
-__all__ = ["Line", "Tile", "heat_map", "sheet"]
+__all__ = ["Line", "Tile", "fitted", "font_for", "heat_map", "sheet"]
 
 GAP = 6
 # Larger on sheets, which viewers shrink; a map's text has the size of its cells.
 SHEET_FONT, SHEET_LINE = 16, 21
-MAP_FONT, CELL = 12, 16
+MAP_FONT, CELL = 14, 18
+NAME_WIDTH = 220  # Of a map's rows and columns.
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+# Pillow's own font has the characters of ASCII alone. Files of the usual systems, of which Pillow knows the folders.
+FILES = (
+    "DejaVuSans.ttf",
+    "NotoSans-Regular.ttf",
+    "NotoSansCJK-Regular.ttc",
+    "Arial Unicode.ttf",
+    "arial.ttf",
+    "msyh.ttc",
+)
+KEPT = 3
+"""The last word of a text stays where it takes less than one part in so many of the width."""
 
 
 class Line(NamedTuple):
     """A line of text.
 
     Attributes:
-        text: The text; cut off if it is too long.
+        text: The text, shortened if it is too long; a short last word, such as a score, stays.
         colour: Pillow's name of a colour.
     """
 
@@ -59,7 +78,6 @@ def sheet(tiles: Sequence[Tile], *, columns: int, side: int = 224) -> Image.Imag
     for name, value in (("tiles", len(tiles)), ("columns", columns), ("side", side)):
         if value < 1:
             raise DataError(f"{name}: expected at least 1, got {value}")
-    font = ImageFont.load_default(SHEET_FONT)
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     # The height of a row depends on its largest number of lines.
     heights = [side + SHEET_LINE * max(len(tile.lines) for tile in row) + GAP for row in rows]
@@ -75,7 +93,8 @@ def sheet(tiles: Sequence[Tile], *, columns: int, side: int = 224) -> Image.Imag
             ground.paste(tile.picture.convert("RGB").resize(size, Image.Resampling.BICUBIC), (left, top))
             for number, line in enumerate(tile.lines):
                 place = (left, top + size[1] + number * SHEET_LINE)
-                draw.text(place, _cut(line.text, font, side), fill=line.colour, font=font)
+                text, font = fitted(line.text, SHEET_FONT, side)
+                draw.text(place, text, fill=line.colour, font=font)
         top += height
     return ground
 
@@ -99,30 +118,31 @@ def heat_map(
         'RGB'
     """
     expect("values", values, "r c", dtype="float", r=len(rows), c=len(columns))
-    font = ImageFont.load_default(MAP_FONT)
     values = values.detach().float().cpu()
     top = float(values.max()) or 1.0
     cell = CELL
-    names = [[_cut(name, font, 180) for name in axis] for axis in (rows, columns)]
-    left, above = (round(max(map(font.getlength, axis))) + 2 * GAP for axis in names)
+    names = [[fitted(name, MAP_FONT, NAME_WIDTH) for name in axis] for axis in (rows, columns)]
+    left, above = (round(max(font.getlength(name) for name, font in axis)) + 2 * GAP for axis in names)
     above += CELL + GAP
     height, width = (count * cell for count in values.shape)
     bar = left + width + 2 * GAP
+    title, font = fitted(title, MAP_FONT, None)
     ground = Image.new("RGB", (max(bar + 60, round(font.getlength(title)) + 2 * GAP), above + height + GAP), "white")
     draw = ImageDraw.Draw(ground)
     draw.text((GAP, GAP // 2), title, fill="black", font=font)
     ground.paste(_magnified(values / top, cell), (left, above))
-    for number, name in enumerate(names[0]):
-        draw.text((left - GAP - font.getlength(name), above + number * cell), name, fill="black", font=font)
-    for number, name in enumerate(names[1]):
-        strip = Image.new("RGB", (round(font.getlength(name)) + 2, CELL), "white")
-        ImageDraw.Draw(strip).text((0, 0), name, fill="black", font=font)
+    for number, (name, own) in enumerate(names[0]):
+        draw.text((left - GAP - own.getlength(name), above + number * cell), name, fill="black", font=own)
+    for number, (name, own) in enumerate(names[1]):
+        strip = Image.new("RGB", (round(own.getlength(name)) + 2, CELL), "white")
+        ImageDraw.Draw(strip).text((0, 0), name, fill="black", font=own)
         turned = strip.rotate(90, expand=True)
         ground.paste(turned, (left + number * cell, above - GAP // 2 - turned.height))
     scale = _magnified(torch.linspace(1, 0, max(height, 2 * CELL))[:, None], 1).resize((GAP * 2, max(height, 2 * CELL)))
     ground.paste(scale, (bar, above))
-    draw.text((bar + 2 * GAP + 3, above), f"{top:.3g}", fill="black", font=font)
-    draw.text((bar + 2 * GAP + 3, above + scale.height - CELL), "0", fill="black", font=font)
+    for text, place in ((f"{top:.3g}", above), ("0", above + scale.height - CELL)):
+        text, own = fitted(text, MAP_FONT, None)
+        draw.text((bar + 2 * GAP + 3, place), text, fill="black", font=own)
     return ground
 
 
@@ -131,11 +151,64 @@ def _magnified(values: Float[Tensor, "r c"], cell: int) -> Image.Image:
     return Image.fromarray(pixels.repeat(cell, axis=0).repeat(cell, axis=1))
 
 
-def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """Return as much of a text as fits a width."""
+def font_for(text: str, size: int) -> Font:
+    """Return Pillow's own font if it has all characters of a text, else the font of this machine that has most.
+
+    Args:
+        text: The text.
+        size: Size of the font, in pixels.
+
+    Example:
+        >>> font_for("a cat", 16).getname()[0]
+        'Aileron'
+    """
+    known = _fonts(size)
+    return max(known, key=lambda font: sum(_has(font, character) for character in set(text)))
+
+
+def fitted(text: str, size: int, width: int | None) -> tuple[str, Font]:
+    """Return a text, shortened to a width, and its font; a short last word, such as a score, is kept.
+
+    Args:
+        text: The text; runs of white space count as one space.
+        size: Size of the font, in pixels.
+        width: Largest width, in pixels; None: any.
+
+    Example:
+        >>> fitted("a dining table with plates 0.93", 16, 150)[0]
+        'a dining table… 0.93'
+    """
     text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    font = font_for(text, size)
+    if width is None or font.getlength(text) <= width:
+        return text, font
+    body, _, last = text.rpartition(" ")
+    if not body or KEPT * font.getlength(last) > width:
+        body, last = text, ""
+    ending = f"… {last}" if last else "…"
+    while body and font.getlength(body + ending) > width:
+        body = body[:-1].rstrip()
+    return body + ending, font
+
+
+@lru_cache
+def _fonts(size: int) -> tuple[Font, ...]:
+    found: list[Font] = [ImageFont.load_default(size)]
+    files = list(FILES)
+    if (spec := importlib.util.find_spec("matplotlib")) is not None and spec.origin is not None:
+        files.append(str(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"))
+    for file in files:
+        try:
+            found.append(ImageFont.truetype(file, size))
+        except OSError:  # Not on this machine.
+            continue
+    return tuple(found)
+
+
+@lru_cache(4096)
+def _has(font: Font, character: str) -> bool:
+    """Return False if a font draws a character as it does one that no font has."""
+    if character.isspace():
+        return True
+    drawn, missing = font.getmask(character), font.getmask("\uffff")
+    return drawn.size != missing.size or bytes(drawn) != bytes(missing)
