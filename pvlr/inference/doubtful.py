@@ -23,7 +23,7 @@ __all__ = ["Doubt", "most_doubtful", "write_doubts_csv", "write_doubts_page"]
 
 HINT = (
     "Each bar is the probability, by the model, of the answer that was not given: look whether the given one is right. "
-    "Labels that are unknown are not listed."
+    "Labels that are unknown are not listed. Tab goes to the first one, the arrow keys to the others."
 )
 
 
@@ -144,7 +144,7 @@ def write_doubts_page(path: Path, doubts: Sequence[Doubt], splits: Mapping[str, 
         ...     )
         ...     doubt = Doubt("cat", "train", 0, "a", "absent", 0.75)
         ...     write_doubts_page(page, [doubt], {"train": data}, title="Mine")
-        ...     "<span>cat: given as absent</span><span>75%</span>" in page.read_text()
+        ...     "<span>cat: given as absent</span><span>75.0%</span>" in page.read_text()
         True
     """
     by_picture: dict[tuple[str, int], list[Doubt]] = {}
@@ -175,7 +175,7 @@ def _card(images: LabelledImages, doubts: Sequence[Doubt]) -> str:
     said = [f"{readable[doubt.label]}: given as {doubt.given}" for doubt in doubts]
     items = "".join(
         f'<li><button type="button" aria-pressed="false"><span>{html.escape(text)}</span>'
-        f"<span>{doubt.probability:.0%}</span>"
+        f"<span>{doubt.probability:.1%}</span>"
         f'<meter min="0" max="1" value="{doubt.probability:.4f}" aria-hidden="true"></meter></button></li>'
         for text, doubt in zip(said, doubts, strict=True)
     )

@@ -18,6 +18,8 @@ XMLNS = "http://www.w3.org/2000/xmlns/"
 PREFIXES = {RDF: "rdf", DC: "dc", DIGIKAM: "digiKam", LIGHTROOM: "lr"}
 # The property that each program reads, and the kind of list it is.
 PROPERTIES = ((DC, "subject", "Bag"), (DIGIKAM, "TagsList", "Seq"), (LIGHTROOM, "hierarchicalSubject", "Bag"))
+LEVELS = {DIGIKAM: ("|", "/"), LIGHTROOM: ("/", "|")}
+"""What separates the levels of a name elsewhere, and what does for the program."""
 EMPTY = f"""<?xml version="1.0" encoding="UTF-8"?>
 <x:xmpmeta xmlns:x="{META}">
  <rdf:RDF xmlns:rdf="{RDF}">
@@ -47,8 +49,8 @@ def write_sidecar(picture: Path, names: Iterable[str]) -> Path:
     """Add tags to the sidecar of a picture, which is made where there is none; the picture is not touched.
 
     Tags go to ``dc:subject``, ``digiKam:TagsList`` and ``lr:hierarchicalSubject``. All else in the file stays, tags
-    that are there too; the file is replaced as a whole, or not at all. A ``/`` in a name separates levels in digiKam, a
-    ``|`` in Lightroom.
+    that are there too; the file is replaced as a whole, or not at all. A ``/`` or ``|`` in a name separates levels:
+    digiKam is given ``animal/dog``, Lightroom ``animal|dog``, and ``dc:subject`` has the name as it is.
 
     Args:
         picture: The picture's file.
@@ -77,7 +79,8 @@ def write_sidecar(picture: Path, names: Iterable[str]) -> Path:
     for namespace, name, kind in PROPERTIES:
         items = _list_of(document, path, namespace, name, kind)
         there = set(_items(items))
-        for tag in tags:
+        others, own = LEVELS.get(namespace, ("/", "/"))
+        for tag in dict.fromkeys(tag.replace(others, own) for tag in tags):
             if tag not in there:
                 _added(items, RDF, "li").appendChild(document.createTextNode(tag))
                 changed = True

@@ -36,6 +36,17 @@ def test_a_sidecar_is_made_with_tags_where_each_program_looks(tmp_path: Path) ->
     assert [found.name for found in tmp_path.iterdir()] == ["a.jpg.xmp"]
 
 
+def test_levels_of_a_name_are_separated_as_each_program_has_them(tmp_path: Path) -> None:
+    for _ in range(2):  # What is there is found again under each program's name.
+        path = write_sidecar(tmp_path / "a.jpg", ["animal/dog", "animal|pet|cat", "tree"])
+    lists = re.findall(r"<(dc:subject|digiKam:TagsList|lr:hierarchicalSubject)>(.*?)</\1>", path.read_text())
+    assert {name: re.findall("<rdf:li>(.*?)</rdf:li>", content) for name, content in lists} == {
+        "dc:subject": ["animal/dog", "animal|pet|cat", "tree"],
+        "digiKam:TagsList": ["animal/dog", "animal/pet/cat", "tree"],
+        "lr:hierarchicalSubject": ["animal|dog", "animal|pet|cat", "tree"],
+    }
+
+
 def test_names_may_come_from_an_iterator(tmp_path: Path) -> None:
     path = write_sidecar(tmp_path / "a.jpg", iter(["cat"]))
     assert path.read_text(encoding="utf-8").count("<rdf:li>cat</rdf:li>") == 3
