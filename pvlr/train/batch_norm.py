@@ -80,7 +80,7 @@ def _batch_norm(world: World, given: Mapping[str, Any]) -> Tensor:
     x, momentum, mean_so_far, variance_so_far = (
         given[name] for name in ("input", "momentum", "running_mean", "running_var")
     )
-    found, mean, variance, count = _Normalised.apply(x, given["eps"], world)  # type: ignore[no-untyped-call]
+    found, mean, variance, count = _Normalised.apply(x, given["eps"], world)
     with torch.no_grad():
         if mean_so_far is not None:
             mean_so_far.lerp_(mean.to(mean_so_far.dtype), momentum)
@@ -89,7 +89,7 @@ def _batch_norm(world: World, given: Mapping[str, Any]) -> Tensor:
         found = found * _by_channel(given["weight"], x)
     if given["bias"] is not None:
         found = found + _by_channel(given["bias"], x)
-    return found.to(x.dtype)
+    return found.to(x.dtype)  # type: ignore[no-any-return]
 
 
 class _Normalised(torch.autograd.Function):
