@@ -108,6 +108,13 @@ tag_bulk(run="run", pictures="data/VOCdevkit/VOC2007/JPEGImages", out="tags", wo
 found = pyarrow.dataset.dataset([str(path) for path in Path("tags").glob("*.parquet")]).count_rows()
 if found != 17: raise SystemExit(f"expected 17 pictures, found {found}")
 """
+NOTEBOOK = """
+import nbformat
+from nbclient import NotebookClient
+notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import pvlr.train; print(6 * 7)")])
+NotebookClient(notebook, kernel_name="python3").execute()
+if notebook.cells[0].outputs[0].text.split()[-1] != "42": raise SystemExit("wrong output")
+"""
 PLOT = """
 from pvlr.train.evaluation.study_report import write_report
 cell = {"group": "methods", "row": "PVLR", "mAP": 0.5, "CF1": 0.5, "OF1": 0.5, "parameters": 1, "seconds": 2.0,
@@ -174,6 +181,7 @@ SMOKE = {
     "heic": (HEIC, ("open_clip", "jsonargparse")),
     "video": (VIDEO, ("open_clip", "jsonargparse")),
     "xlsx": (WORKBOOK, ("open_clip", "jsonargparse")),
+    "notebook": (NOTEBOOK, ("pytest", "gradio", "ray", "onnx")),
     "test": (TESTS, ("ruff", "gradio", "ray", "onnx")),
     "dev": (TOOLS, ("gradio", "ray", "onnx")),
     "docs": (PAGES, ("pytest", "gradio", "ray", "onnx")),
