@@ -86,11 +86,11 @@ def _run(function: Callable[..., Any], words: Sequence[str], usage: Usage) -> in
 
 
 def _parser(function: Callable[..., Any], usage: Usage) -> Any:
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     named = usage.positional
     parser = ArgumentParser(prog=usage.name, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action=ActionConfigFile)
+    parser.add_argument("--config", action="config")
     parser.add_function_arguments(
         function, as_group=False, skip={named[0]} if named is not None else None, sub_configs=True
     )

@@ -46,7 +46,7 @@ class Places:
 
     model: str
     out: Path | None
-    format: str | None
+    format: Literal["jsonl", "csv"] | None
     html: Path | None
     html_limit: int
     xmp: bool
