@@ -54,6 +54,7 @@ def test_there_are_commands_and_the_two_for_a_fresh_clone() -> None:
         "python examples/train_voc.py --loop.epochs many",
         "python examples/predict.py --nothing x",
         "pvlr nothing",
+        "python -m pvlr",
         "pvlr tag --nothing x",
         "pvlr train voc --config nothing",
         "torchrun --nproc-per-node 2 -m pvlr train voc --loop.nothing 2",

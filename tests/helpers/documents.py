@@ -75,6 +75,7 @@ def prove(command: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def _prove_command(words: list[str]) -> str:
+    assert words, "the command alone"
     if words == ["--version"] or "--help" in words:
         assert main(words) == 0
         return "parsed"
