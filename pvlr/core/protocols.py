@@ -1,7 +1,7 @@
 """Protocols of text towers and image towers, independent of the library they come from."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ __all__ = [
     "split_regions",
 ]
 
-Regions = Literal["patches", "pooled", "both", "all"]
+Regions = Literal["patches", "pooled", "both", "all", "own", "all_own"]
 """The vectors of an image that are read: its patches, its pooled vector alone, or both; or also the features that the
-pooled vector was computed from, where the tower provides them."""
+pooled vector was computed from, where the tower provides them (``all``). ``own``: each patch's own features, before the
+projection to the joint space; ``all_own``: all of these."""
 
 
 class PromptTokens(NamedTuple):
@@ -51,11 +52,14 @@ class ImageFeatures(NamedTuple):
         pooled: One vector per image, ``b d``.
         source: The features that the pooled vector was computed from, ``b k``, where that is more than a projection and
             loses information. None: there are none.
+        own: The features that each patch vector was computed from, ``b n w``, where they are wider than the joint
+            space (``w > d``). None: there are none.
     """
 
     patches: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b d"]
     source: Float[Tensor, "b k"] | None = None
+    own: Float[Tensor, "b n w"] | None = None
 
 
 class Seen(NamedTuple):
@@ -64,6 +68,7 @@ class Seen(NamedTuple):
     patches: Float[Tensor, "b n d"]
     pooled: Float[Tensor, "b d"] | None
     source: Float[Tensor, "b k"] | None
+    own: Float[Tensor, "b n w"] | None = None
 
 
 class ZeroShot(NamedTuple):
@@ -87,7 +92,12 @@ def join_regions(seen: ImageFeatures, regions: Regions) -> Float[Tensor, "b m d"
         seen: Features of the tower.
         regions: ``"patches"``: ``m = n``; ``"pooled"``: the pooled vector as the only one, ``m = 1``; ``"both"``: the
             pooled vector and then the patches, ``m = 1 + n``; ``"all"``: the pooled vector, its source in rows of width
-            ``d``, of which the last is padded with zeros, and the patches, ``m = 1 + ⌈k / d⌉ + n``.
+            ``d``, of which the last is padded with zeros, and the patches, ``m = 1 + ⌈k / d⌉ + n``; ``"own"``: the
+            patches' own features ``b n w``, ``m = n``; ``"all_own"``: all of ``"all"`` and then, patch by patch, these
+            features in rows as the source's, ``m = 1 + ⌈k / d⌉ + n + n ⌈w / d⌉``.
+
+    Raises:
+        ValueError: where the patches' own features are read, and there are none.
 
     Example:
         >>> seen = ImageFeatures(patches=torch.zeros(2, 49, 8), pooled=torch.zeros(2, 8), source=torch.zeros(2, 20))
@@ -96,26 +106,39 @@ def join_regions(seen: ImageFeatures, regions: Regions) -> Float[Tensor, "b m d"
     """
     if regions == "patches":
         return seen.patches
+    if regions in ("own", "all_own") and seen.own is None:
+        raise ValueError("seen: expected the patches' own features, wider than the joint space, found none")
+    if regions == "own":
+        return cast(Tensor, seen.own)
     pooled = seen.pooled.unsqueeze(-2)
     if regions == "pooled":
         return pooled
-    if regions == "both" or seen.source is None:
-        return torch.cat([pooled, seen.patches], dim=-2)
-    dim, width = seen.pooled.shape[-1], seen.source.shape[-1]
-    rows = F.pad(seen.source, (0, -width % dim)).reshape(seen.pooled.shape[0], -1, dim)
-    return torch.cat([pooled, rows.to(pooled.dtype), seen.patches], dim=-2)
+    parts = [pooled, seen.patches]
+    if regions != "both" and seen.source is not None:
+        parts.insert(1, _rows(seen.source, pooled))
+    if regions == "all_own":
+        parts.append(_rows(cast(Tensor, seen.own), pooled))
+    return torch.cat(parts, dim=-2)
 
 
-def split_regions(vectors: Float[Tensor, "b m d"], regions: Regions, source_dim: int = 0) -> Seen:
+def _rows(features: Float[Tensor, "b *n k"], pooled: Float[Tensor, "b 1 d"]) -> Float[Tensor, "b r d"]:
+    """Cut wider vectors into rows of width ``d``, the last of each padded with zeros."""
+    dim, width = pooled.shape[-1], features.shape[-1]
+    return F.pad(features, (0, -width % dim)).reshape(pooled.shape[0], -1, dim).to(pooled.dtype)
+
+
+def split_regions(vectors: Float[Tensor, "b m d"], regions: Regions, source_dim: int = 0, own_dim: int = 0) -> Seen:
     """Split the vectors that :func:`join_regions` joined.
 
     Args:
         vectors: ``b m d``.
         regions: The argument of :func:`join_regions`.
-        source_dim: Width of the source that is among them (``"all"``); 0: there is none.
+        source_dim: Width of the source that is among them (``"all"``, ``"all_own"``); 0: there is none.
+        own_dim: Width of the patches' own features that are among them (``"all_own"``).
 
     Returns:
-        Patches ``b n d`` (with ``"pooled"``, that vector as the only patch); ``b d`` and ``b k``, or None.
+        Patches ``b n d`` (with ``"pooled"``, that vector as the only patch; with ``"own"``, their own features);
+        ``b d``, ``b k`` and ``b n w``, or None.
 
     Example:
         >>> seen = split_regions(torch.zeros(2, 53, 8), "all", source_dim=20)
@@ -124,9 +147,18 @@ def split_regions(vectors: Float[Tensor, "b m d"], regions: Regions, source_dim:
     """
     if regions in ("patches", "pooled"):
         return Seen(vectors, None, None)
-    rows = -(-source_dim // vectors.shape[-1]) if regions == "all" else 0
+    if regions == "own":
+        return Seen(vectors, None, None, vectors)
+    dim = vectors.shape[-1]
+    rows = 0 if regions == "both" else -(-source_dim // dim)
     source = vectors[:, 1 : 1 + rows].flatten(1)[:, :source_dim] if rows else None
-    return Seen(vectors[:, 1 + rows :], vectors[:, 0], source)
+    patches, own = vectors[:, 1 + rows :], None
+    if regions == "all_own":
+        each = -(-own_dim // dim)  # Rows of one patch's own features, after one row of each patch.
+        count = patches.shape[1] // (1 + each)
+        own = patches[:, count:].reshape(vectors.shape[0], count, each * dim)[..., :own_dim]
+        patches = patches[:, :count]
+    return Seen(patches, vectors[:, 0], source, own)
 
 
 @runtime_checkable

@@ -29,7 +29,8 @@ from pvlr.data.sampling import Draw
 
 __all__ = ["CachedFeatures", "FeatureDtype", "FeatureStore", "state_of_pictures"]
 
-FILES = ("patches", "pooled", "source")
+FILES = ("patches", "pooled", "source", "own")
+"""Names of the files, without extension: the fields of a tower's output."""
 META, PROGRESS, PARTIAL = "features.json", "progress.json", ".partial"
 LOCKS, LOCK = "locks", "features.db"
 FeatureDtype = Literal["float16", "float32"]
@@ -93,6 +94,7 @@ class FeatureStore:
         patches: Vectors per picture, ``n``.
         dim: Width of a vector, ``d``.
         source: Width ``k`` of the vectors that the pooled ones were computed from; 0: not stored.
+        own: Width ``w`` of the patches' own features; 0: not stored.
         dtype: Type of the stored vectors.
 
     Attributes:
@@ -122,15 +124,16 @@ class FeatureStore:
         patches: int,
         dim: int,
         source: int = 0,
+        own: int = 0,
         dtype: FeatureDtype = "float16",
     ) -> None:
         if dtype not in DTYPES:
             raise DataError(f"dtype: expected 'float16' or 'float32', got {dtype!r}")
         self.folder, self.rows, self.dtype = folder, rows, dtype
-        self.shapes = {"patches": (patches, dim), "pooled": (dim,), "source": (source,)}
+        self.shapes = {"patches": (patches, dim), "pooled": (dim,), "source": (source,), "own": (patches, own)}
         self._maps: dict[str, np.memmap[Any, Any]] | None = None
         fields = {"key": dict(key), "rows": rows, "patches": patches, "dim": dim, "source": source, "dtype": dtype}
-        self._meta = meta = json.loads(json.dumps(fields))
+        self._meta = meta = json.loads(json.dumps(fields if own == 0 else {**fields, "own": own}))
         self.renewed, self._lock = False, None
         try:
             self._lock = self._locked()
@@ -152,7 +155,7 @@ class FeatureStore:
     @property
     def files(self) -> tuple[str, ...]:
         """The names of the files, without extension."""
-        return FILES if self.shapes["source"][0] else FILES[:2]
+        return tuple(name for name in FILES if self.shapes[name][-1])
 
     @property
     def bytes_needed(self) -> int:
@@ -169,6 +172,7 @@ class FeatureStore:
         patches: Float[Tensor, "b n d"],
         pooled: Float[Tensor, "b d"],
         source: Float[Tensor, "b k"] | None = None,
+        own: Float[Tensor, "b n w"] | None = None,
     ) -> None:
         """Write the next rows, which become permanent with :meth:`save`.
 
@@ -184,6 +188,9 @@ class FeatureStore:
         if "source" in self.files:
             expect("source", source, "b k", dtype="float", b=rows, k=self.shapes["source"][0])  # type: ignore[arg-type]
             given.append(source)  # type: ignore[arg-type]
+        if "own" in self.files:
+            expect("own", own, "b n w", dtype="float", b=rows, n=n, w=self.shapes["own"][1])  # type: ignore[arg-type]
+            given.append(own)  # type: ignore[arg-type]
         if self.done + rows > self.rows:
             raise ValueError(f"patches: expected at most {self.rows - self.done} more rows, got {rows}")
         for name, vectors in zip(self.files, given, strict=True):
@@ -222,7 +229,9 @@ class FeatureStore:
             self._lock = None
 
     def read(self, row: int) -> tuple[Tensor, ...]:
-        """Return patch vectors ``n d``, pooled vector ``d`` and, if stored, source vector ``k`` of a row, float32.
+        """Return patch vectors ``n d``, pooled vector ``d`` and, if stored, source vector ``k``, own features ``n w``.
+
+        They are float32, in the order of :attr:`files`.
 
         Raises:
             IndexError: if the row is not written.
@@ -388,7 +397,8 @@ class CachedFeatures(Dataset[Sample]):
             raise IndexError(f"index: expected a number from 0 to {len(self) - 1}, got {index}")
         index = self.rows[index]
         stored = self.store.read(seed % self.shown * len(self.data) + index)
-        vectors = join_regions(ImageFeatures(*(part[None] for part in stored)), self.regions)[0]
+        features = {name: part[None] for name, part in zip(self.store.files, stored, strict=True)}
+        vectors = join_regions(ImageFeatures(**features), self.regions)[0]
         return Sample(vectors, self.data.target[index], self.data.known[index], index)
 
 

@@ -57,6 +57,8 @@ CHECKED = (WEIGHTS_NAME, *SOURCES.values(), *OF_TOWERS, *OF_TEXTS)
 FILES = (MODEL_NAME, CARD_NAME, *CHECKED)
 """All files of a model's folder that are read or published."""
 FORMAT = 5
+LATER = {"patches": "joint"}
+"""Fields of a baseline's configuration that earlier files of this format lack, with what they mean there."""
 FIELDS = (
     "format",
     "kind",
@@ -304,6 +306,8 @@ def _config(kind: object, data: Any, folder: Path) -> PVLRConfig | BaselineConfi
         raise ValueError(f"kind: expected 'pvlr' or 'baseline', got {kind!r}")
     of: type[PVLRConfig] | type[BaselineConfig] = PVLRConfig if kind == "pvlr" else BaselineConfig
     expected = {field.name for field in fields(of)}
+    if isinstance(data, dict) and of is BaselineConfig:
+        data = {**LATER, **data}
     if not isinstance(data, dict) or data.keys() != expected:
         odd = ", ".join(map(repr, sorted(expected ^ data.keys()))) if isinstance(data, dict) else repr(data)
         raise ValueError(f"config: expected the fields of {of.__name__} and no others, they differ in {odd}")

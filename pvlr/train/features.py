@@ -23,7 +23,7 @@ from pvlr.train.dataloaders import load_batches
 from pvlr.train.distributed import World
 from pvlr.train.evaluation.predictions import autocast
 
-__all__ = ["FeatureSettings", "cache_features", "cache_splits"]
+__all__ = ["FeatureSettings", "cache_features", "cache_splits", "feature_folder"]
 
 SAVE_EVERY = 1000
 
@@ -74,6 +74,7 @@ def cache_features(
     fingerprint: str,
     transform: TransformConfig,
     settings: FeatureSettings | None = None,
+    own: bool = False,
     watch: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
     world: World | None = None,
 ) -> CachedFeatures:
@@ -93,6 +94,7 @@ def cache_features(
         fingerprint: Fingerprint of the tower's weights.
         transform: Preprocessing and augmentation of the pictures.
         settings: Number of views, data type, device, …; None: the defaults.
+        own: Whether to store the patches' own features too, which the tower provides.
         watch: Wrapper of the iterator of batches, for a progress bar or a request to stop.
         world: The ranks that share the batches, which all call this function; None: this process alone.
 
@@ -119,7 +121,7 @@ def cache_features(
         "precision": precision,
     }
     shape: dict[str, Any] = {"rows": views * len(data), "patches": tower.grid**2, "dim": tower.dim}
-    shape["source"] = getattr(tower, "source_dim", 0)
+    shape["source"], shape["own"] = getattr(tower, "source_dim", 0), getattr(tower, "own_dim", 0) if own else 0
     store = world.on_rank_zero(lambda: _opened(folder, key=key, **shape, dtype=settings.dtype))
     if not store.complete:
         _fill(store, data, tower, transform, settings, watch, world)
@@ -129,7 +131,7 @@ def cache_features(
             return CachedFeatures(data, store, shown=views)
         # A folder on a disk that rank 0 does not write to is filled here.
         return cache_features(
-            data, tower, folder, fingerprint=fingerprint, transform=transform, settings=settings, watch=watch
+            data, tower, folder, fingerprint=fingerprint, transform=transform, settings=settings, own=own, watch=watch
         )
 
     return world.on_all_ranks(found)
@@ -163,19 +165,19 @@ def _fill(
     """
     batch_size, done, unsaved = settings.batch_size, store.done, 0
 
-    def encoded(batches: Iterator[Batch]) -> tuple[Tensor, ...]:
+    def encoded(batches: Iterator[Batch]) -> dict[str, Tensor]:
         batch = next(batches, None)
         if batch is None:  # The last batches may be fewer than the ranks.
-            return ()
+            return {}
         with autocast(settings.device, settings.precision):
             features = tower(batch.image.to(settings.device))
-        return tuple(part.float().cpu() for part in features if part is not None)
+        return {name: getattr(features, name).float().cpu() for name in store.files}
 
-    def written(parts: list[tuple[Tensor, ...]], skipped: int) -> int:
+    def written(parts: list[dict[str, Tensor]], skipped: int) -> int:
         nonlocal unsaved
         before = store.done
         for part in filter(None, parts):
-            store.append(*(vectors[skipped:] for vectors in part))
+            store.append(**{name: vectors[skipped:] for name, vectors in part.items()})
             skipped = 0
         unsaved += store.done - before
         if unsaved >= SAVE_EVERY or store.done % len(data) == 0:
@@ -202,6 +204,16 @@ def _fill(
         raise
 
 
+def feature_folder(folder: Path, split: str, *, own: bool = False) -> Path:
+    """Return the folder of a split's features; those with the patches' own are apart, so that neither replaces another.
+
+    Example:
+        >>> feature_folder(Path("features"), "train", own=True).as_posix()
+        'features/train-own'
+    """
+    return folder / (f"{split}-own" if own else split)
+
+
 def cache_splits(
     splits: Splits,
     towers: Towers,
@@ -209,6 +221,7 @@ def cache_splits(
     *,
     transform: TransformConfig,
     settings: FeatureSettings,
+    own: bool = False,
     watch: Callable[[Iterator[Batch]], Iterator[Batch]],
     world: World | None = None,
 ) -> list[CachedFeatures]:
@@ -220,6 +233,7 @@ def cache_splits(
         folder: Parent folder of each split's folder of features.
         transform: Preprocessing and augmentation of the pictures.
         settings: Computation and storage of features; all splits but the training split have one view.
+        own: As for :func:`cache_features`; these are in folders of their own.
         watch: As for :func:`cache_features`.
         world: As for :func:`cache_features`.
 
@@ -232,10 +246,11 @@ def cache_splits(
         cache_features(
             part,
             towers.image,
-            folder / name,
+            feature_folder(folder, name, own=own),
             fingerprint=towers.fingerprint,
             transform=transform,
             settings=settings if name == "train" else replace(settings, views=1),
+            own=own,
             watch=watch,
             world=world,
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 from pvlr.console import say
 from pvlr.core.arguments import ConfigError
 from pvlr.core.metrics.report import MultiLabelReport
-from pvlr.core.models.baselines import BaselineConfig, BaselineModel
+from pvlr.core.models.baselines import BaselineConfig, BaselineModel, patch_dim
 from pvlr.core.models.network import PVLR, PVLRConfig
 from pvlr.core.models.state import trained_state
 from pvlr.core.models.texts import text_sources, with_copies
@@ -299,6 +299,7 @@ class _Run:
         self.towers = world.rank_zero_first(lambda: build_towers(config.tower))
         self.towers.image.set_gradient_checkpointing(config.tower.gradient_checkpointing)
         self.splits = world.on_rank_zero(self._scanned_splits)
+        patch_dim(config.baseline, self.towers.image)  # A refusal, before features are computed.
         self.transform = transform_config(self.towers.preprocess, config.data)
         rows = _labelled_rows(self.splits.train, config.loss)
         shown = self.splits if rows is None else self.splits._replace(train=self.splits.train.select(rows))
@@ -358,6 +359,7 @@ class _Run:
                 folder,
                 transform=self.transform,
                 settings=settings,
+                own=config.baseline.patches == "own",
                 watch=lambda batches: stop.watch(batches, "the features"),
                 world=self.world,
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import ReadWriteLock
+from helpers.messages import pinned
 from helpers.strategies import Draw, draws
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,16 +70,16 @@ def test_what_goes_in_comes_out_however_it_was_cut(draw: Draw, parts: list[int],
 def test_what_pooled_vectors_were_made_of_is_kept_beside_them(draw: Draw, parts: list[int], dtype: str) -> None:
     import tempfile
 
-    rows, wide = sum(parts), 7
-    given = [draw.normal(rows, *shape).float() for shape in ((N, D), (D,), (wide,))]
+    rows, wide, own = sum(parts), 7, 5
+    given = [draw.normal(rows, *shape).float() for shape in ((N, D), (D,), (wide,), (N, own))]
     with tempfile.TemporaryDirectory() as name:
         for done in range(len(parts)):
-            kept = store(Path(name, "s"), rows=rows, dtype=dtype, source=wide)
+            kept = store(Path(name, "s"), rows=rows, dtype=dtype, source=wide, own=own)
             assert (kept.done, kept.renewed) == (sum(parts[:done]), False)
             kept.append(*(vectors[kept.done : kept.done + parts[done]] for vectors in given))
             kept.save()
             kept.close()
-        files = [Path(name, "s", f"{part}.bin") for part in ("patches", "pooled", "source")]
+        files = [Path(name, "s", f"{part}.bin") for part in ("patches", "pooled", "source", "own")]
         assert sum(path.stat().st_size for path in files) == kept.bytes_needed
         for row in range(rows):
             for got, wanted in zip(kept.read(row), (vectors[row] for vectors in given), strict=True):
@@ -105,6 +106,36 @@ def test_an_interruption_between_the_files_of_a_row_costs_that_row(tmp_path: Pat
     for row in range(ROWS):
         for got, wanted in zip(found.read(row), (patches[row], pooled[row], source[row]), strict=True):
             assert torch.equal(got, wanted)
+
+
+def test_features_of_patches_are_kept_where_they_are_asked_for_and_tell_stores_apart(tmp_path: Path) -> None:
+    (patches, pooled), own = vectors(), Draw(1, torch.float32).normal(ROWS, N, 5)
+    kept = store(tmp_path / "s", own=5)
+    assert kept.bytes_needed == store(tmp_path / "plain").bytes_needed + 4 * ROWS * N * 5
+    kept.append(patches, pooled, None, own)  # Without a source.
+    kept.save()
+    kept.close()
+    found = store(tmp_path / "s", own=5)
+    assert (found.complete, found.renewed) == (True, False)
+    assert found.files == ("patches", "pooled", "own")
+    assert torch.equal(found.read(4)[2], own[4])
+    found.close()
+    plain = store(tmp_path / "s")
+    assert (plain.renewed, plain.done) == (True, 0)
+    assert sorted(path.stem for path in (tmp_path / "s").glob("*.bin")) == ["patches", "pooled"]
+    assert "own" not in json.loads((tmp_path / "s" / "features.json").read_text())  # As before there was a choice.
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_features_of_patches_of_another_shape_or_none_are_refused(tmp_path: Path) -> None:
+    (patches, pooled), own = vectors(), Draw(1, torch.float32).normal(ROWS, N, 5)
+    kept = store(tmp_path / "s", own=5)
+    with pytest.raises(ShapeError, match=pinned("own: expected axes 'b n w' with w=5, got shape (6, 4, 4)")):
+        kept.append(patches, pooled, None, own[..., 1:])
+    with pytest.raises(ShapeError, match=pinned("own: expected axes 'b n w' with n=4, got shape (6, 3, 5)")):
+        kept.append(patches, pooled, None, own[:, 1:])
+    with pytest.raises(ShapeError, match=pinned("own: expected a tensor with axes 'b n w', got NoneType")):
+        kept.append(patches, pooled)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -433,3 +464,20 @@ def test_samples_have_the_source_where_all_is_asked_for(tmp_path: Path) -> None:
         # 7 numbers are three rows of a width of 3, of which the last has two zeros.
         between = torch.cat([source[4], torch.zeros(2)]).view(3, D) if wide else torch.zeros(0, D)
         assert torch.equal(found, torch.cat([pooled[4:5], between, patches[4]]))
+
+
+def test_samples_have_the_patches_own_features_where_they_are_asked_for(tmp_path: Path) -> None:
+    data = LabelledImages(
+        name="mine", labels=LabelSet(("cat",)), paths=[Path(f"{row}") for row in range(ROWS)],
+        identifiers=[f"{row}" for row in range(ROWS)], target=torch.ones(ROWS, 1), known=torch.ones(ROWS, 1).bool(),
+    )  # fmt: skip
+    (patches, pooled), own = vectors(), Draw(1, torch.float32).normal(ROWS, N, 5)
+    kept = store(tmp_path / "s", own=5)
+    kept.append(patches, pooled, None, own)
+    kept.save()
+    cached = CachedFeatures(data, kept, shown=1)
+    assert torch.equal(cached.with_regions("own")[4].image, own[4])
+    # 5 numbers are two rows of a width of 3, of which the last has a zero.
+    rows = torch.cat([own[4], torch.zeros(N, 1)], dim=1).view(2 * N, D)
+    assert torch.equal(cached.with_regions("all_own")[4].image, torch.cat([pooled[4:5], patches[4], rows]))
+    assert torch.equal(cached[4].image, patches[4])

@@ -63,10 +63,15 @@ class ToyText(BareText, nn.Module):
 
 
 class ToyImage(nn.Module):
-    """Patches linear in the pixels, the pooled vector their mean; with ``source_dim`` it is made of features."""
+    """Patches linear in the pixels, the pooled vector their mean; with ``source_dim`` it is made of features.
 
-    def __init__(self, seed: int = 0, *, source_dim: int = 0) -> None:
+    With ``own_dim`` patches have features of their own too.
+    """
+
+    def __init__(self, seed: int = 0, *, source_dim: int = 0, own_dim: int = 0) -> None:
         super().__init__()
+        self.own_dim = own_dim
+        self.own = nn.Conv2d(3, own_dim, 4, stride=4).requires_grad_(False) if own_dim else None
         self.dim, self.image_size, self.grid, self.source_dim = DIM, 12, 3, source_dim
         self.conv = nn.Conv2d(3, DIM + source_dim, 4, stride=4).requires_grad_(False)
         draw = Draw(seed)
@@ -76,7 +81,8 @@ class ToyImage(nn.Module):
     def forward(self, images: Tensor) -> ImageFeatures:
         cells = self.conv(images).flatten(2).transpose(1, 2)
         patches, more = cells[..., :DIM], cells[..., DIM:]
-        return ImageFeatures(patches, patches.mean(dim=1), more.square().mean(dim=1) if self.source_dim else None)
+        own = None if self.own is None else self.own(images).flatten(2).transpose(1, 2)
+        return ImageFeatures(patches, patches.mean(dim=1), more.square().mean(dim=1) if self.source_dim else None, own)
 
 
 Switches = dict[str, Any]

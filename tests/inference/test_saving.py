@@ -492,6 +492,18 @@ def test_a_baseline_has_other_labels_where_its_method_makes_them_of_texts(tower:
                 found.with_labels(["zebra", "cow"])
 
 
+def test_a_baseline_that_was_saved_before_decoders_chose_their_patches_reads_the_joint_ones(
+    tower: Path, tmp_path: Path
+) -> None:
+    recognizer = baseline("ml_decoder", tower)
+    recognizer.save_pretrained(tmp_path)
+    rewritten(tmp_path, lambda told: told["config"].pop("patches"))
+    found = Recognizer.from_pretrained(tmp_path)
+    assert found.model.config.patches == "joint"
+    images = images_for(recognizer)
+    assert torch.equal(logits_of(found, images), logits_of(recognizer, images))
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),

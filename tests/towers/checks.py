@@ -83,12 +83,12 @@ def image_errors(visual: Any, build: Callable[[str], OpenClipImageTower]) -> dic
             raise
         images = some_images(tower)
         with torch.no_grad():
-            patches, pooled, _ = tower(images)
+            patches, pooled, *_ = tower(images)
             errors["pooled"].append(relative(pooled, visual(images)))
             errors["patches"].append(relative(patches, patch_reference(tower.visual, images, how)))
             tower.set_image_size(3 * (tower.image_size // tower.grid))
             images = some_images(tower)
-            patches, pooled, _ = tower(images)
+            patches, pooled, *_ = tower(images)
             errors["size"].append(relative(pooled, tower.visual(images)))
             errors["size"].append(relative(patches, patch_reference(tower.visual, images, how)))
     return {name: max(found) for name, found in errors.items()}
@@ -130,7 +130,7 @@ def _differences(some: dict[str, Tensor], others: dict[str, Tensor]) -> float:
 
 def _gradients(tower: OpenClipImageTower) -> dict[str, Tensor]:
     tower.train()
-    patches, pooled, _ = tower(some_images(tower))
+    patches, pooled, *_ = tower(some_images(tower))
     (patches.square().mean() + pooled.square().mean()).backward()
     tower.eval()
     return {name: value.grad for name, value in tower.named_parameters() if value.grad is not None}

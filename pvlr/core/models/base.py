@@ -64,6 +64,11 @@ class TowerModel(nn.Module):
         """Width of the features the tower computes its pooled vector from, where it provides them; else 0."""
         return getattr(self.image, "source_dim", 0)
 
+    @property
+    def own_dim(self) -> int:
+        """Width of the features the tower computes each patch vector from, where it is wider than that; else 0."""
+        return getattr(self.image, "own_dim", 0)
+
     def _encode_labels(self, labels: LabelSet) -> None:
         """Encode the labels' texts into buffers: of the constructor's labels, and of any that replace them."""
         raise NotImplementedError

@@ -35,10 +35,12 @@ __all__ = [
     "LinearProbe",
     "PromptedCosine",
     "paired_scores",
+    "patch_dim",
 ]
 
 BASE: tuple[BasePart, ...] = ("competition", "focused", "pooled")
 PROMPTED = ("coop", "dualcoop")
+DECODERS = ("query2label", "ml_decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class BaselineConfig:
         encoder_layers: Layers in which patches attend to each other first (`query2label`).
         decoder_layers: Layers in which queries attend to the patches (`query2label`).
         groups: Number of queries (`ml_decoder`); one per label where there are fewer labels.
+        patches: Patches that the decoders (`query2label`, `ml_decoder`) read: those of the `joint` space, or each
+            patch's `own` features before the projection to it, which towers provide where these are wider.
         prior: Mean probability before the first step, by choice of the biases; `dualcoop` alone has none.
 
     Raises:
@@ -81,6 +85,7 @@ class BaselineConfig:
     encoder_layers: int = 1
     decoder_layers: int = 2
     groups: int = 100
+    patches: Literal["joint", "own"] = "joint"
     prior: float = 0.05
 
     def __post_init__(self) -> None:
@@ -96,13 +101,43 @@ class BaselineConfig:
         require_number("prior", self.prior, above=0.0, below=1.0)
         require_number("shrinkage", self.shrinkage, above=0.0)
         require_bool("base", self.base)
+        if self.patches == "own" and self.kind not in DECODERS:
+            raise ValueError(f"patches: expected 'joint' for kind '{self.kind}', which is no decoder, got 'own'")
 
     @property
     def sees(self) -> Regions:
         """The vectors of an image that it reads."""
+        if self.patches == "own":
+            return "all_own" if self.base else "own"
         if self.base or self.kind == "linear_probe":
             return "all"
         return "pooled" if self.kind == "coop" else "patches"
+
+
+def patch_dim(config: BaselineConfig, image: ImageTower) -> int:
+    """Return the width of the patches that a baseline reads.
+
+    Args:
+        config: The method and its sizes.
+        image: Image tower.
+
+    Raises:
+        ValueError: where these are the patches' own features, which the tower does not provide.
+
+    Example:
+        >>> from pvlr.core.towers import load_towers
+        >>> patch_dim(BaselineConfig(kind="ml_decoder"), load_towers("pvlr:scenes-clip").image)
+        128
+    """
+    if config.patches == "joint":
+        return image.dim
+    own_dim: int = getattr(image, "own_dim", 0)
+    if not own_dim:
+        raise ValueError(
+            "patches: expected 'joint' for this image tower, whose patches have no features of their own that are "
+            f"wider than the joint space of {image.dim}, got 'own'"
+        )
+    return own_dim
 
 
 def paired_scores(
@@ -267,7 +302,7 @@ class BaselineModel(TowerModel):
         logit_scale: The tower's own scale, that of the base.
 
     Raises:
-        ValueError: where the configuration is PVLR's.
+        ValueError: where the configuration is PVLR's, or reads patches that the tower does not provide.
 
     Example:
         >>> from pvlr.core.towers import load_towers
@@ -369,7 +404,7 @@ class BaselineModel(TowerModel):
 
     def _scores(self, regions: Tensor, texts: Sequence[Tensor] | None = None) -> tuple[Tensor | None, Tensor]:
         """Return the base ``b c p``, where it is added, and the learned scores ``b c``."""
-        seen = split_regions(regions, self.sees, self.source_dim)
+        seen = split_regions(regions, self.sees, self.source_dim, self.own_dim)
         pooled = regions[:, 0] if seen.pooled is None else seen.pooled
         learned = self._learned(seen, pooled, self.label_texts() if texts is None else texts)
         if self.mixture is None:
@@ -391,7 +426,7 @@ class BaselineModel(TowerModel):
             positive, negative = paired_scores(seen.patches, *texts)
             logits = positive - negative
         else:
-            logits = self.head(seen.patches)
+            logits = self.head(seen.patches if self.config.patches == "joint" else seen.own)
         return logits
 
     def _texts(self) -> tuple[Tensor, ...]:
@@ -425,7 +460,7 @@ class BaselineModel(TowerModel):
 
 def _make_head(config: BaselineConfig, labels: LabelSet, text: TextTower, image: ImageTower) -> nn.Module:
     sizes = {"dim": config.width, "heads": config.heads, "hidden": config.hidden}
-    shared: Any = {"classes": len(labels), "source_dim": image.dim, **sizes}
+    shared: Any = {"classes": len(labels), "source_dim": patch_dim(config, image), **sizes}
     match config.kind:
         case "linear_probe":
             return LinearProbe(classes=len(labels), dim=getattr(image, "source_dim", 0) or image.dim)

@@ -49,7 +49,7 @@ from pvlr.train.config import (
 from pvlr.train.data_config import DataConfig
 from pvlr.train.dataloaders import transform_config
 from pvlr.train.evaluation.study_report import write_report
-from pvlr.train.features import FeatureSettings, cache_features
+from pvlr.train.features import FeatureSettings, cache_features, feature_folder
 from pvlr.train.run import train
 from pvlr.train.stop import Interrupted, StopRequest
 
@@ -170,6 +170,8 @@ class _Cell:
         values = {name: config_to_json(part) for name, part in self.sections.items()}
         values["data"].pop("root", None)  # Paths do not affect the result.
         values["tower"].pop("feature_folder", None)
+        if values["baseline"]["patches"] == "joint":  # As cells had no choice of them that were finished before.
+            del values["baseline"]["patches"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -363,10 +365,12 @@ def _regions(model: PVLR | BaselineModel, sections: Sections) -> tuple[Tensor, L
     tower, data = sections["tower"], replace(sections["data"], unseen=None)
     towers = build_towers(tower)
     test = data.splits(sections["loop"].seed).test
-    folder, transform = Path(tower.feature_folder) / "test", transform_config(towers.preprocess, data)
+    own = sections["baseline"].patches == "own"
+    folder = feature_folder(Path(tower.feature_folder), "test", own=own)
+    transform = transform_config(towers.preprocess, data)
     settings = FeatureSettings(dtype=tower.feature_dtype, precision=sections["loop"].precision)
     cached = cache_features(
-        test, towers.image, folder, fingerprint=towers.fingerprint, transform=transform, settings=settings
+        test, towers.image, folder, fingerprint=towers.fingerprint, transform=transform, settings=settings, own=own
     )
     shown = cached.with_regions(model.sees)
     if len(shown) == 0:

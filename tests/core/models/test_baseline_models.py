@@ -22,11 +22,14 @@ from pvlr.core.shapes import ShapeError
 
 KINDS = ("linear_probe", "coop", "dualcoop", "query2label", "ml_decoder")
 PROMPTED = ("coop", "dualcoop")
+DECODERS = ("query2label", "ml_decoder")
 SMALL: dict[str, Any] = {"context_tokens": 2, "width": 8, "heads": 2, "hidden": 5, "groups": 3}
 
 
-def build(kind: str, labels: LabelSet = LABELS, *, source_dim: int = 0, **chosen: Any) -> BaselineModel:
-    image = ToyImage(source_dim=source_dim)
+def build(
+    kind: str, labels: LabelSet = LABELS, *, source_dim: int = 0, own_dim: int = 0, **chosen: Any
+) -> BaselineModel:
+    image = ToyImage(source_dim=source_dim, own_dim=own_dim)
     config = BaselineConfig(kind=kind, **SMALL, **chosen)
     model = BaselineModel(config, labels, ToyText().float(), image, logit_scale=7.0)
     perturb(model.head, Draw(1), 0.3)
@@ -149,6 +152,50 @@ def test_the_linear_probe_reads_what_the_pooled_vector_is_made_of() -> None:
         weights = model.head.weight.tolist(), model.head.bias.tolist()
         wanted = [[dot(w, standardise(row)) + b for w, b in zip(*weights, strict=True)] for row in vectors.tolist()]
         assert_close(model(images).logits, torch.tensor(wanted), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("source_dim", [0, 11])
+@pytest.mark.parametrize("base", [False, True])
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_decoder_reads_the_features_that_patches_were_projected_from(kind: str, base: bool, source_dim: int) -> None:
+    chosen: dict[str, Any] = {"patches": "own", "base": base, "source_dim": source_dim, "own_dim": 19}
+    model, images = build(kind, **chosen), pictures()
+    model.set_known_positives(torch.arange(1.0, 6.0))
+    assert model.head.source_dim == 19
+    assert model.sees == ("all_own" if base else "own")
+    seen, regions = model.image(images), model.regions(images)
+    logits = model(images).logits
+    assert_close(model.forward_features(regions).logits, logits)
+    assert_close(model(images[1:2]).logits, logits[1:2])
+    learned = model.head(seen.own)
+    if not base:
+        assert torch.equal(logits, learned)
+        assert torch.equal(regions, seen.own)
+    else:  # The base is that of the joint space, as without.
+        joint = build(kind, **(chosen | {"patches": "joint"}))
+        joint.set_known_positives(torch.arange(1.0, 6.0))
+        share = torch.arange(1.0, 6.0) / (torch.arange(1.0, 6.0) + 5.0)
+        zero = joint(images).logits - share * joint.head(seen.patches)
+        assert_close(logits, zero + share * learned, rtol=1e-4, atol=1e-4)
+    other = seen._replace(own=seen.own + 1.0)
+    assert not torch.allclose(model.forward_features(join_regions(other, model.sees)).logits, logits)
+    model.fit_prior(regions)
+    if not base:  # With it, the prior is that of training, where learned scores count in full.
+        assert model(images).logits.sigmoid().mean().item() == pytest.approx(0.05, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in DECODERS])
+def test_only_decoders_read_patches_of_their_own(kind: str) -> None:
+    message = f"patches: expected 'joint' for kind '{kind}', which is no decoder, got 'own'"
+    with pytest.raises(ValueError, match=pinned(message)):
+        BaselineConfig(kind=kind, patches="own")
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_tower_without_patches_of_their_own_is_refused(kind: str) -> None:
+    message = "patches: expected 'joint' for this image tower, whose joint space is 8 wide, got 'own'"
+    with pytest.raises(ValueError, match=pinned(message)):
+        build(kind, patches="own")
 
 
 def test_coop_is_the_cosine_of_the_pooled_vector_and_a_learnable_prompt() -> None:

@@ -30,24 +30,33 @@ def pictures(towers: Towers, count: int = 3) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-@given(draws(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), st.integers(0, 12))
-def test_regions_are_joined_and_split_again(draw: Draw, b: int, n: int, d: int, k: int) -> None:
+@given(draws(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 5), st.integers(0, 12), st.integers(1, 12))
+def test_regions_are_joined_and_split_again(draw: Draw, b: int, n: int, d: int, k: int, w: int) -> None:
     source = draw.normal(b, k).float() if k else None
-    seen = ImageFeatures(draw.normal(b, n, d).float(), draw.normal(b, d).float(), source)
+    seen = ImageFeatures(draw.normal(b, n, d).float(), draw.normal(b, d).float(), source, draw.normal(b, n, w).float())
     rows = math.ceil(k / d)
-    for regions, count in (("patches", n), ("pooled", 1), ("both", 1 + n), ("all", 1 + rows + n)):
+    all_own = 1 + rows + n + n * math.ceil(w / d)
+    counts = {"patches": n, "pooled": 1, "both": 1 + n, "all": 1 + rows + n, "all_own": all_own}
+    for regions, count in counts.items():
         joined = join_regions(seen, regions)
         assert joined.shape == (b, count, d)
-        patches, pooled, wide = split_regions(joined, regions, source_dim=k)
+        patches, pooled, wide, own = split_regions(joined, regions, source_dim=k, own_dim=w)
+        assert own is None if regions != "all_own" else torch.equal(own, seen.own)
         assert torch.equal(patches, seen.pooled[:, None] if regions == "pooled" else seen.patches)
         assert (pooled is None) == (regions in ("patches", "pooled"))
         assert pooled is None or torch.equal(pooled, seen.pooled)
-        assert (wide is None) == (regions != "all" or k == 0)
+        assert (wide is None) == (regions not in ("all", "all_own") or k == 0)
         assert wide is None or torch.equal(wide, source)
+    joined = join_regions(seen, "own")
+    assert torch.equal(joined, seen.own)
+    assert split_regions(joined, "own", source_dim=k, own_dim=w).own is joined
     # What fills up the last row is zero, wherever the vectors are kept.
     assert not join_regions(seen, "all")[:, 1 : 1 + rows].flatten(1)[:, k:].any()
     half = seen._replace(pooled=seen.pooled.half(), patches=seen.patches.half())
-    assert join_regions(half, "all").dtype == torch.half
+    assert join_regions(half, "all").dtype == join_regions(half, "all_own").dtype == torch.half
+    for regions in ("own", "all_own"):
+        with pytest.raises(ValueError, match=r"^seen: expected the patches' own features, .* found none$"):
+            join_regions(seen._replace(own=None), regions)
 
 
 @given(draws(), st.sampled_from(["patches", "pooled", "both"]))

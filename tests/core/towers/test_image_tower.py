@@ -45,13 +45,46 @@ def small(kind: str, how: str) -> OpenClipImageTower:
 def test_features_are_what_the_tower_computes(kind, how):
     tower = small(kind, how)
     images = some_images(tower)
-    patches, pooled, _ = tower(images)
+    patches, pooled, *_ = tower(images)
     torch.testing.assert_close(pooled, tower.visual(images), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(patches, patch_reference(tower.visual, images, how), rtol=1e-5, atol=1e-5)
     assert patches.shape == (2, tower.grid**2, tower.dim)
     assert (patches[:, 0] - patches[:, 1]).abs().max() > 1e-3  # patches differ
     assert isinstance(tower, ImageTower)
     assert tower.dim == CONFIGS[kind]["embed_dim"]
+
+
+@pytest.mark.parametrize("how", ["value", "final"])
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@torch.no_grad()
+def test_patches_have_features_of_their_own_where_they_are_wider(kind, how):
+    width = {"vit": CONFIGS["vit"]["vision_cfg"]["width"], "resnet": 32 * CONFIGS["resnet"]["vision_cfg"]["width"]}[
+        kind
+    ]
+    for dim in (width // 2, width):
+        tower = OpenClipImageTower(_with_width(kind, dim), patch_features=how)
+        images = some_images(tower)
+        seen, visual = tower(images), tower.visual
+        assert tower.dim == dim
+        assert tower.own_dim == (width if dim < width else 0)
+        if dim == width:
+            assert seen.own is None
+            continue
+        assert seen.own.shape == (2, tower.grid**2, width)
+        if kind == "vit":  # What is projected, of either kind of patches.
+            torch.testing.assert_close(seen.own @ visual.proj, seen.patches, rtol=1e-5, atol=1e-5)
+        else:  # The map that the attention pool reads, which is the same for both.
+            x = visual.stem(images)
+            for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+                x = layer(x)
+            torch.testing.assert_close(seen.own, x.flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+def _with_width(kind: str, dim: int):
+    from open_clip import CLIP
+
+    config = CONFIGS[kind] | {"embed_dim": dim}
+    return CLIP(**config).eval().visual
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "siglip_projected"])
@@ -124,7 +157,7 @@ def test_another_image_size_runs_and_its_own_changes_nothing(kind, size):
     ratio = own // tower.grid
     tower.set_image_size(size)
     assert (tower.image_size, tower.grid) == (size, size // ratio)
-    patches, pooled, _ = tower(some_images(tower))
+    patches, pooled, *_ = tower(some_images(tower))
     assert patches.shape == (2, (size // ratio) ** 2, tower.dim)
     assert torch.isfinite(patches).all()
     torch.testing.assert_close(pooled, tower.visual(some_images(tower)), rtol=1e-5, atol=1e-5)

@@ -74,7 +74,7 @@ def test_the_last_blocks_are_trained_and_nothing_else(kind, blocks):
     trained = {name for name, _ in tower.named_parameters() if f"{name}.".startswith(chosen)}
     assert trained
     assert {name for name, parameter in tower.named_parameters() if parameter.requires_grad} == trained
-    patches, pooled, _ = tower(some_images(tower))
+    patches, pooled, *_ = tower(some_images(tower))
     (patches.square().sum() + pooled.square().sum()).backward()
     assert {name for name, parameter in tower.named_parameters() if parameter.grad is not None} == trained
     # What is saved: those parameters, and the statistics that move with them.
@@ -117,7 +117,7 @@ def test_checkpointed_gradients_are_the_same_from_less_memory(kind, how, mode):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            patches, pooled, _ = tower(some_images(tower))
+            patches, pooled, *_ = tower(some_images(tower))
         # What is kept anyway, such as weights, is counted once.
         places = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
         (patches.square().sum() + pooled.square().sum()).backward()

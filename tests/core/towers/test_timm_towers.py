@@ -34,7 +34,7 @@ def small(kind: str, how: str = "value") -> OpenClipImageTower:
 def test_features_are_what_the_tower_makes_of_each_position(kind, how):
     tower = small(kind, how)
     images = some_images(tower)
-    patches, pooled, _ = tower(images)
+    patches, pooled, *_ = tower(images)
     torch.testing.assert_close(pooled, tower.visual(images), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(patches, patch_reference(tower.visual, images, how), rtol=1e-5, atol=1e-5)
     assert patches.shape == (2, tower.grid**2, tower.dim)
@@ -95,7 +95,7 @@ def test_a_head_may_be_any_module(kind):
     visual, head = with_a_head_of_classes(kind)
     tower = OpenClipImageTower(visual)
     images = some_images(tower)
-    patches, pooled, _ = tower(images)
+    patches, pooled, *_ = tower(images)
     assert tower.dim == 40
     torch.testing.assert_close(pooled, visual(images), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(patches, patch_reference(visual, images, "value"), rtol=1e-5, atol=1e-5)
@@ -122,6 +122,29 @@ def test_what_enters_a_head_of_concepts_is_told_too(kind):
     torch.testing.assert_close(seen.pooled, visual.head(features), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "how"), CASES)
+@torch.no_grad()
+def test_patches_are_what_the_head_makes_of_their_own_features(kind, how):
+    tower = small(kind, how)
+    seen = tower(some_images(tower))
+    width = tower.visual.trunk.num_features
+    assert tower.own_dim == (width if width > tower.dim else 0)
+    assert (seen.own is None) == (tower.own_dim == 0)
+    if seen.own is None:
+        return
+    assert seen.own.shape == (2, tower.grid**2, tower.own_dim)
+    assert (seen.own[:, 0] - seen.own[:, 1]).abs().max() > 1e-3
+    trunk, head = tower.visual.trunk, tower.visual.head
+    for row, position in ((0, 0), (1, tower.grid**2 - 1)):
+        alone = seen.own[row : row + 1, position]
+        if kind in MAPS:
+            channels_last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+            alone = trunk.forward_head(alone[:, None, None] if channels_last else alone[..., None, None])
+        else:
+            alone = trunk.head(trunk.fc_norm(alone))
+        torch.testing.assert_close(head(alone)[0], seen.patches[row, position], rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_a_head_with_statistics_sees_no_batch_before_it_is_trained():
     visual = small_model("efficientnet").visual
@@ -145,7 +168,7 @@ def test_another_image_size_is_timms_own_and_back_again_changes_no_weight_of_a_m
     for size in (5 * stride, stride, own):
         tower.set_image_size(size)
         images = some_images(tower)
-        patches, pooled, _ = tower(images)
+        patches, pooled, *_ = tower(images)
         assert (tower.image_size, patches.shape) == (size, (2, (size // stride) ** 2, tower.dim))
         torch.testing.assert_close(pooled, tower.visual(images), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(patches, patch_reference(tower.visual, images, "value"), rtol=1e-5, atol=1e-5)
@@ -248,7 +271,7 @@ def test_a_network_without_positions_runs_at_a_size_that_it_was_not_built_for():
         visual = small_model("vitamin", vision_cfg={"timm_model_name": "vitamin_xlarge_384", "image_size": 256}).visual
     assert visual.trunk.patch_embed.img_size == (384, 384)
     tower = OpenClipImageTower(visual)
-    patches, pooled, _ = tower(some_images(tower))
+    patches, pooled, *_ = tower(some_images(tower))
     assert patches.shape[1] == tower.grid**2 == 16**2
     torch.testing.assert_close(pooled, visual(some_images(tower)), rtol=1e-5, atol=1e-5)
 

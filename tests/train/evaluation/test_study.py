@@ -1,5 +1,6 @@
 """A study: each cell trained once, on shared features, with a table and a figure of what was found."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -15,10 +16,21 @@ from PIL import Image
 
 from pvlr.cli.command import command
 from pvlr.core.labels import LabelError
+from pvlr.core.models.baselines import BaselineConfig
+from pvlr.core.models.network import PVLRConfig
+from pvlr.core.towers import load_towers
 from pvlr.data.readers.voc import read_voc
-from pvlr.train.config import ConfigError, LoopConfig, LossConfig, OptimizerConfig, ScheduleConfig, TowerConfig
+from pvlr.train.config import (
+    ConfigError,
+    LoopConfig,
+    LossConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TowerConfig,
+    config_to_json,
+)
 from pvlr.train.data_config import VOCData
-from pvlr.train.evaluation.study import RESAMPLES, StudyConfig, study
+from pvlr.train.evaluation.study import RESAMPLES, StudyConfig, _Cell, study
 from pvlr.train.evaluation.study_report import learning_curve, regime_table, study_table, write_report
 
 ROWS: dict[str, dict[str, dict[str, Any]]] = {
@@ -235,3 +247,25 @@ def test_the_package_of_the_figure_is_asked_for_before_anything_is_trained(
             study=StudyConfig(folder=str(tmp_path / "s"), rows={"a": {"b": {}}}),
         )  # fmt: skip
     assert not (tmp_path / "s").exists()
+
+
+def test_a_cell_finished_before_decoders_chose_their_patches_stays_finished(tmp_path: Path) -> None:
+    base = {"data": VOCData(root="a"), "tower": TowerConfig(), "model": PVLRConfig(), "baseline": BaselineConfig()}
+    earlier = {name: config_to_json(part) for name, part in base.items()}
+    del earlier["data"]["root"], earlier["tower"]["feature_folder"], earlier["baseline"]["patches"]
+    digest = hashlib.sha256(json.dumps(earlier, sort_keys=True).encode()).hexdigest()
+    assert _Cell(tmp_path, "methods", "PVLR", 0, base).digest == digest
+    own = BaselineConfig(kind="ml_decoder", patches="own")
+    assert _Cell(tmp_path, "methods", "PVLR", 0, base | {"baseline": own}).digest != digest
+
+
+def test_a_row_may_read_the_patches_own_features(config: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "tower", "efficientnet")
+    image = load_towers(f"local-dir:{tmp_path / 'tower'}").image
+    small = {"baseline.kind": "ml_decoder", "baseline.width": 8, "baseline.heads": 2, "baseline.hidden": 8}
+    told = yaml.safe_load(config.read_text())
+    told["study"] |= {"rows": {"methods": {"joint": small, "own": small | {"baseline.patches": "own"}}}, "seeds": [0]}
+    config.write_text(yaml.safe_dump(told))
+    assert command(study, [f"--config={config}"], data=VOCData) == 0
+    found = cells(tmp_path / "study")
+    assert found["own", 0]["parameters"] - found["joint", 0]["parameters"] == 8 * (image.own_dim - image.dim) > 0

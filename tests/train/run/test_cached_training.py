@@ -98,6 +98,49 @@ def test_what_pooled_vectors_were_made_of_is_cached_trained_on_gone_on_with_and_
     assert label_rows(model).shape == (3, 2 * image.dim + wide + 3)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("base", ["true", "false"])
+def test_features_of_patches_are_cached_for_the_decoders_that_ask_and_beside_the_others(
+    base: str, voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tower = tmp_path / "tower"
+    write_folder(tower, "efficientnet")
+    image = load_towers(f"local-dir:{tower}").image
+    small = {"baseline__kind": "ml_decoder", "baseline__width": 8, "baseline__heads": 2, "baseline__hidden": 8}
+    own = {**PLAIN, **small, "baseline__base": base, "baseline__patches": "own"}
+    without = weights_of(voc, tower, tmp_path / "without", **own)
+    assert without["head.projection.weight"].shape == (8, image.own_dim)
+    assert image.own_dim > image.dim
+    shared = {**CACHE, "tower__feature_folder": tmp_path / "features"}
+    joint = weights_of(voc, tower, tmp_path / "joint", **(own | shared | {"baseline__patches": "joint"}))
+    assert joint["head.projection.weight"].shape == (8, image.dim)
+    assert not list((tmp_path / "features").rglob("own.bin"))
+    cached = weights_of(voc, tower, tmp_path / "cached", **own, **shared)
+    said = capsys.readouterr().out
+    assert "computed anew" not in said
+    assert said.count("computing the features of ") == 4
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["test", "test-own", "train", "train-own"]
+    assert (tmp_path / "features/test-own/own.bin").stat().st_size == 4 * 4 * image.grid**2 * image.own_dim
+    for name, value in without.items():
+        torch.testing.assert_close(cached[name], value, rtol=1e-5, atol=1e-5, msg=name)
+    again = weights_of(voc, tower, tmp_path / "again", **own, **shared)
+    assert "computing" not in capsys.readouterr().out
+    assert all(torch.equal(again[name], value) for name, value in cached.items())
+    loaded = Recognizer.from_pretrained(tmp_path / "cached").model
+    program = write_program(tmp_path / "program", loaded, kind="torch")
+    assert program.difference < 1e-4
+
+
+def test_patches_that_a_tower_does_not_have_are_refused_before_any_is_cached(
+    voc: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"baseline__kind": "ml_decoder", "baseline__patches": "own", "tower__name": "pvlr:scenes-clip"}
+    given = tiny_options(voc, tmp_path, tmp_path / "run", **CACHE, **options)
+    assert command(train, given, data=VOCData) == 2
+    assert "error: patches: expected 'joint' for this image tower" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "features").exists()
+
+
 def arguments(voc: Path, tower: Path) -> dict[str, Any]:
     towers = load_towers(f"local-dir:{tower}")
     return {

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from pvlr.core.protocols import ImageFeatures
 from pvlr.core.towers.errors import TowerError
 
-__all__ = ["Block", "Family", "PatchFeatures", "RunBlock", "run_block", "run_block_twice", "side"]
+__all__ = ["Block", "Family", "PatchFeatures", "RunBlock", "run_block", "run_block_twice", "side", "wider"]
 
 PatchFeatures = Literal["value", "final"]
 # Modules that count as one block: the downsampling at the beginning of a stage belongs to the stage's first block.
@@ -34,6 +34,7 @@ class Family(NamedTuple):
         size: Side of the images it takes, in pixels.
         dim: Width of the joint space (``d``).
         source_dim: Width of the features that the pooled vector is computed from, where they are provided; else 0.
+        own_dim: Width of the features that each patch vector is computed from, where it is larger than ``dim``; else 0.
     """
 
     features: Callable[[Any, Tensor, PatchFeatures, RunBlock], ImageFeatures]
@@ -44,6 +45,7 @@ class Family(NamedTuple):
     size: int
     dim: int
     source_dim: int = 0
+    own_dim: int = 0
 
 
 def side(size: Any, what: str) -> int:
@@ -56,6 +58,11 @@ def side(size: Any, what: str) -> int:
     if height != width:
         raise TowerError(f"image tower: expected a square {what}, got {height} × {width}")
     return int(height)
+
+
+def wider(own: int, dim: int) -> int:
+    """Return the width of features, where it is larger than that of the joint space; else 0."""
+    return own if own > dim else 0
 
 
 def run_block(block: Block, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pvlr.core.functional import attend, merge_heads, split_heads
 from pvlr.core.protocols import ImageFeatures
 from pvlr.core.towers.errors import TowerError, shown
-from pvlr.core.towers.image.blocks import Block, Family, PatchFeatures, RunBlock, side
+from pvlr.core.towers.image.blocks import Block, Family, PatchFeatures, RunBlock, side, wider
 from pvlr.core.towers.image.timm_family import timm_family
 
 __all__ = ["family_of", "resize_positions"]
@@ -80,6 +80,7 @@ def _vit_family(visual: Any, patch_features: PatchFeatures) -> Family:
         stride=side(visual.patch_size, "patch"),
         size=side(visual.image_size, "image"),
         dim=int(visual.ln_post.normalized_shape[0] if visual.proj is None else visual.proj.shape[1]),
+        own_dim=0 if visual.proj is None else wider(*visual.proj.shape),
     )
 
 
@@ -115,7 +116,8 @@ def _vit_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatu
     patches = visual.ln_post(tokens)
     if visual.proj is None:
         return ImageFeatures(patches=patches, pooled=pooled)
-    return ImageFeatures(patches=patches @ visual.proj, pooled=pooled @ visual.proj)
+    own = patches if wider(*visual.proj.shape) else None
+    return ImageFeatures(patches=patches @ visual.proj, pooled=pooled @ visual.proj, own=own)
 
 
 def _vit_value(block: Any, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:
@@ -136,6 +138,7 @@ def _resnet_family(visual: Any) -> Family:
         stride=32,
         size=side(visual.image_size, "image"),
         dim=int(visual.attnpool.c_proj.out_features),
+        own_dim=wider(visual.attnpool.v_proj.in_features, visual.attnpool.c_proj.out_features),
     )
 
 
@@ -168,4 +171,5 @@ def _resnet_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFe
     )
     attended = pool.c_proj(merge_heads(attend(query, key, value)))
     patches = pool.c_proj(pool.v_proj(x)) if how == "value" else attended[:, 1:]
-    return ImageFeatures(patches=patches, pooled=attended[:, 0])
+    own = x if wider(x.shape[-1], patches.shape[-1]) else None
+    return ImageFeatures(patches=patches, pooled=attended[:, 0], own=own)

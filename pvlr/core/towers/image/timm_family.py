@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pvlr.core.protocols import ImageFeatures
 from pvlr.core.towers.concepts import ConceptHead
 from pvlr.core.towers.errors import TowerError, shown
-from pvlr.core.towers.image.blocks import Block, Family, PatchFeatures, RunBlock, side
+from pvlr.core.towers.image.blocks import Block, Family, PatchFeatures, RunBlock, side, wider
 
 __all__ = ["fit_size", "timm_family"]
 
@@ -135,6 +135,7 @@ def _map_family(visual: Any) -> Family:
         size=size,
         dim=dim,
         source_dim=_source_dim(visual),
+        own_dim=wider(trunk.num_features, dim),
     )
 
 
@@ -170,7 +171,9 @@ def _map_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFeatu
     pooled = visual.head(source)
     x = rearrange(x, "b y x w -> b (y x) w" if _channels_last(trunk) else "b w y x -> b (y x) w")
     source = source if _source_dim(visual) else None
-    return ImageFeatures(patches=_each(partial(_pool_map, visual), x), pooled=pooled, source=source)
+    patches = _each(partial(_pool_map, visual), x)
+    own = x if wider(x.shape[-1], patches.shape[-1]) else None
+    return ImageFeatures(patches=patches, pooled=pooled, source=source, own=own)
 
 
 def _source_dim(visual: Any) -> int:
@@ -235,6 +238,7 @@ def _token_family(visual: Any, patch_features: PatchFeatures) -> Family:
         stride=int(embed.feat_ratio()),
         size=side(visual.image_size, "image"),
         dim=dim,
+        own_dim=wider(trunk.embed_dim, dim),
     )
 
 
@@ -266,7 +270,8 @@ def _token_features(visual: Any, images: Float[Tensor, "b 3 s s"], how: PatchFea
     tokens = final[:, trunk.num_prefix_tokens :]
     if how == "value" and trunk.attn_pool is not None:
         tokens = _pool_token(trunk.attn_pool, tokens)
-    return ImageFeatures(patches=_each(partial(_token_head, visual), tokens), pooled=pooled)
+    patches = _each(partial(_token_head, visual), tokens)
+    return ImageFeatures(patches=patches, pooled=pooled, own=tokens if wider(x.shape[-1], patches.shape[-1]) else None)
 
 
 def _pool_token(pool: Any, x: Float[Tensor, "b n w"]) -> Float[Tensor, "b n w"]:

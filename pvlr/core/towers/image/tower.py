@@ -35,6 +35,7 @@ class OpenClipImageTower(nn.Module):
     Attributes:
         dim: Width of the joint space (``d``).
         source_dim: Width of the features the pooled vector is computed from, where that is no projection; else 0.
+        own_dim: Width of the features each patch vector is computed from, where it is larger than ``dim``; else 0.
         image_size: Side of the square images it takes, in pixels.
         grid: Patches along one side; ``n = grid²``, row by row.
         patch_features: The kind of patch vectors it returns.
@@ -63,7 +64,7 @@ class OpenClipImageTower(nn.Module):
         self.patch_features: PatchFeatures = patch_features
         self.image_size = self._family.size
         self.dim = self._family.dim
-        self.source_dim = self._family.source_dim
+        self.source_dim, self.own_dim = self._family.source_dim, self._family.own_dim
         # Fixed sine positions are parameters that must never be trained.
         self._fixed = {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
         self.trainable: Literal["frozen", "all"] | int = "frozen"
@@ -175,7 +176,8 @@ class OpenClipImageTower(nn.Module):
 
         Returns:
             Patches ``b n d`` and the pooled vector ``b d``, which is open_clip's ``encode_image``; neither normalised;
-            and the features it was computed from, where ``source_dim`` is not 0.
+            and the features it was computed from, where ``source_dim`` is not 0, and those of the patches, where
+            ``own_dim`` is not 0.
 
         Raises:
             ShapeError: the images are of another size.
