@@ -1,6 +1,7 @@
 """The command that turns a trained model into a program, as a user calls it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from helpers.extras import require_extra
+from helpers.training_toys import write_voc
 
 from pvlr.core import PVLR, LabelSet, PVLRConfig, load_towers
 from pvlr.core.models.baselines import BaselineConfig, BaselineModel
@@ -64,6 +68,40 @@ def test_a_baseline_is_exported_as_any_model(tmp_path: Path) -> None:
     images = torch.randn(2, 3, 128, 128)
     with torch.no_grad():
         torch.testing.assert_close(program(images), model.eval()(images).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_cost_of_8_bits_is_told_in_map_and_label_vectors_are_those_of_the_same_model(
+    saved: Path, tmp_path: Path
+) -> None:
+    require_extra("onnx", "onnx", "onnxscript", "onnxruntime")
+    write_voc(tmp_path / "voc", train=4, test=5)
+    config = tmp_path / "voc.yaml"
+    config.write_text(yaml.safe_dump({"data": {"root": str(tmp_path / "voc"), "workers": 0}}))
+    options = ["--labels", "input", "--precision", "int8", "--batch", 2, "--opset", 18]
+    told = export(
+        "--run", saved, "--out", tmp_path, *options, "--data", config, "--data_kind", "voc", "--split", "test"
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stderr == ""
+    assert re.search(r"^mAP (\d+\.\d) -> (\d+\.\d) of the program, on 5 pictures$", told.stdout, re.MULTILINE)
+    assert "of probabilities" in told.stdout
+    assert "over batches of 2 images" in told.stdout
+    described = json.loads((tmp_path / "program.json").read_text())
+    assert described["precision"] == "int8"
+    assert described["inputs"]["images"] == [2, 3, 128, 128]
+
+    towers, labels = load_towers("pvlr:scenes-clip"), LabelSet(("red_circle", "star"))
+    Recognizer(PVLR.from_towers(PVLRConfig(), labels, towers)).save_pretrained(tmp_path / "another")
+    names = ["--labels", "input", "--names", "zebra"]
+    told = export("--run", tmp_path / "another", "--out", tmp_path, *names)
+    assert told.returncode == 2
+    assert re.fullmatch(r"error: .*program\.json: expected a program of this model, .*\n", told.stderr)
+    told = export("--run", saved, "--out", tmp_path, *names, "--precision", "float16")
+    assert told.returncode == 2
+    assert re.fullmatch(r"error: precision: expected none with names, .*, got float16; .*\n", told.stderr)
+    told = export("--run", saved, "--out", tmp_path, "--split", "test")
+    assert told.returncode == 2
+    assert re.fullmatch(r"error: split: expected none without data, got test; .* --data CONFIG\n", told.stderr)
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:

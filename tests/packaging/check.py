@@ -94,7 +94,9 @@ if len(found) != 2: raise SystemExit("wrong number")
 ONNX = """
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.export import write_program
-print(write_program(Path("program"), Recognizer.from_pretrained("run").model, kind="onnx", labels="input").difference)
+model = Recognizer.from_pretrained("run").model
+for precision in ("float32", "float16", "int8"):
+    print(write_program(Path(precision), model, kind="onnx", labels="input", precision=precision).difference)
 """
 DEMO = """
 from pvlr.cli.demo import build
