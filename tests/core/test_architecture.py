@@ -37,7 +37,8 @@ MOST_FILES = 17  # Of a folder, its `__init__` among them.
 MOST_LINES, MOST_PARAMETERS = 60, 8
 # Each keyword of these is an option of a command line, or of a layout of files.
 OPTIONS = {
-    "train", "evaluate_run", "tag_bulk", "read_table", "read_rows", "tag", "evaluate", "doubtful", "export", "write_program",
+    "train", "evaluate_run", "tag_bulk", "read_table", "read_rows", "tag", "evaluate", "doubtful", "export",
+    "write_program",
 }  # fmt: skip
 
 

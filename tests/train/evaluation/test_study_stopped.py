@@ -17,6 +17,7 @@ import yaml
 from helpers.tower_models import write_folder
 from helpers.training_toys import write_voc
 
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
     """Start a study of one short cell and two that would not end, and wait until both are in training."""

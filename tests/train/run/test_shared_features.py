@@ -13,12 +13,12 @@ from helpers.processes import on_ranks
 from helpers.training_toys import tiny_options, toy_batch, write_voc
 from torch import Tensor
 
+from pvlr.cli.command import command
 from pvlr.core.protocols import ImageFeatures
 from pvlr.core.towers import load_towers
 from pvlr.data.batch import Batch, DataError
 from pvlr.data.readers.voc import read_voc
 from pvlr.train import train
-from pvlr.train.cli import command
 from pvlr.train.data_config import VOCData
 from pvlr.train.dataloaders import transform_config
 from pvlr.train.distributed import EndedElsewhere, ProcessLost, World
