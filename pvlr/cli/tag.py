@@ -145,12 +145,12 @@ def tag(
             return 0
         with ExitStack() as stack:
             outputs = _Outputs(stack, recognizer, places, threshold, top)
-            paths = _progress(
+            shown = _progress(
                 outputs.todo(picture_paths(pictures, sys.stdin.buffer, left_out=outputs.leave_out)), pictures
             )
             found = tag_files(
                 recognizer,
-                paths,
+                shown,
                 batch_size=batch_size,
                 workers=workers,
                 threshold=outputs.threshold,

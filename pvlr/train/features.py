@@ -41,6 +41,7 @@ class FeatureSettings:
         seed: Seed of the augmented views.
         device: Device of the tower.
         precision: Precision of the tower, ``"float32"`` or ``"bf16"``.
+        own: Whether to store the patches' own features too, which the tower provides.
     """
 
     views: int = 1
@@ -50,9 +51,12 @@ class FeatureSettings:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "float32"
+    own: bool = False
 
     @classmethod
-    def of(cls, tower: TowerConfig, loop: LoopConfig, *, workers: int, device: torch.device) -> "FeatureSettings":
+    def of(
+        cls, tower: TowerConfig, loop: LoopConfig, *, workers: int, device: torch.device, own: bool
+    ) -> "FeatureSettings":
         """Return the settings of a run."""
         return cls(
             views=tower.feature_views,
@@ -62,6 +66,7 @@ class FeatureSettings:
             seed=loop.seed,
             device=device,
             precision=loop.precision,
+            own=own,
         )
 
 
@@ -74,7 +79,6 @@ def cache_features(
     fingerprint: str,
     transform: TransformConfig,
     settings: FeatureSettings | None = None,
-    own: bool = False,
     watch: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches,
     world: World | None = None,
 ) -> CachedFeatures:
@@ -94,7 +98,6 @@ def cache_features(
         fingerprint: Fingerprint of the tower's weights.
         transform: Preprocessing and augmentation of the pictures.
         settings: Number of views, data type, device, …; None: the defaults.
-        own: Whether to store the patches' own features too, which the tower provides.
         watch: Wrapper of the iterator of batches, for a progress bar or a request to stop.
         world: The ranks that share the batches, which all call this function; None: this process alone.
 
@@ -121,7 +124,7 @@ def cache_features(
         "precision": precision,
     }
     shape: dict[str, Any] = {"rows": views * len(data), "patches": tower.grid**2, "dim": tower.dim}
-    shape["source"], shape["own"] = getattr(tower, "source_dim", 0), getattr(tower, "own_dim", 0) if own else 0
+    shape["source"], shape["own"] = getattr(tower, "source_dim", 0), getattr(tower, "own_dim", 0) if settings.own else 0
     store = world.on_rank_zero(lambda: _opened(folder, key=key, **shape, dtype=settings.dtype))
     if not store.complete:
         _fill(store, data, tower, transform, settings, watch, world)
@@ -131,7 +134,7 @@ def cache_features(
             return CachedFeatures(data, store, shown=views)
         # A folder on a disk that rank 0 does not write to is filled here.
         return cache_features(
-            data, tower, folder, fingerprint=fingerprint, transform=transform, settings=settings, own=own, watch=watch
+            data, tower, folder, fingerprint=fingerprint, transform=transform, settings=settings, watch=watch
         )
 
     return world.on_all_ranks(found)
@@ -221,7 +224,6 @@ def cache_splits(
     *,
     transform: TransformConfig,
     settings: FeatureSettings,
-    own: bool = False,
     watch: Callable[[Iterator[Batch]], Iterator[Batch]],
     world: World | None = None,
 ) -> list[CachedFeatures]:
@@ -233,7 +235,6 @@ def cache_splits(
         folder: Parent folder of each split's folder of features.
         transform: Preprocessing and augmentation of the pictures.
         settings: Computation and storage of features; all splits but the training split have one view.
-        own: As for :func:`cache_features`; these are in folders of their own.
         watch: As for :func:`cache_features`.
         world: As for :func:`cache_features`.
 
@@ -246,11 +247,10 @@ def cache_splits(
         cache_features(
             part,
             towers.image,
-            feature_folder(folder, name, own=own),
+            feature_folder(folder, name, own=settings.own),
             fingerprint=towers.fingerprint,
             transform=transform,
             settings=settings if name == "train" else replace(settings, views=1),
-            own=own,
             watch=watch,
             world=world,
         )

@@ -351,7 +351,8 @@ class _Run:
         config, tower = self.config, self.config.tower
         self.towers.image.to(self.device).eval()
         folder = self.folder / "features" if tower.feature_folder is None else Path(tower.feature_folder)
-        settings = FeatureSettings.of(tower, self.loop, workers=config.data.workers, device=self.device)
+        own = config.baseline.patches == "own"
+        settings = FeatureSettings.of(tower, self.loop, workers=config.data.workers, device=self.device, own=own)
         with StopRequest(patient=self.world.size > 1) as stop:
             return cache_splits(
                 self.splits,
@@ -359,7 +360,6 @@ class _Run:
                 folder,
                 transform=self.transform,
                 settings=settings,
-                own=config.baseline.patches == "own",
                 watch=lambda batches: stop.watch(batches, "the features"),
                 world=self.world,
             )

@@ -368,9 +368,9 @@ def _regions(model: PVLR | BaselineModel, sections: Sections) -> tuple[Tensor, L
     own = sections["baseline"].patches == "own"
     folder = feature_folder(Path(tower.feature_folder), "test", own=own)
     transform = transform_config(towers.preprocess, data)
-    settings = FeatureSettings(dtype=tower.feature_dtype, precision=sections["loop"].precision)
+    settings = FeatureSettings(dtype=tower.feature_dtype, precision=sections["loop"].precision, own=own)
     cached = cache_features(
-        test, towers.image, folder, fingerprint=towers.fingerprint, transform=transform, settings=settings, own=own
+        test, towers.image, folder, fingerprint=towers.fingerprint, transform=transform, settings=settings
     )
     shown = cached.with_regions(model.sees)
     if len(shown) == 0:
