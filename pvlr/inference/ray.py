@@ -16,6 +16,7 @@ from pvlr.console import say
 from pvlr.core.arguments import require_int
 from pvlr.data.archives import Member, members
 from pvlr.data.batch import DataError
+from pvlr.data.images import MAX_PIXELS
 from pvlr.data.sources import ENDINGS, is_picture, why_left_out
 from pvlr.files import remove_leftovers, write_atomically
 from pvlr.inference.recognizer import Recognizer
@@ -114,6 +115,7 @@ def tag_bulk(
     workers: int = 2,
     part_size: int = 256,
     batch_size: int = 32,
+    max_pixels: int = MAX_PIXELS,
     device: str = "cpu",
     address: str | None = None,
 ) -> int:
@@ -133,6 +135,7 @@ def tag_bulk(
         workers: Processes that tag, each with a model of its own, at least 1.
         part_size: Pictures per part, at least 1.
         batch_size: Pictures per forward pass, at least 1.
+        max_pixels: Largest width times height of a picture, at least 1.
         device: Device of each worker: auto, cpu or cuda.
         address: Address of a running Ray cluster; null starts one on this machine.
 
@@ -144,7 +147,8 @@ def tag_bulk(
         BulkError: if ray is not installed, nothing is found, or the folder holds another run's tags.
         PretrainedError: if the model cannot be loaded.
     """
-    for name, value in (("workers", workers), ("part_size", part_size), ("batch_size", batch_size)):
+    sizes = {"batch_size": batch_size, "max_pixels": max_pixels}
+    for name, value in {"workers": workers, "part_size": part_size, **sizes}.items():
         require_int(name, value, least=1)
     try:
         import ray
@@ -171,7 +175,7 @@ def tag_bulk(
             rows = [{"part": json.dumps(part)} for part in waiting]
             done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 _PartRecognizer,
-                fn_constructor_kwargs={"chosen": chosen, "out": str(folder), "batch_size": batch_size},
+                fn_constructor_kwargs={"chosen": chosen, "out": str(folder), "sizes": sizes},
                 compute=ray.data.ActorPoolStrategy(size=workers),
                 max_restarts=-1,
                 max_task_retries=-1,
@@ -191,17 +195,17 @@ def tag_bulk(
 class _PartRecognizer:
     """One worker, which tags parts with its own model."""
 
-    def __init__(self, *, chosen: Mapping[str, Any], out: str, batch_size: int) -> None:
+    def __init__(self, *, chosen: Mapping[str, Any], out: str, sizes: Mapping[str, int]) -> None:
         torch.set_num_threads(1)  # There is a worker for each core.
         self.recognizer = Recognizer.open(**chosen)
-        self.folder, self.batch_size = Path(out), batch_size
+        self.folder, self.sizes = Path(out), sizes
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, int]:
         import pyarrow
         from pyarrow import parquet
 
         part = Part(*json.loads(str(row["part"])))
-        found = tag_pictures(self.recognizer, _sources(part), batch_size=self.batch_size, workers=1)
+        found = tag_pictures(self.recognizer, _sources(part), workers=1, **self.sizes)
         column = COLUMNS[self.recognizer.decision.scores][-1]
         rows = [_row(one, column) for one in found]
         schema = pyarrow.schema([

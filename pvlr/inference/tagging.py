@@ -131,11 +131,13 @@ def tag_pictures(
     workers: int = 2,
     threshold: float | None = None,
     thumbnails: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Tagged | Unreadable]:
     """Tag pictures that need not be files, each given as a name and a path or bytes; see :func:`tag_files`."""
     require_int("batch_size", batch_size, least=1)
     require_int("workers", workers, least=1)
-    return _tag_pictures(recognizer, iter(pictures), batch_size, workers, threshold, thumbnails, MAX_PIXELS)
+    require_int("max_pixels", max_pixels, least=1)
+    return _tag_pictures(recognizer, iter(pictures), batch_size, workers, threshold, thumbnails, max_pixels)
 
 
 def _tag_pictures(

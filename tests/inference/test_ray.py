@@ -1,6 +1,7 @@
 """Bulk tagging: its parts, its refusals, and a cluster of two workers of which one is killed."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from helpers.extras import require_extra
 from helpers.tagging_toys import make_recognizer, write_pictures
 
 from pvlr.data.batch import DataError
-from pvlr.inference.ray import BulkError, _claim, parts_of, tag_bulk
+from pvlr.inference.ray import BulkError, _claim, _PartRecognizer, parts_of, tag_bulk
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -68,6 +69,8 @@ def test_refusals_name_the_argument_or_file(tmp_path: Path) -> None:
         parts_of(str(tmp_path), size=2)
     with pytest.raises(ValueError, match=r"^workers: expected a whole number of at least 1, got 0$"):
         tag_bulk(run="x", pictures="y", out="z", workers=0)
+    with pytest.raises(ValueError, match="max_pixels: expected a whole number of at least 1, got 0"):
+        tag_bulk(run="x", pictures="y", out="z", max_pixels=0)
 
 
 def test_tags_within_the_folder_of_the_pictures_are_no_pictures(tmp_path: Path) -> None:
@@ -93,14 +96,14 @@ def test_tags_within_the_folder_of_the_pictures_are_no_pictures(tmp_path: Path) 
 
 def test_pictures_that_a_folder_leaves_out_are_told(tmp_path: Path) -> None:
     files = write_pictures(tmp_path / "all", 2)
-    (tmp_path / "all" / "a.heic").write_bytes(b"")
+    (tmp_path / "all" / "a.jxl").write_bytes(b"")
     (tmp_path / "all" / "note.txt").write_text("no picture")
-    Path(files[1]).rename(tmp_path / "all" / "scan")
+    Path(files[1]).rename(tmp_path / "all" / "scan.dat")
     told: list[str] = []
     (part,) = parts_of(str(tmp_path / "all"), size=9, left_out=told.append)
     assert part.members == (files[0],)
     assert [reason.partition(":")[0] for reason in told] == [
-        str(tmp_path / "all" / name) for name in ("a.heic", "scan")
+        str(tmp_path / "all" / name) for name in ("a.jxl", "scan.dat")
     ]
 
 
@@ -108,6 +111,17 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     from pyarrow import parquet
 
     return [row for path in sorted(folder.glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+
+
+def test_a_worker_takes_the_limit_of_pixels(tmp_path: Path) -> None:
+    require_extra("ray", "pyarrow")
+    make_recognizer(tmp_path / "tower").save_pretrained(tmp_path / "model")
+    (part,) = parts_of(str(Path(write_pictures(tmp_path / "pictures", 2)[0]).parent), size=9)
+    chosen, row = {"run": str(tmp_path / "model")}, {"part": json.dumps(part)}
+    for limit, bad in ((10, 2), (100_000, 0)):
+        sizes = {"batch_size": 2, "max_pixels": limit}
+        assert _PartRecognizer(chosen=chosen, out=str(tmp_path), sizes=sizes)(row) == {"pictures": 2, "bad": bad}
+    assert [row["error"] for row in rows_of(tmp_path)] == [None, None]
 
 
 def workers_there() -> list[int]:
