@@ -27,8 +27,9 @@ def training_batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """Return the batch norms of a model that use the statistics of the batch.
 
     Example:
-        >>> training_batch_norms(nn.Sequential(nn.BatchNorm1d(2).eval(), nn.BatchNorm1d(3)))
-        [BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)]
+        >>> model = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.BatchNorm1d(3))
+        >>> [part.num_features for part in training_batch_norms(model)]
+        [3]
     """
     return [part for part in model.modules() if isinstance(part, _BatchNorm) and part.training]
 

@@ -16,7 +16,8 @@ REFUSED = {"coca_base", "coca_roberta-ViT-B-32", "coca_ViT-B-32", "coca_ViT-L-14
 
 
 def test_names_are_those_of_open_clip_s_that_load() -> None:
-    assert set(module._names()) == set(open_clip.list_models()) - REFUSED
+    known = {name for name in open_clip.list_models() if not name.startswith("pvlr-test")}  # Of other tests.
+    assert set(module._names()) == known - REFUSED
 
 
 def test_the_table_tells_every_kind_without_importing_torch(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ def floors(requirements: list[str]) -> dict[str, str]:
 
 
 def test_the_floors_that_are_installed_for_a_test_are_those_that_are_promised() -> None:
-    tested = ("clip", "data", "train", "plot", "test")
+    tested = ("clip", "data", "train", "plot", "test", "heic", "video")
     used = PROJECT["dependencies"] + [requirement for name in tested for requirement in EXTRAS[name]]
     wanted, held = floors(used), pinned(ROOT / "tests/packaging/floors.txt")
     assert sorted(wanted) == sorted(held)

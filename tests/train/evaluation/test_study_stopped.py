@@ -100,7 +100,7 @@ def test_a_signal_ends_all_processes_and_the_command_to_go_on_is_told(
     interrupted, again = err.splitlines()[-2:]
     assert interrupted == "interrupted with 2 of 2 cells to train; those that are finished stay"
     words = shlex.split(again.removeprefix("go on with: "))
-    assert words[:5] == ["python", "-m", "pvlr", "study", "voc"]
+    assert words[words.index("study") :][:2] == ["study", "voc"]
     assert are_gone(started, 5), "an orphan is left"
     (cell,) = (tmp_path / "study" / "cells").glob("*.json")
     assert json.loads(cell.read_text())["row"] == "short"

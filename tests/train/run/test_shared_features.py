@@ -37,7 +37,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}  # Locks are a folder.
 
 
 Watch = Callable[[Iterator[Batch]], Iterator[Batch]]
