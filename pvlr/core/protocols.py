@@ -1,6 +1,6 @@
 """Protocols of text towers and image towers, independent of the library they come from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ __all__ = [
     "Seen",
     "TextTower",
     "ZeroShot",
+    "encode_images",
     "join_regions",
     "split_regions",
 ]
@@ -60,6 +61,33 @@ class ImageFeatures(NamedTuple):
     pooled: Float[Tensor, "b d"]
     source: Float[Tensor, "b k"] | None = None
     own: Float[Tensor, "b n w"] | None = None
+
+
+IMAGES_AT_ONCE = 4
+"""Images that a CPU encodes at a time; memory of more is taken from the system page by page (docs/benchmarks.md)."""
+
+
+def encode_images(tower: Callable[[Tensor], ImageFeatures], images: Float[Tensor, "b 3 s s"]) -> ImageFeatures:
+    """Return a tower's features of images; on a CPU and without gradients, of a few images at a time, which is faster.
+
+    Args:
+        tower: The image tower; in training mode it is given all images at once, which batch norm may need.
+        images: `b 3 s s`.
+
+    Example:
+        >>> class Mean(torch.nn.Module):
+        ...     def forward(self, images: Tensor) -> ImageFeatures:
+        ...         pooled = images.mean(dim=(2, 3))
+        ...         return ImageFeatures(pooled.unsqueeze(1), pooled)
+        >>> with torch.no_grad():
+        ...     encode_images(Mean().eval(), torch.ones(9, 3, 2, 2)).patches.shape
+        torch.Size([9, 1, 3])
+    """
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu"
+    if whole or getattr(tower, "training", False) or len(images) <= IMAGES_AT_ONCE:
+        return tower(images)
+    parts = [tower(part) for part in images.split(IMAGES_AT_ONCE)]  # type: ignore[no-untyped-call]
+    return ImageFeatures._make(None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True))
 
 
 class Seen(NamedTuple):

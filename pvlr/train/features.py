@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pvlr.console import say
-from pvlr.core.protocols import ImageTower
+from pvlr.core.protocols import ImageTower, encode_images
 from pvlr.core.towers import Towers
 from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
@@ -173,7 +173,7 @@ def _fill(
         if batch is None:  # The last batches may be fewer than the ranks.
             return {}
         with autocast(settings.device, settings.precision):
-            features = tower(batch.image.to(settings.device))
+            features = encode_images(tower, batch.image.to(settings.device))
         return {name: getattr(features, name).float().cpu() for name in store.files}
 
     def written(parts: list[dict[str, Tensor]], skipped: int) -> int:

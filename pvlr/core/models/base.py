@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from pvlr.core.labels import LabelSet
 from pvlr.core.models.cache import Cache
-from pvlr.core.protocols import ImageFeatures, ImageTower, PromptTokens, Regions, TextTower, join_regions
+from pvlr.core.protocols import (
+    ImageFeatures,
+    ImageTower,
+    PromptTokens,
+    Regions,
+    TextTower,
+    encode_images,
+    join_regions,
+)
 from pvlr.core.shapes import expect
 from pvlr.core.towers import TowerOrigin
 
@@ -131,7 +139,7 @@ class TowerModel(nn.Module):
         """
         size = self.image.image_size
         expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
-        return self.image(images)
+        return encode_images(self.image, images)
 
     def train(self: T, mode: bool = True) -> T:
         """Switch the mode, but not the text tower's, and clear the label vectors cached for evaluation."""
