@@ -21,7 +21,7 @@ from pvlr.core.models.state import trained_state
 from pvlr.core.models.texts import text_sources, with_copies
 from pvlr.core.models.zero_shot import zero_shot_cosines, zero_shot_regions
 from pvlr.core.prompts import PromptBank, encode_knowledge
-from pvlr.core.protocols import ImageFeatures
+from pvlr.core.protocols import ImageFeatures, encode_images
 from pvlr.core.towers import build_towers
 from pvlr.core.towers.text.sentence_encoders import SENTENCE_TRANSFORMERS, require_sentence_transformers
 from pvlr.data.batch import Batch, DataError
@@ -574,7 +574,7 @@ class _Run:
 
         if self.cached is None:
             parts = (loaders.plain_training(shared=True), loaders.testing(shared=True))
-            train, test = (encode(part, towers.image) for part in parts)
+            train, test = (encode(part, partial(encode_images, towers.image)) for part in parts)
         else:
             share = Share(world.rank, world.size, whole=True)
             # The cache stores the pooled vector first, then the patch vectors.

@@ -14,7 +14,7 @@ from pvlr.core.labels import LabelSet
 from pvlr.core.losses import binary_cross_entropy
 from pvlr.core.metrics.ranking import average_precision, mean_average_precision
 from pvlr.core.metrics.report import MultiLabelReport, multilabel_report
-from pvlr.core.protocols import ImageFeatures, encode_images
+from pvlr.core.protocols import ImageFeatures
 from pvlr.data.batch import Batch
 from pvlr.train.distributed import World
 from pvlr.train.evaluation.predictions import autocast
@@ -95,7 +95,7 @@ def pooled_features(
         parts = []
         for batch in batches:
             with autocast(device, precision):
-                features = encode_images(tower, batch.image.to(device, non_blocking=True))
+                features = tower(batch.image.to(device, non_blocking=True))
             cosines = None if compare is None else compare(features).float().cpu()
             vectors = F.normalize(features.pooled.float(), dim=-1).cpu()
             parts.append(PooledFeatures(vectors, batch.target, batch.known, cosines))
