@@ -1,4 +1,4 @@
-"""Seconds from ``python examples/predict.py`` to the first tag, and where they go."""
+"""Seconds from ``pvlr tag`` to the first tag, and where they go."""
 
 import json
 import os
@@ -14,23 +14,21 @@ from pathlib import Path
 from measure import THREADS, table
 from tagging import write_photographs
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TOWERS = {"pvlr:photos": "coco", "pvlr:scenes-clip": "red circle, star"}
 PARTS = ("interpreter", "imports", "tower", "labels", "picture")
-# The steps of predict.py one after the other; the times are compared with those of the parent, which started it.
+# The steps of `pvlr tag` one after the other; the times are compared with those of the parent, which started it.
 CODE = """
 import sys, time
 marks = [time.time()]
-sys.path.insert(0, {examples!r})
-import predict
+import pvlr.cli.tag as command
 marks.append(time.time())
 from pvlr.core.towers import build_towers, spec_of
 from pvlr.data.label_lists import labels_of
 towers = build_towers(spec_of({tower!r}, None))
 marks.append(time.time())
-recognizer = predict.Recognizer.from_towers(towers, labels_of({labels!r}))
+recognizer = command.Recognizer.from_towers(towers, labels_of({labels!r}))
 marks.append(time.time())
-next(predict.tag_files(recognizer, [{picture!r}], batch_size=4))
+next(command.tag_files(recognizer, [{picture!r}], batch_size=4))
 marks.append(time.time())
 import json
 print(json.dumps(marks))
@@ -40,11 +38,11 @@ print(json.dumps(marks))
 def seconds(tower: str, labels: str, picture: str) -> list[float]:
     """Return the seconds of each part, and last those of the script itself."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)}
-    code = CODE.format(examples=str(EXAMPLES), tower=tower, labels=labels, picture=picture)
+    code = CODE.format(tower=tower, labels=labels, picture=picture)
     begin = time.time()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=environment, text=True)
     marks = [begin, *json.loads(run.stdout.splitlines()[-1])]
-    script = [sys.executable, str(EXAMPLES / "predict.py"), "--tower", tower, "--labels", labels, picture]
+    script = [sys.executable, "-m", "pvlr", "tag", "--tower", tower, "--labels", labels, picture]
     begin = time.time()
     subprocess.run(script, capture_output=True, check=True, env=environment)
     return [*(after - before for before, after in pairwise(marks)), time.time() - begin]
@@ -62,6 +60,6 @@ def report(small: bool = False) -> Iterator[str]:
             rows.append((tower, *(f"{statistics.median(column):.2f}" for column in columns)))
     yield table(
         "Seconds from the command to the first tag of a picture of 2 megapixels",
-        ("tower", *PARTS, "predict.py to its end"),
+        ("tower", *PARTS, "pvlr tag to its end"),
         rows,
     )
