@@ -105,10 +105,14 @@ def csv_records(
 def json_records(
     path: Path, keys: Sequence[str], *, options: Mapping[str, str] = NO_OPTIONS, encoding: str | None = None
 ) -> Iterator[Record]:
-    """Yield the objects of a JSONL file, one a line, or of a JSON file that is a list of them.
+    """Yield the objects of a JSONL file, one a line, or of a JSON file: a list of them, or FiftyOne's ``labels.json``.
+
+    The file of FiftyOne maps the names of pictures to their labels; each becomes an object with the keys ``file`` and
+    ``labels``.
 
     Args:
-        path: Path of the file, at most `MAX_TABLE_BYTES`; a list of objects, if its name ends in ``.json``.
+        path: Path of the file, at most `MAX_TABLE_BYTES`; a list of objects or FiftyOne's, if its name ends in
+            ``.json``.
         keys: The required keys of every object, which may have others.
         options: The option that names a key, by the key; for messages.
         encoding: See `read_text`.
@@ -148,6 +152,9 @@ def _list_objects(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
     except DataError as err:
         lines = text.lstrip().startswith("{") and "Extra data" in str(err)
         raise DataError(f"{err}; a table of an object a line ends in .jsonl" if lines else str(err)) from None
+    if isinstance(values, dict) and values.keys() == {"classes", "labels"}:
+        yield from _of_fiftyone(path, values["classes"], values["labels"])
+        return
     if not isinstance(values, list):
         found = f"an object with {shown_keys(values)}" if isinstance(values, dict) else shown(values)
         raise DataError(f"{path}: expected a list of objects, found {found}")
@@ -156,6 +163,26 @@ def _list_objects(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
         if not isinstance(value, dict):
             raise DataError(f"{place}: expected an object in braces, found {shown(value)}")
         yield place, value
+
+
+def _of_fiftyone(path: Path, classes: object, labels: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the pictures of FiftyOne's ``labels.json``, whose labels are names, positions of classes, or objects."""
+    if not isinstance(classes, list) or not isinstance(labels, dict):
+        raise DataError(f"{path}: expected a list of classes and an object of labels, as FiftyOne writes them")
+    for name, value in labels.items():
+        place = f"{path}: {name}"
+        found = []
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            label = one.get("label") if isinstance(one, dict) else one
+            if type(label) is int and 0 <= label < len(classes):
+                label = classes[label]
+            if not isinstance(label, str):
+                raise DataError(
+                    f"{place}: expected a label's name, its position among {len(classes)} classes or an object with "
+                    f"'label', found {shown(one)}"
+                )
+            found.append(label)
+        yield place, {"file": name, "labels": list(dict.fromkeys(found))}  # Boxes of one label are one label.
 
 
 def parse_json(place: str, text: str) -> dict[str, Any]:
