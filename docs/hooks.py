@@ -47,7 +47,9 @@ def options() -> str:
     """Every option of the training scripts: a table per section, from the dataclasses and their docstrings."""
     sections = inspect.get_annotations(train, eval_str=True)
     parts = [
-        section(name, kind, f"`{kind.__name__}`") for name, kind in sections.items() if name not in ("data", "return")
+        section(name, kind, f"`{kind.__name__}`")
+        for name, kind in sections.items()
+        if name != "data" and dataclasses.is_dataclass(kind)
     ]
     kinds = {kind.__name__: kind for kind in vars(data_config).values() if is_data_config(kind)}
     base = kinds.pop("DataConfig")
