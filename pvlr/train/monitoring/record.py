@@ -63,7 +63,7 @@ def started(folder: Path, *, step: int, last: str | None = None) -> dict[str, An
     Args:
         folder: The run's folder, with the record of the previous process, if there was one.
         step: Number of steps done by earlier processes; 0: they are ignored.
-        last: How the last of them ended, see :func:`~pvlr.runs.state_of_run`; None: what its record says.
+        last: How the last of them ended, see ``pvlr.runs.state_of_run``; None: what its record says.
     """
     earlier: list[Any] = []
     if step > 0 and (folder / RUN_NAME).is_file():
