@@ -137,7 +137,7 @@ class DataConfig:
         """Generate or download the data if it is absent and the configuration requires it."""
 
     def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
-        """Read a split.
+        """Read a split by :meth:`read_split`, with the limit of a picture's size.
 
         Args:
             split: Its name.
@@ -147,6 +147,10 @@ class DataConfig:
         Raises:
             DataError: naming the file or folder that is missing or broken.
         """
+        return self.read_split(split, train=train, labels=labels).with_max_pixels(self.max_pixels)
+
+    def read_split(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
+        """Read a split, in the way of a kind of data; the arguments are those of :meth:`read`."""
         raise NotImplementedError
 
     def splits(self, seed: int) -> Splits:
@@ -174,8 +178,6 @@ class DataConfig:
             train = hide_labels(train, keep=self.keep_labels, seed=seed)
             if validation is not None and self.val_share is not None:
                 validation = hide_labels(validation, keep=self.keep_labels, seed=seed)
-        train, test = train.with_max_pixels(self.max_pixels), test.with_max_pixels(self.max_pixels)
-        validation = None if validation is None else validation.with_max_pixels(self.max_pixels)
         return Splits(train, test, validation)
 
     def _both(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
@@ -272,7 +274,7 @@ class VOCData(DataConfig):
         else:
             obtain_voc(self.root, self.year, self.obtain)
 
-    def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
+    def read_split(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
         """Read the list of a split (without lists: all annotations in their folder) and the annotations."""
         rules = VOCRules(
             picture_folder=self.picture_folder.replace("{split}", split),
@@ -334,7 +336,7 @@ class COCOData(DataConfig):
         if self.labels is not None:
             _require_kept(self.unused)
 
-    def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
+    def read_split(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
         """Read a split's file of annotations."""
         images, annotations = (
             Path(self.root, part.replace("{split}", split)) for part in (self.images, self.annotations)
@@ -385,7 +387,7 @@ class NUSWideData(DataConfig):
         super().__post_init__()
         self._require_texts("root")
 
-    def read(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
+    def read_split(self, split: str, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
         """Read a split's lists."""
         return read_nuswide(self.root, split=split, lists=self.lists, images=self.images, labels=labels)
 
@@ -464,6 +466,10 @@ class TableData(DataConfig):
         return TableFormat(**{**given, "form": None if self.form == "sidecars" else self.form})
 
     def read(self, split: str | None, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
+        """Read a split, with the limit of a picture's size; None: all pictures."""
+        return self.read_split(split, train=train, labels=labels).with_max_pixels(self.max_pixels)
+
+    def read_split(self, split: str | None, *, train: bool, labels: LabelSet | None = None) -> LabelledImages:
         """Read a split; None: all pictures."""
         labels = label_set(self.labels) if labels is None else labels
         if self.table is None:

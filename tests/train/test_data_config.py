@@ -115,3 +115,14 @@ def test_labels_of_a_table_are_read_from_a_file_too(tmp_path: Path) -> None:
     assert TableData(images=str(tmp_path), labels=("cat", "salt, pepper")).splits(0).train.labels.names[0] == "cat"
     with pytest.raises(ConfigError, match=r"^data\.labels: expected names without quotes"):
         TableData(images=str(tmp_path), labels='"salt, pepper", cat').splits(0)
+
+
+def test_every_way_to_read_has_the_limit_of_pixels(voc: Path, tmp_path: Path) -> None:
+    data = VOCData(root=str(voc), max_pixels=99, shots=1, val_share=0.3, keep_labels=0.5)
+    assert data.read("test", train=False).max_pixels == 99
+    assert [part.max_pixels for part in data.splits(0) if part is not None] == [99, 99, 99]
+    for name in ("1.png", "2.png", "3.png", "4.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "x.csv").write_text("file,labels\n1.png,a\n2.png,a\n3.png,b\n4.png,b\n")
+    table = TableData(images=str(tmp_path), table=str(tmp_path / "x.csv"), test_share=0.5, max_pixels=99)
+    assert [part.max_pixels for part in table.splits(0) if part is not None] == [99, 99]
