@@ -20,8 +20,8 @@ from torch import Tensor
 from pvlr.data.batch import DataError, MachineError, refusal
 
 __all__ = [
-    "FORMATS", "HEAD", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "MAX_WHOLE", "Picture", "Pixels", "decode_rgb", "kind_of",
-    "picture_of",
+    "FORMATS", "HEAD", "MAX_BYTES", "MAX_PIXELS", "MAX_SIDE", "MAX_WHOLE", "Picture", "Pixels", "decode_rgb",
+    "head_of", "kind_of", "picture_of",
 ]  # fmt: skip
 
 Picture = str | os.PathLike[str] | bytes | io.BytesIO | io.BufferedReader | Image.Image
@@ -84,6 +84,17 @@ def kind_of(head: bytes) -> str | None:
         ('GIF', "Photoshop's", None)
     """
     return next((name for name, beginning in BEGINNINGS if re.match(beginning, head, re.DOTALL)), None)
+
+
+def head_of(path: str | os.PathLike[str], size: int = HEAD) -> bytes | None:
+    """Return the first bytes of a regular file; None if it is none, or cannot be read."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # Opening a pipe or a device may block forever.
+            return None
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError:
+        return None
 
 
 def decode_rgb(

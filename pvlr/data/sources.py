@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePath
 
 from pvlr.data.batch import DataError, refusal
-from pvlr.data.images import FORMATS, HEAD, kind_of
+from pvlr.data.images import FORMATS, head_of, kind_of
 from pvlr.data.video import is_video
 
 __all__ = ["ENDINGS", "STDIN", "is_picture", "picture_paths", "why_left_out"]
@@ -82,18 +82,7 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     if os.path.basename(path).startswith("."):  # macOS keeps ._a.jpg beside a.jpg on other disks.
         return False
     ending = os.path.splitext(path)[1].lower()
-    return ending in ENDINGS or (ending in ("", ".") and kind_of(_head(path)) in FORMATS)
-
-
-def _head(path: str | os.PathLike[str]) -> bytes:
-    """Return the first bytes of a regular file; none of one that cannot be read."""
-    try:
-        if not os.path.isfile(path):  # Opening a pipe may block forever.
-            return b""
-        with open(path, "rb") as file:
-            return file.read(HEAD)
-    except OSError:
-        return b""
+    return ending in ENDINGS or (ending in ("", ".") and kind_of(head_of(path) or b"") in FORMATS)
 
 
 def why_left_out(path: str | os.PathLike[str]) -> str | None:
@@ -116,7 +105,7 @@ def why_left_out(path: str | os.PathLike[str]) -> str | None:
     """
     if os.path.basename(path).startswith(".") or not os.path.isfile(path):
         return None
-    ending, head = os.path.splitext(path)[1].lower(), _head(path)
+    ending, head = os.path.splitext(path)[1].lower(), head_of(path) or b""
     kind = kind_of(head)
     if is_video(path):
         return str(DataError(f"{path}: expected a picture, found a video; name it by itself to tag its key frames"))

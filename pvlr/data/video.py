@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from PIL import Image
 
 from pvlr.core.arguments import require_number
 from pvlr.data.batch import DataError, refusal
-from pvlr.data.images import MAX_PIXELS, kind_of
+from pvlr.data.images import MAX_PIXELS, head_of, kind_of
 
 __all__ = ["EVERY", "KeyFrame", "is_video", "key_frames"]
 
@@ -63,7 +62,7 @@ def is_video(path: str | os.PathLike[str]) -> bool:
         ...     [is_video(Path(folder, name)) for name in sorted(os.listdir(folder))]
         [True, True, False, False]
     """
-    head = _head(path)
+    head = head_of(path, HEAD)
     if head is None or kind_of(head) is not None:
         return False
     return os.path.splitext(path)[1].lower() in ENDINGS or _container_of(head, BEGINNINGS) is not None
@@ -88,7 +87,7 @@ def key_frames(path: str | os.PathLike[str], *, every: float = EVERY, side: int 
             part that is missing; a `MachineError` if the file is not the cause.
     """
     require_number("every", every, least=0.0)
-    name, head = str(path), _head(path)
+    name, head = str(path), head_of(path, HEAD)
     if head is None:
         raise DataError(f"{name}: expected a video, found no such file")
     form = _container_of(head, (*BEGINNINGS, *BEGINNINGS_OF_SOUND))
@@ -201,14 +200,3 @@ def _seconds(ticks: int | None, base: Fraction | None) -> float | None:
 
 def _container_of(head: bytes, beginnings: tuple[tuple[str, bytes], ...]) -> str | None:
     return next((name for name, beginning in beginnings if re.match(beginning, head, re.DOTALL)), None)
-
-
-def _head(path: str | os.PathLike[str]) -> bytes | None:
-    """Return the first bytes of a regular file; None if it is none, or cannot be read."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # Opening a pipe or a device may block forever.
-            return None
-        with open(path, "rb") as file:
-            return file.read(HEAD)
-    except OSError:
-        return None
