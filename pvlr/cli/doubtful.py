@@ -4,17 +4,15 @@ The pictures are those of all splits of the run, or of ``--data``. For each labe
 label is least probable; labels that are unknown are left out. It is for looking at them: the model may be wrong, too.
 """
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from pvlr.cli.checks import require_places, require_whole
 from pvlr.cli.help import Usage
+from pvlr.cli.progress import progress
 from pvlr.cli.recipes import find_config
 from pvlr.core.arguments import ConfigError
-from pvlr.data.batch import Batch
 from pvlr.data.dataset import LabelledImages
 from pvlr.data.sampling import EpochSampler
 from pvlr.data.scan import without_bad_images
@@ -23,7 +21,7 @@ from pvlr.inference.doubtful import most_doubtful, write_doubts_csv, write_doubt
 from pvlr.inference.recognizer import Recognizer
 from pvlr.train.data_config import DataConfig
 from pvlr.train.dataloaders import load_batches
-from pvlr.train.evaluation.evaluate_run import read_data_config
+from pvlr.train.evaluation.evaluate_run import DataKind, read_data_config
 from pvlr.train.evaluation.predictions import predict_logits
 from pvlr.train.monitoring.record import CONFIG_NAME
 
@@ -42,7 +40,7 @@ def doubtful(
     *,
     run: str,
     data: str | None = None,
-    data_kind: Literal["voc", "coco", "nuswide", "table"] | None = None,
+    data_kind: DataKind | None = None,
     tower: str | None = None,
     out: str | None = None,
     csv: str | None = None,
@@ -99,12 +97,6 @@ def _predicted(
     for name, images in splits.items():
         sampler = EpochSampler(len(images), batch_size)
         batches = load_batches(images.with_transform(recognizer.transform), sampler, workers=config.workers)
-        found = predict_logits(recognizer.model, _progress(batches, len(sampler), name), device=find_device(device))
+        found = predict_logits(recognizer.model, progress(batches, len(sampler), name), device=find_device(device))
         probabilities[name] = recognizer.decision.probabilities(found.logits)
     return splits, probabilities
-
-
-def _progress(batches: Iterable[Batch], count: int, name: str) -> Iterator[Batch]:
-    from tqdm import tqdm
-
-    yield from tqdm(batches, total=count, desc=name, unit="batch", leave=False, disable=None)

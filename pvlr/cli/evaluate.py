@@ -4,18 +4,17 @@ The format of score files is described in pvlr/train/evaluation/score_files.py. 
 uncertainty due to the choice of images: they are drawn again, with replacement, ``--resamples`` times.
 """
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from pvlr.cli.checks import require_places, require_probability, require_whole
 from pvlr.cli.help import Usage
+from pvlr.cli.progress import progress
 from pvlr.cli.recipes import find_config
 from pvlr.core.arguments import ConfigError
 from pvlr.core.metrics.bootstrap import bootstrap_map, percentile_interval
 from pvlr.core.metrics.report import multilabel_report
-from pvlr.data.batch import Batch
-from pvlr.train.evaluation.evaluate_run import evaluate_run
+from pvlr.train.evaluation.evaluate_run import DataKind, evaluate_run
 from pvlr.train.evaluation.report_files import report_table, write_report_csv, write_report_json
 from pvlr.train.evaluation.score_files import read_scores
 
@@ -40,7 +39,7 @@ def evaluate(
     weights: str | None = None,
     kind: Literal["probabilities", "logits"] = "probabilities",
     data: str | None = None,
-    data_kind: Literal["voc", "coco", "nuswide", "table"] | None = None,
+    data_kind: DataKind | None = None,
     split: str | None = None,
     device: str = "cpu",
     threshold: float = 0.5,
@@ -88,7 +87,7 @@ def evaluate(
             tower=tower,
             weights=weights,
             device=device,
-            watch=_progress,
+            watch=progress,
         )
     report = multilabel_report(found.probabilities, found.target, found.known, found.labels, threshold, found.scores)
     interval = None
@@ -103,9 +102,3 @@ def evaluate(
         write_report_json(places["json"], report, mAP_interval=limits)
     if places["csv"] is not None:
         write_report_csv(places["csv"], report)
-
-
-def _progress(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    from tqdm import tqdm
-
-    yield from tqdm(batches, total=count, unit="batch", leave=False, disable=None)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from pvlr.cli.help import Usage
+from pvlr.cli.progress import progress
 from pvlr.cli.recipes import find_config
 from pvlr.inference.export import (
     FORMATS,
@@ -24,6 +25,7 @@ from pvlr.inference.export import (
 from pvlr.inference.onnx_program import Precision
 from pvlr.inference.recognizer import Recognizer
 from pvlr.train.evaluation.evaluate_program import evaluate_program, require_data
+from pvlr.train.evaluation.evaluate_run import DataKind
 
 __all__ = ["USAGE", "export"]
 
@@ -49,7 +51,7 @@ def export(
     batch: int | None = None,
     precision: Precision = "float32",
     data: str | None = None,
-    data_kind: Literal["voc", "coco", "nuswide", "table"] | None = None,
+    data_kind: DataKind | None = None,
     split: str | None = None,
     benchmark: bool = False,
 ) -> None:
@@ -100,7 +102,9 @@ def export(
         "images"
     )
     if data is not None:
-        found = evaluate_program(program, recognizer, find_config(data, "--data"), kind=data_kind, split=split)
+        found = evaluate_program(
+            program, recognizer, find_config(data, "--data"), kind=data_kind, split=split, watch=progress
+        )
         print(f"mAP {100 * found.model:.1f} -> {100 * found.program:.1f} of the program, on {found.pictures} pictures")
     if benchmark:
         print(_timed(recognizer, program.run, labels, program.batches if batch else (1, 8)))

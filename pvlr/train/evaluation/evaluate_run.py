@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from pvlr.core.arguments import ConfigError
 from pvlr.core.labels import LabelSet
@@ -18,8 +18,9 @@ from pvlr.train.evaluation.predictions import predict_logits
 from pvlr.train.evaluation.score_files import Scored
 from pvlr.train.monitoring.record import CONFIG_NAME
 
-__all__ = ["KINDS", "evaluate_run", "read_data_config"]
+__all__ = ["KINDS", "DataKind", "evaluate_run", "read_data_config"]
 
+DataKind = Literal["voc", "coco", "nuswide", "table"]
 KINDS: dict[str, type[DataConfig]] = {"voc": VOCData, "coco": COCOData, "nuswide": NUSWideData, "table": TableData}
 
 
@@ -67,7 +68,7 @@ def evaluate_run(
         images = config.splits(seed).test
     else:
         labels = None if data is not None else recognizer.labels
-        images = config.read(split, train=False, labels=labels).with_max_pixels(config.max_pixels)
+        images = config.read(split, train=False, labels=labels)
     (images,) = without_bad_images([images], config.on_bad_image, workers=config.workers)
     if images.labels != recognizer.labels:
         recognizer = recognizer.with_labels(images.labels)
