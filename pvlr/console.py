@@ -1,11 +1,25 @@
 """Console output of commands: lines flushed at once and printed by rank 0 alone, commands to go on with, refusals."""
 
 import os
+import select
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["is_rank_zero", "is_refusal", "pvlr_command", "say", "started_as"]
+__all__ = [
+    "CLOSED_OUTPUT",
+    "is_rank_zero",
+    "is_refusal",
+    "output_is_closed",
+    "pvlr_command",
+    "say",
+    "started_as",
+    "until_output_closes",
+]
+
+CLOSED_OUTPUT = 141
+"""Exit code of a program whose output nobody reads any more: that of a shell for SIGPIPE."""
 
 
 def is_rank_zero() -> bool:
@@ -22,6 +36,38 @@ def say(text: str) -> None:
     """
     if is_rank_zero():
         print(text, flush=True)
+
+
+def output_is_closed() -> bool:
+    """Return whether the program that read this one's output has ended, as ``head`` does."""
+    try:
+        sys.stdout.flush()
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), 0)
+    except BrokenPipeError:
+        return True
+    except (AttributeError, OSError, ValueError):  # No poll on Windows; an output that is not a file.
+        return False
+    # A failed write drops what it could not write, so that nothing is left to fail again.
+    return any(event & select.POLLERR for _, event in watch.poll(0))
+
+
+def until_output_closes(work: Callable[[], int]) -> int:
+    """Return the exit code of a program, which ends without a message when nobody reads its output any more.
+
+    Example:
+        >>> until_output_closes(lambda: 0)
+        0
+    """
+    try:
+        code = work()
+        closed = output_is_closed()
+    except BrokenPipeError:
+        if not (closed := output_is_closed()):  # The pipe was another one.
+            raise
+    if closed:  # What is left would be written again at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return CLOSED_OUTPUT if closed else code
 
 
 def is_refusal(err: BaseException) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 from pvlr.cli.help import Usage, help_text, topics
 from pvlr.cli.options import REQUIRED, Option, expected, nearest, normalised, options_of, specialised
 from pvlr.cli.recipes import find_config
-from pvlr.console import is_rank_zero, is_refusal, started_as
+from pvlr.console import is_rank_zero, is_refusal, output_is_closed, started_as
 
 __all__ = ["Usage", "command"]
 
@@ -41,6 +41,9 @@ def command(
         The exit code: 0; 2 for an error in the configuration or the data, printed in one line on stderr; 130 or 143
         if SIGINT or SIGTERM stopped it; 1 if another rank of the run was lost. If several ranks end with a message,
         the first of them prints it.
+
+    Raises:
+        BrokenPipeError: if nobody reads the program's output any more.
     """
     words = sys.argv[1:] if args is None else list(args)
     usage = usage or Usage(name=Path(sys.argv[0]).name)
@@ -49,6 +52,8 @@ def command(
     except KeyboardInterrupt:
         return _end("interrupted", 130)
     except (ArgumentError, OSError) as err:
+        if isinstance(err, BrokenPipeError) and output_is_closed():
+            raise
         return _end(f"error: {err}", 2)
     except Exception as err:
         if (code_of_stop := _stopped(err, function, usage, words)) is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pvlr
+from pvlr.console import until_output_closes
 from pvlr.packages import TRAIN, require_packages
 
 __all__ = ["COMMANDS", "KINDS", "Command", "main", "script"]
@@ -55,7 +56,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments of the command line; None: those of this process.
 
     Returns:
-        The exit code: that of the command, or 2 for a command that there is not.
+        The exit code: that of the command, or 2 for a command that there is not, or 141 if nobody reads its output any
+        more.
 
     Example:
         >>> main(["--version"])
@@ -63,6 +65,10 @@ def main(args: Sequence[str] | None = None) -> int:
         0
     """
     words = sys.argv[1:] if args is None else list(args)
+    return until_output_closes(lambda: _main(words))
+
+
+def _main(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -71,7 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in COMMANDS:
         return _refuse(f"expected one of the commands {', '.join(COMMANDS)}", words[0], tuple(COMMANDS), "command")
-    return _run(words[0], words[1:], f"pvlr {words[0]}", words[:1])
+    return _run(words[0], list(words[1:]), f"pvlr {words[0]}", list(words[:1]))
 
 
 def script(name: str, *words: str) -> int:
@@ -81,7 +87,8 @@ def script(name: str, *words: str) -> int:
         name: The command.
         *words: Words behind it that the script stands for, such as a kind of data.
     """
-    return _run(name, [*words, *sys.argv[1:]], Path(sys.argv[0]).name, [], len(words))
+    args = [*words, *sys.argv[1:]]
+    return until_output_closes(lambda: _run(name, args, Path(sys.argv[0]).name, [], len(words)))
 
 
 def _run(name: str, args: list[str], called: str, words: list[str], hidden: int = 0) -> int:

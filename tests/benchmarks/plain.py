@@ -2,7 +2,7 @@
 
     python tests/benchmarks/plain.py FOLDER/VOCdevkit/VOC2007
 
-It has the same network as pvlr:photos, and reads and trains as torchvision's and torch's tutorials do.
+It has the same network and image size as pvlr:photos, and reads and trains as torchvision's and torch's tutorials do.
 """
 
 import argparse
@@ -29,7 +29,7 @@ class Pictures(Dataset):
     def __init__(self, root: Path, split: str) -> None:
         self.root, self.names = root, (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
         self.transform = v2.Compose([
-            v2.Resize((224, 224), antialias=True), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
+            v2.Resize((288, 288), antialias=True), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
             v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ])  # fmt: skip
 

@@ -119,7 +119,7 @@ def tagging(how: str, tower: dict[str, str], folder: str, labels: int) -> Callab
 
 def report(small: bool = False, photographs: Path | None = None) -> Iterator[str]:
     """The table, ratio first; ``photographs``: a folder of JPEG files that are enlarged."""
-    count, labels, repeat = (4, 4, 1) if small else (64, LABELS, 3)
+    count, labels, repeat = (4, 4, 1) if small else (32, LABELS, 2)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         write_photographs(Path(folder), count, photographs)

@@ -59,9 +59,8 @@ def report(small: bool = False, *, photographs: Path, pictures: int | None = Non
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_repeated(photographs, root / "voc", pictures)
-        recipe = EXAMPLES / "configs" / "voc07_photos.yaml"
         common = [
-            str(EXAMPLES / "train_voc.py"), "--config", str(recipe), "--data.root", str(root / "voc"),
+            "-m", "pvlr", "train", "voc", "--config", "voc07_photos", "--data.root", str(root / "voc"),
             "--data.obtain", "never", "--run.baselines", "false", "--run.tensorboard", "false",
             "--tower.feature_folder", str(root / "features"),
             *(["--loop.epochs", "1"] if small else []),

@@ -1,7 +1,9 @@
 """The command `pvlr`: its table of commands, help that fits a screen, one spelling of options, refusals in a line."""
 
 import inspect
+import os
 import re
+import select
 import subprocess
 import sys
 from importlib import import_module
@@ -17,6 +19,7 @@ from pvlr.cli.command import command
 from pvlr.cli.help import topics
 from pvlr.cli.main import COMMANDS, KINDS, main
 from pvlr.cli.options import Option, normalised, options_of, specialised
+from pvlr.console import CLOSED_OUTPUT, until_output_closes
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 WHOLE = [name for name, entry in COMMANDS.items() if not entry.has_kinds]
@@ -252,3 +255,24 @@ def test_an_error_that_is_a_bug_keeps_its_traceback() -> None:
 
     with pytest.raises(ValueError, match="of this test"):
         command(broken, [])
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="a closed pipe is told by poll")
+@pytest.mark.parametrize("words", [["--help"], ["recipes"], ["towers", "--help"]])
+def test_output_that_nobody_reads_ends_the_command_without_a_word(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    run = subprocess.run([sys.executable, "-m", "pvlr", *words], stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (CLOSED_OUTPUT, b"")
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="a closed pipe is told by poll")
+def test_another_broken_pipe_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise BrokenPipeError(32, "a worker's pipe")
+
+    assert command(fail, []) == 2
+    assert "a worker's pipe" in capsys.readouterr().err
+    with pytest.raises(BrokenPipeError, match="a worker's pipe"):
+        until_output_closes(fail)

@@ -108,7 +108,7 @@ def study(
     """Train every row over every seed, and write the report: ``report.md`` and its figures.
 
     All runs share one cache of features. A finished cell of the same configuration is not trained again; one that was
-    not finished when a study was stopped is.
+    not finished when a study was stopped is. Rows of the same configuration are trained once.
 
     Args:
         data: The pictures.
@@ -139,8 +139,9 @@ def study(
         _Cell(folder, group, row, seed, _changed(base, row, changes, seed)) for group, row, changes, seed in _all(study)
     ]
     wanted = set(study.only or ())
-    todo = [cell for cell in cells if not wanted or {cell.group, cell.row} & wanted]
-    todo = [cell for cell in todo if cell.found() is None]
+    asked = [cell for cell in cells if not wanted or {cell.group, cell.row} & wanted]
+    _share(cells, asked)
+    todo = list({cell.digest: cell for cell in reversed(asked) if cell.found() is None}.values())[::-1]
     say(f"{len(cells)} cells, {len(todo)} to train")
     for cell in todo:
         text_sources(cell.sections["model"])  # Raises an error for missing files before anything is trained.
@@ -151,6 +152,7 @@ def study(
             say(_train(cell))
     elif len(todo) > 1:
         _train_in_processes(todo[1:], study.processes)
+    _share(cells, asked)
     finished = [found for cell in cells if (found := cell.found()) is not None]
     return write_report(folder, finished)
 
@@ -190,6 +192,11 @@ class _Cell:
             return None
         return content if content.get("digest") == self.digest else None
 
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Write its file: what was measured of its configuration, under its own names."""
+        named = {"group": self.group, "row": self.row, "seed": self.seed, "digest": self.digest}
+        write_atomically(self.path, f"{json.dumps({**values, **named}, indent=1)}\n".encode())
+
 
 def _all(study: StudyConfig) -> Iterator[tuple[str, str, dict[str, Any], int]]:
     """Seeds outermost: a study that is stopped has all rows of its first seeds."""
@@ -197,6 +204,14 @@ def _all(study: StudyConfig) -> Iterator[tuple[str, str, dict[str, Any], int]]:
         for group, rows in study.rows.items():
             for row, changes in rows.items():
                 yield group, row, changes, seed
+
+
+def _share(cells: Sequence[_Cell], asked: Sequence[_Cell]) -> None:
+    """Write the file of each cell asked for whose configuration another cell has been trained with."""
+    finished = {cell.digest: found for cell in cells if (found := cell.found()) is not None}
+    for cell in asked:
+        if cell.digest in finished and cell.found() is None:
+            cell.write(finished[cell.digest])
 
 
 def _changed(base: Sections, row: str, changes: Mapping[str, Any], seed: int) -> Sections:
@@ -305,10 +320,6 @@ def _train(cell: _Cell) -> str:
             write_atomically(scanned, (run / scanned.name).read_bytes())
         built = Recognizer.from_pretrained(run).model
         values = {
-            "group": cell.group,
-            "row": cell.row,
-            "seed": cell.seed,
-            "digest": cell.digest,
             "mAP": results.report.mAP,
             "CF1": results.report.CF1,
             "OF1": results.report.OF1,
@@ -316,7 +327,7 @@ def _train(cell: _Cell) -> str:
             "seconds": results.seconds,
             **_measured(built, cell.sections),
         }
-    write_atomically(cell.path, f"{json.dumps(values, indent=1)}\n".encode())
+    cell.write(values)
     shutil.rmtree(run)
     return f"{cell.row}, seed {cell.seed}: mAP {100 * results.report.mAP:.2f} in {results.seconds:.0f} s"
 

@@ -108,6 +108,44 @@ def test_each_cell_is_trained_once_and_reported(
     assert not (folder / "curve.svg").exists()
 
 
+def test_rows_of_one_configuration_are_trained_once(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe = {"baseline.kind": "linear_probe"}
+    rows = {"methods": {"probe": probe}, "parts": {"complete": dict(probe), "other": {**probe, "optimizer.lr": 0.1}}}
+    told = yaml.safe_load(config.read_text())
+    told["study"] |= {"rows": rows, "seeds": [0]}
+    config.write_text(yaml.safe_dump(told))
+    for only, to_train in (("[complete]", 1), ("[probe]", 0), ("null", 1)):
+        assert command(study, [f"--config={config}", f"--study.only={only}"], data=VOCData) == 0
+        assert f"3 cells, {to_train} to train" in capsys.readouterr().out
+    found = cells(tmp_path / "study")
+    assert {name: cell["group"] for (name, _), cell in found.items()} == {
+        "probe": "methods", "complete": "parts", "other": "parts",
+    }  # fmt: skip
+    named = ("group", "row")
+    probe, complete, other = (
+        {name: value for name, value in found[row, 0].items() if name not in named}
+        for row in ("probe", "complete", "other")
+    )
+    assert probe == complete
+    assert probe["digest"] != other["digest"]
+
+
+def test_equal_rows_of_one_call_are_trained_once(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = yaml.safe_load(config.read_text())
+    told["study"] |= {"rows": {"a": {"one": {}}, "b": {"two": {}, "three": {}}}, "seeds": [0]}
+    config.write_text(yaml.safe_dump(told))
+    assert command(study, [f"--config={config}"], data=VOCData) == 0
+    out = capsys.readouterr().out
+    assert "3 cells, 1 to train" in out
+    assert "one, seed 0" in out
+    assert len({cell["mAP"] for cell in cells(tmp_path / "study").values()}) == 1
+    assert len(cells(tmp_path / "study")) == 3
+
+
 def test_groups_of_few_positives_are_a_learning_curve(tmp_path: Path) -> None:
     told = {"CF1": 0.5, "OF1": 0.5, "parameters": 10, "seconds": 1.0, "inference": 1e-3, "drawn": [0.4, 0.6]}
     groups = ("all labels", "16 positives", "1 positive", "10 %")
