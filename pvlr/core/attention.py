@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pvlr.core.arguments import require_bool, require_choice, require_heads, require_int
 from pvlr.core.block import Block
-from pvlr.core.functional import attend, attention_map, by_rows, merge_heads, split_heads, standardise
+from pvlr.core.functional import attend, attention_map, by_rows, merge_heads, split_heads, spread, standardise
 from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["DualModalAttention", "DualModalOutput", "LabelRelation", "MultiHeadAttention", "RelationMap"]
@@ -125,9 +125,11 @@ class MultiHeadAttention(Block):
 
 
 class LabelRelation(Block):
-    """Self-attention over the label axis, which also returns its map: ``x + MHA(LN x)``.
+    """Self-attention over the label axis, which also returns its map: ``x + σ(x) MHA(LN x)``.
 
-    The output projection is zero at the start. Labels have no position: permuting them permutes the output. Each
+    ``σ(x)`` is the standard deviation of a vector's entries, that ``LN`` divides by: what is added is in units of the
+    vector, however short that is. Without it the first steps add the same long vector to all labels of a joint space,
+    whose entries are small, and they can no longer be told apart. The output projection is zero at the start. Labels have no position: permuting them permutes the output. Each
     label may change the output of all others.
 
     Args:
@@ -158,7 +160,7 @@ class LabelRelation(Block):
         expect("labels", labels, "... c d", dtype="float", like=self.attention.q_proj.weight, d=self.dim)
         inside = standardise(labels)
         gathered, factors = self.attention(inside, inside)
-        return labels + gathered, RelationMap(*factors)
+        return labels + spread(labels) * gathered, RelationMap(*factors)
 
 
 class DualModalOutput(NamedTuple):

@@ -72,6 +72,16 @@ def standardise(x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
     return F.layer_norm(x, x.shape[-1:])
 
 
+def spread(x: Float[Tensor, "... d"]) -> Float[Tensor, "... 1"]:
+    """Return the standard deviation of each vector's entries: what :func:`standardise` divides by.
+
+    Example:
+        >>> spread(torch.tensor([1.0, 3.0]))
+        tensor([1.])
+    """
+    return x.std(dim=-1, keepdim=True, correction=0)
+
+
 def split_heads(x: Float[Tensor, "... n he"], heads: int) -> Float[Tensor, "... h n e"]:
     """Split the last axis into heads: channel ``h * e_size + e`` goes to head ``h``.
 

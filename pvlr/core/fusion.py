@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pvlr.core.arguments import require_bool, require_choice, require_heads
 from pvlr.core.attention import RelationMap
 from pvlr.core.block import Block
-from pvlr.core.functional import gate, merge_heads, split_heads, standardise
+from pvlr.core.functional import gate, merge_heads, split_heads, spread, standardise
 from pvlr.core.shapes import ShapeError, expect
 
 __all__ = ["FusionBlock"]
@@ -23,7 +23,8 @@ class FusionBlock(Block):
 
     ``gate``: ``g = σ(W [T_ka ; T_ca] + b)``, ``T = g ⊙ T_ka + (1 − g) ⊙ T_ca`` with ``W``, ``b`` at zero at the start,
     so that ``g`` starts at one half; then the relations: ``M = λ M_ka + (1 − λ) M_ca`` with one ``λ ∈ (0, 1)`` per
-    head, ½ at the start, and ``T + Out(M V(LN T))``. ``M`` is never computed, since the product is linear in it.
+    head, ½ at the start, and ``T + σ(T) Out(M V(LN T))``, with ``σ`` as in :class:`~pvlr.core.attention.LabelRelation`.
+    ``M`` is never computed, since the product is linear in it.
     ``sum``: ``T_ka + T_ca``. ``knowledge`` and ``context``: that input, unchanged.
 
     Args:
@@ -146,7 +147,7 @@ class FusionBlock(Block):
         values = split_heads(self.v_proj(standardise(labels)), self.heads)
         share = self.mix[:, None, None]
         mixed = share * knowledge_map.attend(values) + (1 - share) * context_map.attend(values)
-        fused: Tensor = labels + self.out_proj(merge_heads(mixed))
+        fused: Tensor = labels + spread(labels) * self.out_proj(merge_heads(mixed))
         return fused
 
     def _given(self, name: str, vectors: Tensor | None, **sizes: int) -> Tensor:

@@ -113,6 +113,18 @@ def test_law_1_permuting_labels_permutes_everything_about_labels(s: Sizes, draw:
         assert_close(a, b[..., order], **EXACT)
 
 
+@given(sizes(), draws(), st.sampled_from([1e-1, 1.0, 50.0]))
+def test_what_relates_labels_is_in_units_of_their_vectors(s: Sizes, draw: Draw, factor: float) -> None:
+    # Joint spaces hold vectors of length 1, whose entries are small: what is added must not drown them.
+    relation = moved(LabelRelation(dim=s.d, heads=s.h), draw)
+    labels = 10 * draw.normal(s.c, s.d)  # Long enough for the constant of the norm not to count.
+    (out, weights), (scaled, same) = relation(labels), relation(factor * labels)
+    near = {"rtol": 1e-3, "atol": 1e-2 * factor}
+    assert_close(scaled, factor * out, **near)
+    assert_close(same.dense(), weights.dense(), rtol=1e-3, atol=1e-3)
+    assert torch.isfinite(relation(torch.zeros(s.c, s.d, dtype=torch.float64))[0]).all()
+
+
 @given(sizes(), draws(), forms)
 def test_permuting_patches_permutes_patches_and_nothing_else(s: Sizes, draw: Draw, form: dict) -> None:
     order, labels, patches = draw.order(s.n), draw.normal(s.c, s.d), draw.normal(s.b, s.n, s.d)

@@ -46,7 +46,8 @@ def test_the_factors_give_what_the_fused_dense_map_gives(s: Sizes, draw: Draw) -
     both = torch.cat([knowledge.expand_as(context), context], dim=-1)
     labels = gate(block.gate(both), knowledge, context)
     fused = fuse_maps(maps[0].dense(), maps[1].dense(), block.mix)
-    wanted = labels + block.out_proj(merge_heads(fused @ split_heads(block.v_proj(standardise(labels)), s.h)))
+    mixed = block.out_proj(merge_heads(fused @ split_heads(block.v_proj(standardise(labels)), s.h)))
+    wanted = labels + labels.var(dim=-1, keepdim=True, correction=0).sqrt() * mixed
     assert_close(block(knowledge, context, *maps), wanted, **EXACT)
 
 

@@ -49,6 +49,13 @@ def standardise(x: Vector) -> Vector:
     return [(v - mean) / math.sqrt(variance + 1e-5) for v in x]
 
 
+def in_units_of(x: Vector, added: Vector) -> Vector:
+    """``x`` plus a vector in units of the standard deviation of its entries."""
+    mean = math.fsum(x) / len(x)
+    unit = math.sqrt(math.fsum((v - mean) ** 2 for v in x) / len(x))
+    return [v + unit * more for v, more in zip(x, added, strict=True)]
+
+
 def gelu(x: float) -> float:
     return x * 0.5 * (1 + math.erf(x / math.sqrt(2)))
 
@@ -124,7 +131,8 @@ def label_relation(state: State, labels: Matrix, heads: int) -> tuple[Matrix, li
     maps = [
         attention_map(*([head_slice(row, head, heads) for row in rows] for rows in (q, k))) for head in range(heads)
     ]
-    return [add(x, more) for x, more in zip(labels, _brought(state, "attention", maps, normed), strict=True)], maps
+    brought = _brought(state, "attention", maps, normed)
+    return [in_units_of(x, more) for x, more in zip(labels, brought, strict=True)], maps
 
 
 def _feed_forward(state: State, name: str, x: Vector) -> Vector:
@@ -207,7 +215,7 @@ def fusion(
             row.extend(
                 math.fsum(w * col[e] for w, col in zip(weights, columns, strict=True)) for e in range(len(columns[0]))
             )
-    return [add(row, linear(state, "out_proj", more)) for row, more in zip(labels, mixed, strict=True)]
+    return [in_units_of(row, linear(state, "out_proj", more)) for row, more in zip(labels, mixed, strict=True)]
 
 
 def adapted(state: State, patches: Matrix) -> Matrix:
