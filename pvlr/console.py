@@ -93,12 +93,17 @@ def started_as() -> list[str]:
     return pvlr_command() if is_ours else ["python", sys.argv[0]]
 
 
-def pvlr_command() -> list[str]:
-    """Return the words that start the command ``pvlr`` of this Python from a shell, wherever it is installed."""
+def pvlr_command(name: str = "pvlr", module: str = "pvlr") -> list[str]:
+    """Return the words that start a command of this Python from a shell, wherever it is installed.
+
+    Args:
+        name: The command.
+        module: The module that is run in its place where it has no script.
+    """
     beside = Path(sys.executable).parent
-    script = next((path for path in (beside / "pvlr", beside / "pvlr.exe") if path.is_file()), None)
+    script = next((path for path in (beside / name, beside / f"{name}.exe") if path.is_file()), None)
     if script is None:
-        return [sys.executable, "-m", "pvlr"]
-    if (found := shutil.which("pvlr")) is not None and Path(found).parent == beside:
-        return ["pvlr"]
+        return [sys.executable, "-m", module]
+    if (found := shutil.which(name)) is not None and Path(found).parent == beside:
+        return [name]
     return [str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)]

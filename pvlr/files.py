@@ -31,7 +31,10 @@ def write_atomically(
         ...     Path(folder, "a.txt").read_text(), os.listdir(folder), digest[:8]
         ('whole', ['a.txt'], '5d5766cf')
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=PARTIAL, dir=path.parent)
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=PARTIAL, dir=path.parent)
+    except OSError as err:  # Of the file that was asked for, and not of the partial one.
+        raise type(err)(err.errno, err.strerror, str(path)) from None
     partial = Path(name)
     try:
         with os.fdopen(descriptor, "w+b") as file:

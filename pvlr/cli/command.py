@@ -191,7 +191,8 @@ def _stopped(err: Exception, function: Callable[..., Any], usage: Usage, words: 
 
     if isinstance(err, Interrupted):
         # Overrides an earlier value: resume if there is a checkpoint, which an early signal may have prevented.
-        more = ["--run.resume=auto"] if "run" in inspect.signature(function).parameters else []
+        resume = "--run.resume=auto"
+        more = [resume] if "run" in inspect.signature(function).parameters and words[-1:] != [resume] else []
         again = shlex.join([*started_as(), *usage.words, *words, *more])
         return _end(f"interrupted {err}\ngo on with: {again}", 128 + err.signal_number)
     if isinstance(err, EndedElsewhere):

@@ -197,7 +197,8 @@ class _Outputs:
         self, stack: ExitStack, recognizer: Recognizer, places: Places, threshold: float | None, top: int | None
     ) -> None:
         decision, labels = recognizer.decision, recognizer.labels
-        self.labels, self.sidecars, self.failed, self.refused, self.left_out = labels, places.xmp, 0, 0, 0
+        self.labels, self.places, self.sidecars = labels, places, places.xmp
+        self.tagged = self.failed = self.refused = self.left_out = 0
         self.videos: set[str] = set()  # Those that some output has no place for.
         self.threshold = decision.least if top else threshold
         self.file: TagFile | None = None
@@ -234,6 +235,7 @@ class _Outputs:
 
     def add(self, one: Tagged) -> None:
         """Write the tags of a picture."""
+        self.tagged += 1
         if self.page is not None:
             self.page.add(one)
         if self.file is not None and one.path not in self.file.done:
@@ -271,7 +273,11 @@ class _Outputs:
                 place.refuse(bad)
 
     def finish(self) -> int:
-        """Print how many pictures have no tags, and return the exit code."""
+        """Print how many pictures have no tags, and on a terminal how many have, and return the exit code."""
+        if self.is_silent and sys.stdout.isatty():
+            files = [getattr(self.places, name) for name in ("out", "html", "label_studio", "fiftyone")]
+            written = [*(str(file) for file in files if file is not None), *(["sidecars"] if self.sidecars else [])]
+            print(f"{self.tagged:,} picture{'' if self.tagged == 1 else 's'} tagged: {', '.join(written)}")
         counts = ((self.refused, "unreadable"), (self.left_out, "left out"))
         said = " and ".join(f"{count} {what}" for count, what in counts if count)
         if said and self.file is not None:

@@ -129,8 +129,8 @@ class LabelRelation(Block):
 
     ``σ(x)`` is the standard deviation of a vector's entries, that ``LN`` divides by: what is added is in units of the
     vector, however short that is. Without it the first steps add the same long vector to all labels of a joint space,
-    whose entries are small, and they can no longer be told apart. The output projection is zero at the start. Labels have no position: permuting them permutes the output. Each
-    label may change the output of all others.
+    whose entries are small, and they can no longer be told apart. The output projection is zero at the start. Labels
+    have no position: permuting them permutes the output. Each label may change the output of all others.
 
     Args:
         dim: Joint width ``d``, a multiple of ``heads``.

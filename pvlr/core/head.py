@@ -23,10 +23,12 @@ class SimilarityHead(Block):
     that the head applies to any list of labels.
 
     Args:
-        scale: Factor of the cosines at the start, above 0; stored as its logarithm, as ``κ`` and ``λ`` are.
+        scale: Factor of the cosines at the start, above 0; stored as its logarithm, as ``κ`` and ``λ`` are. Of patches
+            alone the factor is ``scale · κ``.
         bias: Added to every score at the start.
         patches: ``κ`` at the start, above 0.
-        whole: ``λ`` at the start, above 0; None: the whole image is not compared, and there is no ``λ``.
+        whole: ``λ`` at the start, above 0; None: the whole image is not compared, and there is no ``λ``, which without
+            a whole image would have no gradient.
 
     Example:
         >>> head = SimilarityHead(scale=10.0, bias=-3.0, patches=0.5)
@@ -36,7 +38,7 @@ class SimilarityHead(Block):
     """
 
     def __init__(
-        self, *, scale: float = 10.0, bias: float = 0.0, patches: float = 0.3, whole: float | None = 0.3
+        self, *, scale: float = 10.0, bias: float = 0.0, patches: float = 0.3, whole: float | None = None
     ) -> None:
         super().__init__(scale=scale, bias=bias, patches=patches, whole=whole)
         for name, value in (("scale", scale), ("patches", patches), ("whole", 1.0 if whole is None else whole)):

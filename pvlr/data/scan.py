@@ -12,7 +12,10 @@ from pvlr.data.batch import DataError, MachineError, refusal
 from pvlr.data.dataset import LabelledImages, Source
 from pvlr.data.images import MAX_PIXELS, decode_rgb
 
-__all__ = ["OnBadImage", "Refused", "scan", "without_bad_images"]
+__all__ = ["REFUSED_NAME", "OnBadImage", "Refused", "scan", "without_bad_images"]
+
+REFUSED_NAME = "refused.jsonl"
+"""File in a run's folder with the pictures that cannot be read."""
 
 AT_ONCE = 64
 
@@ -84,13 +87,13 @@ def without_bad_images(
         for outcome in refused
     ]
     if folder is not None:
-        path = folder / "refused.jsonl"
+        path = folder / REFUSED_NAME
         path.unlink(missing_ok=True)
         if listed:
             folder.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{json.dumps(line)}\n" for line in listed), encoding="utf-8")
     if listed and policy == "raise":
-        where = "" if folder is None else f", listed in {folder / 'refused.jsonl'}"
+        where = "" if folder is None else f", listed in {folder / REFUSED_NAME}"
         others = f" (and {len(listed) - 1:,} more{where})" if len(listed) > 1 else ""
         raise DataError(f"{listed[0]['reason']}{others}")
     return [_without(part, refused) for part, refused in zip(parts, found, strict=True)]

@@ -155,7 +155,7 @@ class Gallery:
             f'<li><button type="button" aria-pressed="false"{where}>'
             f"<span>{html.escape(self.labels.readable[tag.name])}</span><span>{tag.probability:{self._form}}</span>"
             f'<meter min="0" max="1" value="{tag.probability:.4f}" aria-hidden="true"></meter>'
-            f'<i style="left:{max(0.0, threshold):.2%}" title="threshold {threshold:.2f}"></i>'
+            f'<i style="--at:{max(0.0, threshold):.4f}" title="threshold {threshold:.2f}"></i>'
             "</button></li>"
         )
 

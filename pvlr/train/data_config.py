@@ -479,7 +479,9 @@ class TableData(DataConfig):
             if self.form == "sidecars":
                 return read_sidecars(folder, labels=labels, separator=self.separator, encoding=self.encoding)
             return read_folders(folder, labels=labels)
-        return read_table(self.images, self.table, split=split, labels=labels, **self._format().options())
+        leave = self.on_bad_image == "drop"  # They are told and left out with those that cannot be read.
+        options = self._format().options()
+        return read_table(self.images, self.table, split=split, labels=labels, leave_missing=leave, **options)
 
     def _both(self, seed: int) -> tuple[LabelledImages, LabelledImages]:
         try:

@@ -293,7 +293,12 @@ class SplitDataloaders(Dataloaders):
         )
         parts = [part for part in splits if part is not None]
         self.labels = splits.train.labels
-        self.summaries = tuple(part.summary() for part in parts)
+        # Parts of one table have one name.
+        roles = [role for role, part in splits._asdict().items() if part is not None]
+        alike = len({part.name for part in parts}) < len(parts)
+        self.summaries = tuple(
+            f"{role}: {part.summary()}" if alike else part.summary() for role, part in zip(roles, parts, strict=True)
+        )
         self.digest = hashlib.sha256(" ".join(part.digest() for part in parts).encode()).hexdigest()
 
     def from_features(

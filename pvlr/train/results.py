@@ -85,7 +85,7 @@ def show(name: str, results: Results, *, tensorboard: bool) -> None:
     folder = shlex.quote(str(results.folder))
     say(f"\nrun folder: {results.folder}")
     if tensorboard:
-        say(f"look:       tensorboard --logdir {folder}")
+        say(f"look:       {shlex.join(pvlr_command('tensorboard', 'tensorboard.main'))} --logdir {folder}")
     say(f"tag yours:  {shlex.join(pvlr_command())} tag --run {folder} PICTURE.jpg")
 
 

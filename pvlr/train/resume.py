@@ -56,7 +56,7 @@ def require_same(identity: Mapping[str, str], saved: Mapping[str, Any]) -> None:
     if was["tower"] != identity["tower"]:
         raise ConfigError("tower.name: the run was started on other weights of this tower")
     if was["data"] != identity["data"]:
-        raise ConfigError("data.root: the run was started on other pictures or labels")
+        raise ConfigError("run.folder: the run in it was started on other pictures or labels; choose another folder")
     if was["texts"] != identity["texts"]:
         raise ConfigError("model.descriptions, model.knowledge: the run was started on files of another content")
 

@@ -29,7 +29,7 @@ from pvlr.data.dataset import LabelledImages
 from pvlr.data.features import CachedFeatures
 from pvlr.data.label_check import MOST_ROWS, check_labels
 from pvlr.data.sampling import EpochSampler, Share, derive_seed
-from pvlr.data.scan import without_bad_images
+from pvlr.data.scan import REFUSED_NAME, without_bad_images
 from pvlr.files import remove_leftovers, write_atomically
 from pvlr.inference.recognizer import Recognizer
 from pvlr.inference.saving import require_same_vectors, texts_of
@@ -336,6 +336,8 @@ class _Run:
         found = without_bad_images(
             parts, data.on_bad_image, folder=self.folder, workers=data.workers, watch=scan_progress
         )
+        if left_out := sum(map(len, parts)) - sum(map(len, found)):
+            say(f"{left_out:,} picture{'s' if left_out > 1 else ''} left out, listed in {self.folder / REFUSED_NAME}")
         splits = Splits(*found)
         _check_labels(splits, data, self.folder)
         _check_validation(splits, self.loop.patience)

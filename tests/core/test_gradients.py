@@ -178,7 +178,7 @@ def apart(patches: Tensor, rows: Tensor) -> bool:
 @FEW
 @given(small, draws(), st.sets(st.sampled_from(["looked", "visual", "whole"])))
 def test_the_head_learns_as_its_formula(s: Sizes, draw: Draw, names: set[str]) -> None:
-    head = perturb(SimilarityHead(scale=3.0).double(), draw)
+    head = perturb(SimilarityHead(scale=3.0, whole=0.3 if "whole" in names else None).double(), draw)
     inputs = {"patches": draw.normal(s.n, s.d), "labels": draw.normal(s.c, s.d)}
     others = {"looked": draw.normal(s.c, s.d), "visual": draw.normal(s.c, s.d), "whole": draw.normal(s.d)}
     inputs |= {name: x for name, x in others.items() if name in names}

@@ -123,7 +123,7 @@ def test_law_8_logits_are_float32_under_autocast(s: Sizes, draw: Draw, form: dic
 def test_every_parameter_and_all_that_is_given_learns() -> None:
     draw = Draw(0)
     shapes = {"patches": (2, 7, 8), "labels": (5, 8), "visual": (2, 5, 8), "whole": (2, 8)}
-    head = perturb(SimilarityHead().double(), draw)
+    head = perturb(SimilarityHead(whole=0.3).double(), draw)
     for more in ({}, {"looked": (2, 5, 8)}):
         inputs = {name: draw.normal(*shape).requires_grad_() for name, shape in (shapes | more).items()}
         head.zero_grad()
@@ -133,11 +133,17 @@ def test_every_parameter_and_all_that_is_given_learns() -> None:
     assert set(head.state_dict()) == {"log_scale", "log_patches", "log_whole", "bias"}
 
 
+def test_of_patches_alone_every_parameter_learns() -> None:
+    head, draw = SimilarityHead().double(), Draw(1)
+    backward(head(draw.normal(2, 7, 8), draw.normal(5, 8)))
+    assert missing_gradients(head) == []
+
+
 def test_a_head_that_compares_no_whole_image_has_no_share_for_it() -> None:
-    head, draw = SimilarityHead(whole=None).double(), Draw(3)
+    head, draw = SimilarityHead().double(), Draw(3)
     assert set(head.state_dict()) == {"log_scale", "log_patches", "bias"}
     patches, labels = draw.normal(2, 7, 8), draw.normal(5, 8)
-    torch.testing.assert_close(head(patches, labels), SimilarityHead().double()(patches, labels))
+    torch.testing.assert_close(head(patches, labels), SimilarityHead(whole=0.3).double()(patches, labels))
     with pytest.raises(ValueError, match=r"^whole: expected None, this head was made not to compare the whole image$"):
         head(patches, labels, whole=draw.normal(2, 8))
 
@@ -160,10 +166,20 @@ REFUSED = [
     ({"whole": -1.0}, (), ValueError, "whole: expected a finite number > 0, got -1.0"),
     ({}, (X(3, 8), X(5, 8)), ShapeError, "patches: expected axes 'b n d', got shape (3, 8)"),
     ({}, (X(2, 3, 8), X(5, 7)), ShapeError, "labels: expected axes '... c d' with d=8, got shape (5, 7)"),
-    ({}, (P, L, {"whole": X(2, 7)}), ShapeError, "whole: expected axes 'b d' with d=8, got shape (2, 7)"),
-    ({}, (P, L, {"whole": X(1, 8)}), ShapeError, "whole: expected axes 'b d' with b=2, got shape (1, 8)"),
-    ({}, (P, L, {"whole": X(2, 8).long()}), ShapeError, "whole: expected a tensor of dtype float, got torch.int64"),
-    ({}, (P, L, {"whole": X(2, 8).to("meta")}), ShapeError, "whole: expected a tensor on cpu, got one on meta"),
+    ({"whole": 0.3}, (P, L, {"whole": X(2, 7)}), ShapeError, "whole: expected axes 'b d' with d=8, got shape (2, 7)"),
+    ({"whole": 0.3}, (P, L, {"whole": X(1, 8)}), ShapeError, "whole: expected axes 'b d' with b=2, got shape (1, 8)"),
+    (
+        {"whole": 0.3},
+        (P, L, {"whole": X(2, 8).long()}),
+        ShapeError,
+        "whole: expected a tensor of dtype float, got torch.int64",
+    ),
+    (
+        {"whole": 0.3},
+        (P, L, {"whole": X(2, 8).to("meta")}),
+        ShapeError,
+        "whole: expected a tensor on cpu, got one on meta",
+    ),
     *(
         ({}, (P, L, {name: x}), ShapeError, f"{name}: expected {message}")
         for name in ("looked", "visual")

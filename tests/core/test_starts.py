@@ -21,7 +21,7 @@ DEFAULTS: list[tuple[type[Block], dict, dict]] = [
     (
         SimilarityHead,
         {},
-        {"scale": 10.0, "bias": 0.0, "patches": 0.3, "whole": 0.3},
+        {"scale": 10.0, "bias": 0.0, "patches": 0.3, "whole": None},
     ),
     (LabelRelation, {"dim": 8}, {"heads": 8}),
     (FusionBlock, {"dim": 8}, {"heads": 8, "fusion": "gate", "maps": True}),

@@ -206,7 +206,7 @@ def all_blocks(parts: int) -> Callable[[], Iterable[nn.Module]]:
         VisualAdapter(dim=DIM, adapter_width=3, source_dim=SOURCE),
         DualModalAttention(feedforward=3, width=6, **SHARED),
         SemanticPooling(dim=DIM, feedforward=3, sharpness=2.0),
-        SimilarityHead(scale=3.0, bias=-1.0),
+        SimilarityHead(scale=3.0, bias=-1.0, whole=0.3),
         Mixture(parts=parts).eval(),
     )
 

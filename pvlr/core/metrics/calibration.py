@@ -87,7 +87,7 @@ def fit_thresholds(
     one with the fewest predictions. ``"precision"`` takes, of those of at least this precision, the one with the most
     predictions; where there is none, the one of the highest precision, and of several the one with the most
     predictions. The threshold lies halfway between the last probability that is predicted and the next one that is
-    not; 0 where all are predicted.
+    not; where all are predicted, it is the lowest of them.
 
     A label without a known positive gets 0.5, since there is nothing to fit.
 
@@ -139,7 +139,7 @@ def _threshold(values: Float[Tensor, " n"], positive: Bool[Tensor, " n"], precis
         precisions = hits / predicted
         best = int((precisions >= min(precision, precisions.max().item())).nonzero()[-1])
     if best == len(ends) - 1:
-        return 0.0
+        return values[-1].item()
     last, following = values[ends[best]].item(), values[ends[best + 1]].item()
     between = torch.tensor((last + following) / 2, dtype=values.dtype).item()
     return between if following < between else last  # There is no number between adjacent floats.

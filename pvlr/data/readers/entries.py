@@ -244,7 +244,7 @@ def require_files(
     entries: Iterable[Entry],
     root: Path,
     what: str = "the picture",
-    find: Callable[[Entry, Path], Path] | None = None,
+    find: Callable[[Entry, Path], Path | None] | None = None,
 ) -> list[Source]:
     """Require that every file exists inside its folder: links may lead to other places of the folder, not out of it.
 
@@ -252,7 +252,8 @@ def require_files(
         entries: The entries; those whose source is not a path are skipped.
         root: The folder, which may be a link itself.
         what: Kind of the files, for messages.
-        find: Callable that returns another path for a missing file, or raises an error that says what helps.
+        find: Callable that returns another path for a missing file, or None to leave it, or raises an error that says
+            what helps.
 
     Returns:
         The sources, in order.
@@ -268,7 +269,11 @@ def require_files(
         if isinstance(source, Path):
             kind = kind_at(source, f"{what} of {entry.place}")
             if kind == NOTHING and find is not None:
-                source = find(entry, source)
+                found = find(entry, source)
+                if found is None:
+                    sources.append(source)
+                    continue
+                source = found
                 kind = kind_at(source, f"{what} of {entry.place}")
             if kind != "a file":
                 raise DataError(f"{source}: expected {what} of {entry.place}, found {kind}")

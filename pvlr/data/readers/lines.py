@@ -88,7 +88,7 @@ def csv_records(
         elif not row:
             empty = empty or place
         elif empty:
-            raise DataError(f"{empty}: expected a row, found an empty line")
+            raise DataError(f"{empty}: expected a row, found an empty line; take it out")
         elif len(row) != len(header):
             more = (
                 f" (a value that contains {_called(delimiter)} stands in double quotes)"
@@ -142,7 +142,7 @@ def _line_objects(path: Path, text: str) -> Iterator[tuple[str, dict[str, Any]]]
     for line, part in enumerate(text.rstrip().split("\n"), start=1):
         place = f"{path}: line {line}"
         if not part.strip():
-            raise DataError(f"{place}: expected a row, found an empty line")
+            raise DataError(f"{place}: expected a row, found an empty line; take it out")
         yield place, parse_json(place, part)
 
 

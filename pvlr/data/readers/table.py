@@ -47,6 +47,7 @@ def read_table(
     suffix: str = "",
     strip_prefix: str | None = None,
     check_files: bool = True,
+    leave_missing: bool = False,
     transform: Transform | None = None,
 ) -> LabelledImages:
     """Read a table of pictures and their labels, in one of three forms.
@@ -115,6 +116,8 @@ def read_table(
             slashes, also if it is empty. None: names are relative to ``images``.
         check_files: Check that every picture of the split exists. Otherwise a missing one is found when its sample is
             read, under no other spelling; for statistics of labels, and for slow disks.
+        leave_missing: Leave pictures that are missing, and that no option would find, until they are read;
+            :func:`~pvlr.data.scan.without_bad_images` tells and drops them. Otherwise an error counts them.
         transform: Transform of the pictures, see `LabelledImages`.
 
     Returns:
@@ -174,14 +177,13 @@ def read_table(
         chosen = [row for row, part in enumerate(parts) if part == split]
         entries, data = [entries[row] for row in chosen], data.select(chosen)
     if check_files:
-        _check_files(data, entries, root, format)
+        _check_files(data, entries, Finder(root, format, entries, leave=leave_missing), root)
     data.name = name or (path.stem if split is None else f"{path.stem} {split}")
     return data.with_transform(transform)
 
 
-def _check_files(data: LabelledImages, entries: list[Entry], root: Path, format: TableFormat) -> None:
+def _check_files(data: LabelledImages, entries: list[Entry], finder: Finder, root: Path) -> None:
     """Check that every picture exists, and take the files that were found in another spelling."""
-    finder = Finder(root, format)
     data.paths = tuple(require_files(entries, root, find=finder))
     if note := finder.note():
         data.note = ", ".join(part for part in (data.note, note) if part)

@@ -1,10 +1,10 @@
 """Calibration after training: temperature and thresholds from validation pictures, and reliability diagrams."""
 
-import math
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
@@ -16,7 +16,6 @@ from pvlr.core.metrics.calibration import (
     fit_thresholds,
     reliability,
 )
-from pvlr.core.metrics.ranking import average_precision, mean_average_precision
 from pvlr.core.mixture import mixing_weights
 from pvlr.core.models.baselines import BaselineModel, BaselineOutput
 from pvlr.core.models.network import PVLR
@@ -31,6 +30,8 @@ from pvlr.train.monitoring.trackers import Trackers
 __all__ = ["Calibrated", "calibrate", "calibrate_on", "draw_reliability", "write_reliability"]
 
 SIDE, MARGIN = 360, 36
+LEAST_POSITIVES = 3
+"""Positives from which on a label has a threshold of its own."""
 SHRINKAGES = (2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
 
 
@@ -41,7 +42,7 @@ class Calibrated(NamedTuple):
         decision: Temperature and thresholds.
         before: Reliability of the probabilities without the temperature.
         after: Reliability with it, on the same pictures.
-        shrinkage: Shrinkage of the mixture with the best mAP.
+        shrinkage: Shrinkage of the mixture with the highest likelihood.
     """
 
     decision: Decision
@@ -71,6 +72,7 @@ def calibrate(
 
     A label without a positive or without a negative among them is left out of the fit: no threshold or temperature is
     better for it than another. It has the median of the others' thresholds; if no label has both, the temperature is 1.
+    Labels with one or two positives share a threshold, which is fitted on all of them together.
 
     Args:
         model: The model, with its final weights.
@@ -89,7 +91,12 @@ def calibrate(
     both = found.known & shown
     temperature = fit_temperature(found.logits, found.target, both) if bool(both.any()) else 1.0
     raw, scaled = found.logits.sigmoid(), (found.logits / temperature).sigmoid()
-    thresholds = fit_thresholds(scaled, found.target, found.known, by=config.by, precision=config.precision)
+    rule: Any = {"by": config.by, "precision": config.precision}
+    thresholds = fit_thresholds(scaled, found.target, found.known, **rule)
+    few = shown & (positive.sum(dim=0) < LEAST_POSITIVES)
+    if bool(few.any()):
+        together = [part[:, few].reshape(-1, 1) for part in (scaled, found.target, found.known)]
+        thresholds[few] = fit_thresholds(*together, **rule)
     decision = Decision(
         temperature=temperature,
         thresholds={
@@ -124,9 +131,11 @@ class _Apart(nn.Module):
 def _best_mixture(
     model: PVLR | BaselineModel, batches: Iterable[Batch], *, device: torch.device | None, precision: str
 ) -> tuple[Predictions, float]:
-    """Set the model's shrinkage to the one with the best mAP, and return predictions with it.
+    """Set the model's shrinkage to the one with the highest likelihood, and return predictions with it.
 
-    It affects only the mixing weights: base scores and learned scores are computed once.
+    It affects only the mixing weights: base scores and learned scores are computed once. It is compared by the log loss
+    with the best temperature: of a few pictures, mAP has too few values to choose by, and no temperature can undo a
+    weight that was chosen by it alone.
     """
     if not isinstance(model, PVLR) or not (model.config.learn and model.config.parts):
         return predict_logits(model, batches, device=device, precision=precision), model.config.shrinkage
@@ -139,12 +148,13 @@ def _best_mixture(
     def mixed(shrinkage: float) -> Tensor:
         return base + mixing_weights(counts, shrinkage) * learned
 
-    def quality(shrinkage: float) -> float:
-        score = mean_average_precision(average_precision(mixed(shrinkage), found.target, found.known)).item()
-        return -1.0 if math.isnan(score) else score
+    def loss(shrinkage: float) -> float:
+        logits = mixed(shrinkage)
+        scaled = logits / fit_temperature(logits, found.target, found.known)
+        return F.binary_cross_entropy_with_logits(scaled[found.known], found.target[found.known].to(scaled)).item()
 
     # The configured value comes first, so that it stays unless another is better.
-    best = max((configured, *SHRINKAGES), key=quality)
+    best = min((configured, *SHRINKAGES), key=loss) if bool(found.known.any()) else configured
     buffer.fill_(best)
     return found._replace(logits=mixed(best)), best
 

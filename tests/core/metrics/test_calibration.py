@@ -135,7 +135,7 @@ def test_a_threshold_lies_halfway_and_the_default_precision_is_nine_tenths() -> 
     target = torch.ones(20, 1)
     target[[9, 18, 19]] = 0  # The first 10 have precision 0.9, the first 18 17/18 and all 20 17/20: 19 is 17/19.
     assert fit_thresholds(p, target, by="precision").item() == pytest.approx((3 / 32 + 2 / 32) / 2)
-    assert fit_thresholds(p, target, by="precision", precision=0.85).item() == 0.0
+    assert fit_thresholds(p, target, by="precision", precision=0.85).item() == 1 / 32  # The lowest of all.
     assert fit_thresholds(p, target).item() == pytest.approx((3 / 32 + 2 / 32) / 2)
 
 

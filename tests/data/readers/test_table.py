@@ -104,6 +104,19 @@ def test_missing_pictures(tmp_path: Path) -> None:
         read_table(images, path)
     assert str(caught.value) == f"{images / '3.jpg'}: expected the picture of {path}: line 4, found no such file"
     assert len(read_table(images, path, check_files=False)) == 3
+    left = read_table(images, path, leave_missing=True)
+    assert [path.name for path in left.paths if not path.exists()] == ["3.jpg"]
+    (images / "b, c.jpg").unlink()
+    with pytest.raises(
+        DataError, match=r"b, c\.jpg: .*, found no such file; 1 more is missing: data\.on_bad_image drop"
+    ):
+        read_table(images, path)
+
+
+def test_missing_pictures_that_an_option_would_find_are_never_left(tmp_path: Path) -> None:
+    path, images = write(tmp_path, "csv", HEAD + "x/3.jpg,cat\nx/9.jpg,dog\n"), touch(tmp_path / "images")
+    with pytest.raises(DataError, match="set strip_prefix to 'x/'"):
+        read_table(images, path, leave_missing=True)
 
 
 HEAD = "file,labels\n"
@@ -123,7 +136,7 @@ HEAD = "file,labels\n"
         ("file,labels,file\n", ": line 1: expected every column once, found 'file' twice"),
         (HEAD + "1.jpg\n", ": line 2: expected 2 values, one per column, found 1"),
         (HEAD + "1.jpg,cat,dog\n", ": line 2: expected 2 values, one per column, found 3"),
-        (HEAD + "1.jpg,cat\n\n2.jpg,dog\n", ": line 3: expected a row, found an empty line"),
+        (HEAD + "1.jpg,cat\n\n2.jpg,dog\n", ": line 3: expected a row, found an empty line; take it out"),
         (HEAD + "1.jpg,cat\n,\n", ": line 3: expected the name of a picture without white space around it, found ''"),
         (
             "file,labels,x\n1.jpg,cat,'\n\n'\n2.jpg,cat\n".replace("'", '"'),
@@ -195,7 +208,7 @@ def test_lists_that_are_refused(tmp_path: Path, text: str | bytes, message: str)
             ": line 1: expected a label by its name, since no labels are given, found 0",
         ),
         ('{"file": 7, "labels": []}', ": line 1: expected the name of a picture, found 7"),
-        ('{"file": "1.jpg", "labels": []}\n\n{}', ": line 2: expected a row, found an empty line"),
+        ('{"file": "1.jpg", "labels": []}\n\n{}', ": line 2: expected a row, found an empty line; take it out"),
         ('{"file": "1.jpg", "labels": [], "split": 3}', ": line 1: expected the name of a split, found 3"),
     ],
 )

@@ -112,7 +112,7 @@ SEMICOLONS = "file;labels\na/1.jpg;cat,elk\nb.jpg;dog\nc d.png;\n"
             "csv",
             {"strip_prefix": "C:\\me\\"},
             "line 2: expected a picture's path with / between folders, found 'C:\\\\me\\\\a\\\\1.jpg'; "
-            "set strip_prefix to 'C:\\\\me\\\\'",
+            "set strip_prefix to 'C:\\me\\'",
         ),
         (
             "file,labels\na\\1.jpg,cat;elk\nb.jpg,dog\nc d.png,\n",

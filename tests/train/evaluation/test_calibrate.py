@@ -17,7 +17,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pvlr.cli.command import command
 from pvlr.core.labels import LabelSet
 from pvlr.core.metrics.calibration import fit_temperature, fit_thresholds, reliability
-from pvlr.core.metrics.report import multilabel_report
 from pvlr.core.mixture import Mixture
 from pvlr.core.models.network import PVLR, PVLRConfig
 from pvlr.core.towers import load_towers
@@ -107,17 +106,19 @@ def test_what_was_learned_counts_as_far_as_serves_validation(folder: Path, seed:
     def batches() -> Iterator[Batch]:
         return load_batches(pictures, EpochSampler(12, 5))
 
-    def quality(shrinkage: float) -> float:
+    def loss(shrinkage: float) -> float:
         model.mixture.shrinkage.fill_(shrinkage)
         found = predict_logits(model, batches())
-        return multilabel_report(found.logits.sigmoid(), found.target, found.known, labels, scores=found.logits).mAP
+        right = (found.logits / fit_temperature(found.logits, found.target, found.known)).double().sigmoid()
+        likelihood = torch.where(found.target > 0, right, 1 - right)[found.known]
+        return -likelihood.log().mean().item()
 
-    reached = {shrinkage: quality(shrinkage) for shrinkage in (10.0, *SHRINKAGES)}
+    reached = {shrinkage: loss(shrinkage) for shrinkage in (10.0, *SHRINKAGES)}
     model.mixture.shrinkage.fill_(10.0)
     found = calibrate(model, batches(), CalibrationConfig(), fitted_on="x")
     assert model.mixture.shrinkage.item() == found.shrinkage
-    assert reached[found.shrinkage] == max(reached.values())
-    if reached[10.0] == max(reached.values()):
+    assert reached[found.shrinkage] == pytest.approx(min(reached.values()), abs=1e-6)
+    if reached[10.0] == min(reached.values()):
         assert found.shrinkage == 10.0, "it stays where no other is better"
     # The rest is fitted to the model as it is then.
     again = predict_logits(model, batches())
@@ -164,6 +165,32 @@ def test_the_diagram_shows_points_where_they_are() -> None:
     for x, y, shown in ((0.2, 0.25, blue), (0.9, 1.0, blue), (0.7, 0.5, grey)):
         assert shown[round(margin + side * (1 - y)), round(margin + side * x)]
     assert not blue[margin + side // 2, margin + 10]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_labels_with_one_or_two_positives_share_a_threshold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(60, 4, generator=generator)
+    target = torch.zeros(60, 4)
+    target[:, 0] = (logits[:, 0] + torch.randn(60, generator=generator) > 0).float()
+    target[7, 1], target[[3, 9], 2] = 1.0, 1.0
+    target[[1, 2, 3], 3] = 1.0
+    known = torch.ones(60, 4, dtype=torch.bool)
+
+    class Model:
+        labels, config = LabelSet(("many", "one", "two", "three")), PVLRConfig(learn=False)
+        mixture = Mixture(parts=3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        found = Predictions(logits, target, known, torch.arange(60))
+        patch.setattr("pvlr.train.evaluation.calibration.predict_logits", lambda *_, **__: found)
+        decision = calibrate(Model(), [], CalibrationConfig(), fitted_on="x").decision
+    scaled = (logits / decision.temperature).sigmoid()
+    own = fit_thresholds(scaled, target)
+    together = fit_thresholds(scaled[:, 1:3].reshape(-1, 1), target[:, 1:3].reshape(-1, 1)).item()
+    assert [decision.threshold(name) for name in ("many", "three")] == pytest.approx([own[0].item(), own[3].item()])
+    assert decision.threshold("one") == decision.threshold("two") == pytest.approx(together)
+    assert together not in (own[1].item(), own[2].item())
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -115,14 +115,20 @@ def test_other_data_and_other_towers_are_refused_on_resume(
     assert command(train, tiny_options(voc, tower, tmp_path / "run", loop__epochs=1), data=VOCData) == 0
     write_voc(tmp_path / "other", train=23)
     assert command(train, tiny_options(tmp_path / "other", tower, tmp_path / "run"), data=VOCData) == 2
-    assert "data.root: the run was started on other pictures or labels" in capsys.readouterr().err
+    assert (
+        "run.folder: the run in it was started on other pictures or labels; choose another folder"
+        in capsys.readouterr().err
+    )
     moved = tmp_path / "moved"
     moved.mkdir()
     (moved / "VOCdevkit").symlink_to(voc / "VOCdevkit")
     assert command(train, tiny_options(moved, tower, tmp_path / "run"), data=VOCData) == 0
     write_voc(tmp_path / "other_test", train=24, test=5)
     assert command(train, tiny_options(tmp_path / "other_test", tower, tmp_path / "run"), data=VOCData) == 2
-    assert "data.root: the run was started on other pictures or labels" in capsys.readouterr().err
+    assert (
+        "run.folder: the run in it was started on other pictures or labels; choose another folder"
+        in capsys.readouterr().err
+    )
     saved = (tower / "open_clip_model.safetensors").read_bytes()
     try:
         write_folder(tower, "vit", seed=5)

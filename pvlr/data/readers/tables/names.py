@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -48,7 +49,7 @@ def picture_path(root: Path, name: object, place: str, format: TableFormat) -> t
 def _without_prefix(name: str, prefix: str, place: str) -> str:
     plain, start = name.replace("\\", "/"), prefix.replace("\\", "/")
     if not plain.startswith(start):
-        raise DataError(f"{place}: expected a picture that begins with strip_prefix {prefix!r}, found {name!r}")
+        raise DataError(f"{place}: expected a picture that begins with strip_prefix '{prefix}', found '{name}'")
     plain = plain[len(start) :]
     if start and not start.endswith("/"):
         plain = plain.removeprefix("/")
@@ -69,11 +70,11 @@ def _prefix_hint(name: str, root: Path, suffix: str = "") -> str:
         rest = plain[cut:]
         inner = rest and not rest.startswith("/") and ".." not in rest.split("/")
         if inner and any(os.path.isfile(root / f"{rest}{end}") for end in ("", suffix)):
-            return f"; set strip_prefix to {name[:cut]!r}"
+            return f"; set strip_prefix to '{name[:cut]}'"
     if ".." in plain.split("/"):
         return ""
     folder = name[: plain.rfind("/") + 1]
-    return f"; set strip_prefix to the part before the folder of pictures, such as {folder!r}"
+    return f"; set strip_prefix to the part before the folder of pictures, such as '{folder}'"
 
 
 class Finder:
@@ -82,6 +83,8 @@ class Finder:
     Args:
         root: The folder of pictures.
         format: Its ``suffix`` and ``strip_prefix`` are named where they would help.
+        rows: All pictures, of which a message counts those that are missing.
+        leave: Whether a picture that no option would find is left as it is.
 
     Attributes:
         forms: Number of files that were found in another Unicode form.
@@ -98,13 +101,13 @@ class Finder:
         'of 1 file the ending is in another case'
     """
 
-    def __init__(self, root: Path, format: TableFormat) -> None:
-        self.root, self.format = root, format
+    def __init__(self, root: Path, format: TableFormat, rows: Sequence[Entry] = (), *, leave: bool = False) -> None:
+        self.root, self.format, self.rows, self.leave = root, format, rows, leave
         self.forms = self.endings = 0
         self._listed: dict[Path, dict[tuple[str, str], list[str]]] = {}
 
-    def __call__(self, entry: Entry, path: Path) -> Path:
-        """Return the path of the file that a missing one must be.
+    def __call__(self, entry: Entry, path: Path) -> Path | None:
+        """Return the path of the file that a missing one must be; None if there is none and it is left.
 
         Raises:
             DataError: naming the picture, if no file or several fit, and the option that would find one.
@@ -119,8 +122,11 @@ class Finder:
                 listed = " and ".join(map(repr, names))
                 raise DataError(f"{path}: expected the picture of {entry.place}, found {listed} in {found}")
             if not names:
+                hint = self._hint(entry.name)
+                if self.leave and not hint:
+                    return None
                 raise DataError(
-                    f"{path}: expected the picture of {entry.place}, found {NOTHING}{self._hint(entry.name)}"
+                    f"{path}: expected the picture of {entry.place}, found {NOTHING}{hint or self._others(entry)}"
                 )
             found = found / names[0]
         actual = found.relative_to(self.root).as_posix()
@@ -148,6 +154,20 @@ class Finder:
             self._listed[folder] = names
         return self._listed[folder]
 
+    def _others(self, entry: Entry) -> str:
+        """The number of other pictures that are missing, and how to go on without them."""
+        self.leave = True
+        missing = (
+            self(row, row.source) is None
+            for row in self.rows
+            if isinstance(row.source, Path) and not row.source.exists()
+        )
+        more = sum(missing) - 1
+        if more < 1:
+            return ""
+        are = "is" if more == 1 else "are"
+        return f"; {more:,} more {are} missing: data.on_bad_image drop leaves them out of training"
+
     def _hint(self, name: str) -> str:
         """The hint at an option under which the picture would be found."""
         endings = [""] if name.lower().endswith(ENDINGS) else ["", *ENDINGS, *(ending.upper() for ending in ENDINGS)]
@@ -156,7 +176,7 @@ class Finder:
             prefix, rest = "/".join(parts[:cut]), "/".join(parts[cut:])
             for ending in endings:
                 if os.path.isfile(self.root / f"{rest}{ending}"):
-                    strip = f"strip_prefix to {(self.format.strip_prefix or '') + prefix + '/'!r}" if prefix else ""
+                    strip = f"strip_prefix to '{self.format.strip_prefix or ''}{prefix}/'" if prefix else ""
                     options = [*([strip] if strip else []), *([f"suffix to {ending!r}"] if ending else [])]
                     return f"; set {' and '.join(options)}" if options else ""
         return ""
