@@ -29,8 +29,8 @@ class TowerSpec:
     """The pre-trained towers of a model.
 
     Args:
-        name: An open_clip model name, ``hf-hub:ORGANISATION/REPOSITORY``, ``local-dir:FOLDER`` or
-            ``pvlr:scenes-clip``, which is part of pvlr.
+        name: ``pvlr:photos`` (with the extra ``photos``), an open_clip model name,
+            ``hf-hub:ORGANISATION/REPOSITORY``, ``local-dir:FOLDER`` or ``pvlr:scenes-clip``, for generated scenes.
         weights: For an open_clip model name, and required with it: a tag such as ``openai``, a local file, or
             ``random`` (untrained weights, the same each time, for tests and measurements). The other names have their
             own: null.

@@ -55,7 +55,7 @@ def test_a_validation_split_is_what_temperature_and_thresholds_are_fitted_on(
     done = run(folder, "split", data__train_split="train", data__val_split="val", run__tensorboard="true")
     said = capsys.readouterr().out
     assert "VOC2007 val: 12 images" in said
-    assert "thresholds: highest F1, on 12 pictures of VOC2007 val; what was learned counts half from " in said
+    assert "thresholds: highest F1, on 12 pictures of VOC2007 val; what was learned of a label weighs half at " in said
     recognizer = Recognizer.from_pretrained(done)
     model, decision = recognizer.model, recognizer.decision
     pictures = read_voc(str(folder / "voc"), year="2007", split="val", labels=model.labels, train=False).with_transform(
