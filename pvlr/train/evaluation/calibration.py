@@ -53,8 +53,8 @@ class Calibrated(NamedTuple):
     def __str__(self) -> str:
         errors = [calibration_error_of(found) for found in (self.before, self.after)]
         return (
-            f"thresholds: {self.decision.rule}, on {self.decision.fitted_on}; what was learned of a label weighs half at "
-            f"{self.shrinkage:g} positives; temperature "
+            f"thresholds: {self.decision.rule}, on {self.decision.fitted_on}; what was learned of a label "
+            f"weighs half at {self.shrinkage:g} positives; temperature "
             f"{self.decision.temperature:.3f}, expected calibration error {errors[0]:.4f}, with it {errors[1]:.4f}"
         )
 

@@ -12,7 +12,15 @@ import torch
 from pvlr.core.metrics.bootstrap import percentile_interval
 from pvlr.files import write_atomically
 
-__all__ = ["learning_curve", "regime_table", "study_table", "write_report"]
+__all__ = [
+    "ahead",
+    "learning_curve",
+    "mean_and_deviation",
+    "paired_difference",
+    "regime_table",
+    "study_table",
+    "write_report",
+]
 
 Cells = Sequence[Mapping[str, Any]]
 ALL = "all labels"
@@ -57,11 +65,11 @@ def study_table(cells: Cells) -> str:
         lines = [f"### {group}", "", f"|{'|'.join(f' {name} ' if name else ' ' for name in names)}|"]
         lines.append("|" + "---|" * len(names))
         for row, found in rows.items():
-            values = [_spread([cell[name] for cell in found]) for name in figures]
+            values = [mean_and_deviation([cell[name] for cell in found]) for name in figures]
             cost = [f"{found[0]['parameters']:,}", f"{mean(cell['seconds'] for cell in found):.1f}"]
             cost.append(f"{1000 * mean(cell['inference'] for cell in found):.2f}")
-            ahead = "" if found is first else f" {_ahead(first, found)}"
-            lines.append(f"| {row} | {values[0]} |{ahead} | {' | '.join([*values[1:], *cost, str(len(found))])} |")
+            by = "" if found is first else f" {ahead(first, found)}"
+            lines.append(f"| {row} | {values[0]} |{by} | {' | '.join([*values[1:], *cost, str(len(found))])} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -98,25 +106,36 @@ def regime_table(cells: Cells) -> str:
     lines.append("|" + "---|" * (3 + len(others)))
     for regime, rows in regimes.items():
         first = rows[methods[0]]
-        values = [_ahead(first, rows[name]) if name in rows else "" for name in others]
+        values = [ahead(first, rows[name]) if name in rows else "" for name in others]
         counts = [sum(a["seed"] == b["seed"] for a in first for b in rows.get(name, ())) for name in others]
         told = [
             f"{value} ({count})" if 0 < count < len(first) else value
             for value, count in zip(values, counts, strict=True)
         ]
-        start = f"| {'all' if regime == ALL else regime} | {len(first)} | {_spread(cell['mAP'] for cell in first)} |"
+        own = mean_and_deviation(cell["mAP"] for cell in first)
+        start = f"| {'all' if regime == ALL else regime} | {len(first)} | {own} |"
         lines.append(f"{start} {' | '.join(told)} |")
     return "\n".join(lines)
 
 
-def _ahead(first: Cells, other: Cells) -> str:
-    """Return the mean difference over the common seeds, with its interval, in points."""
-    found = _difference(first, other)
-    return "–" if found is None else "{:.1f} [{:.1f}, {:.1f}]".format(*found)
+def ahead(first: Cells, other: Cells) -> str:
+    """Return the mean difference over the common seeds and its interval, in points; a dash without a common seed.
+
+    Example:
+        >>> ahead([{"seed": 0, "mAP": 0.5, "drawn": [0.5]}], [{"seed": 0, "mAP": 0.25, "drawn": [0.25]}])
+        '25.0 [25.0, 25.0]'
+    """
+    found = paired_difference(first, other)
+    # Rounded before it is printed, so that there is no -0.0.
+    return "–" if found is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(round(value, 1) + 0.0 for value in found))
 
 
-def _difference(first: Cells, other: Cells) -> tuple[float, float, float] | None:
-    """Return the mean difference over the common seeds and its interval: of mAP, or of the harmonic mean if given."""
+def paired_difference(first: Cells, other: Cells) -> tuple[float, float, float] | None:
+    """Return the mean difference over the common seeds, and the ends of its 95 % bootstrap interval, in points.
+
+    Seeds and test pictures are resampled, the same for both. It is the difference of mAP, or of the harmonic mean of
+    seen and unseen labels where both have it; None without a common seed.
+    """
     score = "harmonic" if all("harmonic" in cell for cell in (*first, *other)) else "mAP"
     pairs = [(a, b) for a in first for b in other if a["seed"] == b["seed"]]
     if not pairs:
@@ -142,11 +161,12 @@ def write_report(folder: Path, cells: Cells) -> Path:
     write_atomically(path, f"{(chr(10) * 2).join(parts)}\n".encode())
     if cells:
         _draw(folder / "report.png", cells)
-    compared = {
-        group: {row: found for row, other in rows.items() if (found := _difference(next(iter(rows.values())), other))}
-        for group, rows in _grouped(cells).items()
-        if len(rows) > 1
-    }
+    compared = {}
+    for group, rows in _grouped(cells).items():
+        first = next(iter(rows.values()))
+        found = {row: paired_difference(first, other) for row, other in rows.items()}
+        if len(rows) > 1:
+            compared[group] = {row: difference for row, difference in found.items() if difference is not None}
     if compared:
         _draw_ahead(folder / "ahead.svg", compared)
     curve = learning_curve(cells)
@@ -275,7 +295,13 @@ def _grouped(cells: Cells) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
     return found
 
 
-def _spread(values: Iterable[float]) -> str:
+def mean_and_deviation(values: Iterable[float]) -> str:
+    """Return mean and standard deviation of fractions in percent; a dash where none is a number.
+
+    Example:
+        >>> mean_and_deviation([0.5, 0.52]), mean_and_deviation([0.5]), mean_and_deviation([])
+        ('51.0 ± 1.4', '50.0', '–')
+    """
     percent = [100 * value for value in values if not math.isnan(value)]
     if not percent:
         return "–"  # Without a positive there is no average precision.

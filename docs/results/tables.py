@@ -1,0 +1,175 @@
+"""The tables and figures of docs/results.md, from the cells of studies that lie beside this file.
+
+    python docs/results/tables.py                         write them anew
+    python docs/results/tables.py collect STUDY KIND      take over the finished cells of a study's folder
+
+A file ``KIND.jsonl`` has a line for each cell of ``pvlr study … --config ablation_KIND``: what was measured, and the
+mAP of 500 draws of the test pictures, the same for all cells of a study.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pvlr.train.evaluation.study_report import ahead, mean_and_deviation, write_report
+
+HERE = Path(__file__).resolve().parent
+PAGE, FIGURES = HERE.parent / "results.md", HERE.parent / "figures"
+BLOCK = re.compile(r"(<!-- table: (\w+) (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
+ALL = "all labels"
+REGIMES = (ALL, "50 %", "10 %", "one positive", "64 positives", "16 positives", "4 positives", "1 positive")
+WITH_BASE = ("linear probe + base", "ML-Decoder + base", "DualCoOp + base")
+COMPARED = (*WITH_BASE, "linear probe", "ML-Decoder", "DualCoOp", "zero-shot")
+PARTS = ("knowledge prompts alone", "learnable prompts alone", "labels look, patches do not", "no attention")
+# The names of these parts among those with all labels.
+WITH_ALL = {"labels look, patches do not": "attention labels to patches"}
+
+Cells = list[dict[str, Any]]
+
+
+def cells_of(kind: str) -> Cells:
+    """Return the cells of a study, in the order of its recipe."""
+    lines = (HERE / f"{kind}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def collect(study: Path, kind: str) -> int:
+    """Add the finished cells of a study's folder to a file, in the place of older ones; return how many there are."""
+    path = HERE / f"{kind}.jsonl"
+    found = {(cell["group"], cell["row"], cell["seed"]): cell for cell in (cells_of(kind) if path.exists() else [])}
+    for file in (study / "cells").glob("*.json"):
+        cell = json.loads(file.read_text(encoding="utf-8"))
+        cell["drawn"] = [round(value, 4) for value in cell["drawn"]]
+        found[cell["group"], cell["row"], cell["seed"]] = cell
+    order = {row: place for place, row in enumerate(_rows(kind))}
+    kept = sorted(found.values(), key=lambda cell: (order[cell["group"], cell["row"]], cell["seed"]))
+    path.write_text("".join(f"{json.dumps(cell)}\n" for cell in kept), encoding="utf-8")
+    return len(kept)
+
+
+def _rows(kind: str) -> list[tuple[str, str]]:
+    import yaml
+
+    from pvlr.cli.recipes import find_config
+
+    rows = yaml.safe_load(find_config(f"ablation_{kind}").read_text(encoding="utf-8"))["study"]["rows"]
+    return [(group, row) for group, named in rows.items() for row in named]
+
+
+def _named(cells: Cells, group: str, method: str) -> Cells:
+    """Return a method's cells in a regime."""
+    name = method if group in (ALL, "parts", "unseen labels") else f"{group}, {method}"
+    return [cell for cell in cells if (cell["group"], cell["row"]) == (group, name)]
+
+
+def _beside(first: Cells, other: Cells) -> str:
+    """Return by how much the first is ahead, with the number of common seeds if that is not the first's."""
+    if not other:
+        return ""
+    common = len({cell["seed"] for cell in first} & {cell["seed"] for cell in other})
+    return ahead(first, other) + (f" ({common})" if common != len(first) else "")
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
+
+
+def regimes(kind: str) -> str:
+    """The differences of each regime."""
+    cells, rows = cells_of(kind), []
+    others = [name for name in COMPARED if any(_named(cells, regime, name) for regime in REGIMES)]
+    for regime in REGIMES:
+        if own := _named(cells, regime, "PVLR"):
+            values = [_beside(own, _named(cells, regime, name)) for name in others]
+            rows.append(
+                (regime.removesuffix(" labels"), str(len(own)), mean_and_deviation(c["mAP"] for c in own), *values)
+            )
+    return _table(("labels known", "seeds", "PVLR", *(f"ahead of {name}" for name in others)), rows)
+
+
+def methods(kind: str) -> str:
+    """All methods with all labels, and what they cost."""
+    cells, rows = [cell for cell in cells_of(kind) if cell["group"] == ALL], []
+    own = _named(cells, ALL, "PVLR")
+    for name in dict.fromkeys(cell["row"] for cell in cells):
+        found = _named(cells, ALL, name)
+        rows.append((
+            name, mean_and_deviation(cell["mAP"] for cell in found), "" if found == own else _beside(own, found),
+            f"{found[0]['parameters']:,}", f"{mean(cell['seconds'] for cell in found):.0f}",
+            f"{1000 * mean(cell['inference'] for cell in found):.2f}", str(len(found)),
+        ))  # fmt: skip
+    header = (
+        "all labels", "mAP", "PVLR is ahead by", "trained parameters", "seconds of training", "ms per picture", "seeds",
+    )  # fmt: skip
+    return _table(header, rows)
+
+
+def unseen(kind: str) -> str:
+    """Labels that were left out of training."""
+    cells = [cell for cell in cells_of(kind) if cell["group"] == "unseen labels"]
+    names = list(dict.fromkeys(cell["row"] for cell in cells))
+    if not names:
+        return ""
+    own, rows = _named(cells, "unseen labels", names[0]), []
+    for name in names:
+        found = _named(cells, "unseen labels", name)
+        rows.append((
+            name.partition(",")[0], str(len(found)),
+            *(mean_and_deviation(cell[part] for cell in found) for part in ("seen", "unseen", "harmonic")),
+            "" if name == names[0] else _beside(own, found),
+        ))  # fmt: skip
+    header = (f"{names[0].partition(', ')[2]} in training", "seeds", "seen", "unseen", "harmonic", "PVLR is ahead by")
+    return _table(header, rows)
+
+
+def parts(kind: str) -> str:
+    """Parts of PVLR left out, by regime."""
+    cells, rows = cells_of(kind), []
+    for regime in REGIMES:
+        own = _named(cells, regime, "PVLR")
+        group = "parts" if regime == ALL else regime
+        found = [_named(cells, group, WITH_ALL.get(name, name) if regime == ALL else name) for name in PARTS]
+        if own and any(found):
+            rows.append((regime.removesuffix(" labels"), *(_beside(own, other) for other in found)))
+    return _table(("labels known", *PARTS), rows)
+
+
+TABLES: dict[str, Callable[[str], str]] = {"regimes": regimes, "methods": methods, "unseen": unseen, "parts": parts}
+
+
+def page(text: str) -> str:
+    """Return a page with its tables written anew, each between its marker and the next end."""
+    return BLOCK.sub(lambda block: f"{block[1]}{TABLES[block[2]](block[3])}{block[4]}", text)
+
+
+def draw(kind: str, folder: Path = FIGURES) -> None:
+    """Write the figures of a study: its differences, and its learning curve."""
+    with TemporaryDirectory() as name:
+        write_report(Path(name), cells_of(kind))
+        for figure in ("ahead", "curve"):
+            (folder / f"{figure}_{kind}.svg").write_bytes(Path(name, f"{figure}.svg").read_bytes())
+
+
+def main() -> None:
+    """Write tables and figures, or collect cells."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="collect STUDY KIND")
+    words = parser.parse_args().words
+    if words[:1] == ["collect"] and len(words) == 3:
+        print(f"{collect(Path(words[1]), words[2])} cells")
+    elif words:
+        sys.exit("expected no word, or: collect STUDY KIND")
+    else:
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        for path in sorted(HERE.glob("*.jsonl")):
+            draw(path.stem)
+
+
+if __name__ == "__main__":
+    main()
