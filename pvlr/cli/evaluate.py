@@ -13,6 +13,7 @@ from pvlr.cli.progress import progress
 from pvlr.cli.recipes import find_config
 from pvlr.core.arguments import ConfigError
 from pvlr.core.metrics.bootstrap import bootstrap_map, percentile_interval
+from pvlr.core.metrics.ranking import precision_recall
 from pvlr.core.metrics.report import multilabel_report
 from pvlr.train.evaluation.evaluate_run import DataKind, evaluate_run
 from pvlr.train.evaluation.report_files import report_table, write_report_csv, write_report_json
@@ -95,10 +96,14 @@ def evaluate(
         interval = percentile_interval(
             bootstrap_map(found.scores, found.target, found.known, resamples=resamples, seed=seed)
         )
-    print(report_table(report, interval))
+    fitted = None
+    if found.thresholds is not None:
+        fitted = precision_recall(found.probabilities >= found.thresholds, found.target, found.known)
+    print(report_table(report, interval, fitted))
     if places["json"] is not None:
         bootstrap = {"resamples": resamples, "seed": seed, "level": 0.95}
         limits = None if interval is None else {**interval._asdict(), **bootstrap}
-        write_report_json(places["json"], report, mAP_interval=limits)
+        more = {} if fitted is None else {"at_thresholds": fitted._asdict()}
+        write_report_json(places["json"], report, mAP_interval=limits, **more)
     if places["csv"] is not None:
         write_report_csv(places["csv"], report)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from pvlr.cli.command import command
 from pvlr.cli.main import main
 from pvlr.core.metrics.bootstrap import bootstrap_map, percentile_interval
 from pvlr.core.metrics.report import multilabel_report
-from pvlr.train import train
+from pvlr.inference.decision import Decision
+from pvlr.train import Recognizer, train
 from pvlr.train.config import ConfigError
 from pvlr.train.data_config import COCOData, TableData, VOCData
 from pvlr.train.evaluation.evaluate_run import read_data_config
@@ -52,6 +54,22 @@ def test_a_run_is_worth_what_it_said_at_its_end(
     assert float(by_name["mAP"]) == told["mAP"]
     assert float(by_name["top3.OF1"]) == told["top3"]["OF1"]
     assert f"{100 * told['mAP']:.2f}   95 % interval [" in capsys.readouterr().out
+
+
+def test_a_fitted_model_is_also_decided_by_its_thresholds(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate([f"--run={finished}", "--resamples=0"]) == 0
+    assert "at its thresholds" not in capsys.readouterr().out, "none were fitted"
+    shutil.copytree(finished, tmp_path / "run")
+    decision = Decision(thresholds=dict.fromkeys(LABELS, 0.0), rule="all", fitted_on="nothing")
+    Recognizer(Recognizer.from_pretrained(finished).model, decision=decision).save_pretrained(tmp_path / "run")
+    assert evaluate([f"--run={tmp_path / 'run'}", "--resamples=0", f"--json={tmp_path / 'r.json'}"]) == 0
+    out, told = capsys.readouterr().out, json.loads((tmp_path / "r.json").read_text())["at_thresholds"]
+    assert told["CR"] == told["OR"] == 1.0, "every label of every picture is predicted"
+    (line,) = (line for line in out.splitlines() if line.startswith("at its thresholds"))
+    values = [told[name] for name in ("CP", "CR", "CF1", "mean_F1", "OP", "OR", "OF1")]
+    assert [float(word) for word in line.split()[3:]] == pytest.approx([100 * value for value in values], abs=0.006)
 
 
 def test_other_data_have_their_own_labels(finished: Path, tmp_path: Path) -> None:

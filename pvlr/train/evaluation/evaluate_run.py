@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import torch
+
 from pvlr.core.arguments import ConfigError
 from pvlr.core.labels import LabelSet
 from pvlr.data.batch import Batch
@@ -78,7 +80,8 @@ def evaluate_run(
     labels, decision = LabelSet(images.labels.names), recognizer.decision
     # Similarities have no meaningful threshold; metrics of ranking need none.
     probabilities = found.logits.sigmoid() if decision.scores == "similarity" else decision.probabilities(found.logits)
-    return Scored(labels, probabilities, found.logits, found.target.float(), found.known)
+    thresholds = torch.tensor(decision.for_labels(recognizer.labels)) if decision.thresholds else None
+    return Scored(labels, probabilities, found.logits, found.target.float(), found.known, thresholds)
 
 
 def read_data_config(path: Path, kind: str | None = None) -> tuple[DataConfig, int]:

@@ -15,12 +15,15 @@ from pvlr.files import write_atomically
 __all__ = ["report_table", "write_report_csv", "write_report_json"]
 
 
-def report_table(report: MultiLabelReport, interval: Interval | None = None) -> str:
+def report_table(
+    report: MultiLabelReport, interval: Interval | None = None, fitted: PrecisionRecall | None = None
+) -> str:
     """Return the report as a table in percent, with the name of each number.
 
     Args:
         report: The evaluation.
         interval: 95 % interval of the mAP.
+        fitted: Precision and recall by the thresholds that the model was fitted, one for each label.
 
     Example:
         >>> import torch
@@ -41,6 +44,8 @@ def report_table(report: MultiLabelReport, interval: Interval | None = None) -> 
         "top-3": report.top3,
         f"top-3 and ≥ {report.threshold:g}": report.top3_from_threshold,
     }
+    if fitted is not None:
+        decided["at its thresholds"] = fitted
     lines = [
         *lines,
         "",

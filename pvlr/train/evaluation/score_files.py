@@ -25,6 +25,7 @@ class Scored(NamedTuple):
         scores: ``n c``, scores of the ranking, without the rounding of a sigmoid where they are logits.
         target: ``n c``, 0 or 1.
         known: ``n c``, True where the target is known.
+        thresholds: ``c``, the least probabilities that the model was fitted; None: it was not.
     """
 
     labels: LabelSet
@@ -32,6 +33,7 @@ class Scored(NamedTuple):
     scores: Float[Tensor, "n c"]
     target: Float[Tensor, "n c"]
     known: Bool[Tensor, "n c"]
+    thresholds: Float[Tensor, " c"] | None = None
 
 
 def read_scores(path: Path, kind: Literal["probabilities", "logits"] = "probabilities") -> Scored:
