@@ -16,7 +16,7 @@ photos: $(VENV)/.photos
 KEEP = MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456
 
 test: $(VENV)/.test
-	$(KEEP) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+	$(KEEP) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --durations 25
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
