@@ -149,10 +149,13 @@ def page(text: str) -> str:
 
 
 def draw(kind: str, folder: Path = FIGURES) -> None:
-    """Write the figures of a study: its differences, and its learning curve."""
+    """Write the figures of a study that the page shows: its differences, and its learning curve."""
+    shown = PAGE.read_text(encoding="utf-8")
     with TemporaryDirectory() as name:
         write_report(Path(name), cells_of(kind))
         for figure in ("ahead", "curve"):
+            if f"{figure}_{kind}.svg" not in shown:
+                continue
             (folder / f"{figure}_{kind}.svg").write_bytes(Path(name, f"{figure}.svg").read_bytes())
 
 

@@ -117,7 +117,7 @@ def test_law_1_permuting_labels_permutes_everything_about_labels(s: Sizes, draw:
 def test_what_relates_labels_is_in_units_of_their_vectors(s: Sizes, draw: Draw, factor: float) -> None:
     # Joint spaces hold vectors of length 1, whose entries are small: what is added must not drown them.
     relation = moved(LabelRelation(dim=s.d, heads=s.h), draw)
-    labels = 1e6 * draw.normal(s.c, s.d)  # Long enough for the constant of the norm not to count, even of equal entries.
+    labels = 1e6 * draw.normal(s.c, s.d)  # The constant of the norm is nothing to them, even to equal entries.
     (out, weights), (scaled, same) = relation(labels), relation(factor * labels)
     assert_close(scaled, factor * out, rtol=1e-6, atol=factor)
     assert_close(same.dense(), weights.dense(), rtol=1e-6, atol=1e-6)
