@@ -1,5 +1,6 @@
 """Calibration after training: temperature and thresholds from validation pictures, and reliability diagrams."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, cast
 
@@ -16,6 +17,7 @@ from pvlr.core.metrics.calibration import (
     fit_thresholds,
     reliability,
 )
+from pvlr.core.metrics.ranking import average_precision, mean_average_precision
 from pvlr.core.mixture import mixing_weights
 from pvlr.core.models.baselines import BaselineModel, BaselineOutput
 from pvlr.core.models.network import PVLR
@@ -42,7 +44,7 @@ class Calibrated(NamedTuple):
         decision: Temperature and thresholds.
         before: Reliability of the probabilities without the temperature.
         after: Reliability with it, on the same pictures.
-        shrinkage: Shrinkage of the mixture with the highest likelihood.
+        shrinkage: Shrinkage of the mixture with the best mAP, of those that are as likely as the configured one.
     """
 
     decision: Decision
@@ -131,11 +133,11 @@ class _Apart(nn.Module):
 def _best_mixture(
     model: PVLR | BaselineModel, batches: Iterable[Batch], *, device: torch.device | None, precision: str
 ) -> tuple[Predictions, float]:
-    """Set the model's shrinkage to the one with the highest likelihood, and return predictions with it.
+    """Set the model's shrinkage to the one with the best mAP, and return predictions with it.
 
-    It affects only the mixing weights: base scores and learned scores are computed once. It is compared by the log loss
-    with the best temperature: of a few pictures, mAP has too few values to choose by, and no temperature can undo a
-    weight that was chosen by it alone.
+    It affects only the mixing weights: base scores and learned scores are computed once. A value whose log loss, with
+    its best temperature, is above that of the configured one is not taken: mAP of a few pictures has too few values to
+    choose by it alone, and no temperature undoes a weight that makes the probabilities of a label wrong.
     """
     if not isinstance(model, PVLR) or not (model.config.learn and model.config.parts):
         return predict_logits(model, batches, device=device, precision=precision), model.config.shrinkage
@@ -153,8 +155,15 @@ def _best_mixture(
         scaled = logits / fit_temperature(logits, found.target, found.known)
         return F.binary_cross_entropy_with_logits(scaled[found.known], found.target[found.known].to(scaled)).item()
 
-    # The configured value comes first, so that it stays unless another is better.
-    best = min((configured, *SHRINKAGES), key=loss) if bool(found.known.any()) else configured
+    def quality(shrinkage: float) -> float:
+        score = mean_average_precision(average_precision(mixed(shrinkage), found.target, found.known)).item()
+        return -1.0 if math.isnan(score) else score
+
+    best = configured
+    if bool(found.known.any()):
+        most = loss(configured)
+        # The configured value comes first, so that it stays unless another is better.
+        best = max((configured, *(value for value in SHRINKAGES if loss(value) <= most)), key=quality)
     buffer.fill_(best)
     return found._replace(logits=mixed(best)), best
 
