@@ -115,7 +115,7 @@ def test_a_file_that_a_row_needs_is_asked_for_before_anything_is_trained(tmp_pat
 
 def test_a_refusal_in_another_process_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "vectors.npz").write_bytes(b"no archive")
-    rows = {"a": {"b": {}, "c": {"model.knowledge": str(tmp_path / "vectors.npz")}, "d": {}}}
+    rows = {"a": {"b": {}, "c": {"model.knowledge": str(tmp_path / "vectors.npz")}, "d": {"optimizer.lr": 0.02}}}
     done = small_study(tmp_path, **{"study.rows": json.dumps(rows), "study.processes": 2})
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert re.match(r"error: c, seed 0: .*knowledge\.npz: expected a readable \.npz file", done.stderr), done.stderr

@@ -44,7 +44,7 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name in own:
         if name not in state:
             raise StateError(f"weights: expected '{name}', which is missing")
-    for name, value in state.items():
+    for name, value in sorted(state.items()):  # A file has its tensors in any order; the message is the same each time.
         if name not in own:
             raise StateError(f"weights: '{name}' belongs to no part of this model")
         if own[name].shape != value.shape:

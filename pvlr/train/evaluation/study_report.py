@@ -163,9 +163,9 @@ def write_report(folder: Path, cells: Cells) -> Path:
         _draw(folder / "report.png", cells)
     compared = {}
     for group, rows in _grouped(cells).items():
-        first = next(iter(rows.values()))
-        found = {row: paired_difference(first, other) for row, other in rows.items()}
         if len(rows) > 1:
+            first = next(iter(rows.values()))
+            found = {row: paired_difference(first, other) for row, other in rows.items()}
             compared[group] = {row: difference for row, difference in found.items() if difference is not None}
     if compared:
         _draw_ahead(folder / "ahead.svg", compared)
