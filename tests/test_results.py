@@ -1,6 +1,7 @@
 """The tables of docs/results.md are those of the cells that lie beside it."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -48,8 +49,6 @@ def test_a_cell_is_of_one_row_and_seed(tables: ModuleType) -> None:
 def test_cells_are_collected_in_the_place_of_older_ones(
     tables: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-
     monkeypatch.setattr(tables, "HERE", tmp_path)
     (tmp_path / "study" / "cells").mkdir(parents=True)
     cell = {"group": "all labels", "row": "PVLR", "seed": 0, "mAP": 0.5, "drawn": [0.123456]}

@@ -17,7 +17,7 @@ from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pvlr.train.evaluation.study_report import ahead, mean_and_deviation, write_report
+from pvlr.train.evaluation.study_report import ahead, mean_and_deviation, regime_table, write_report
 
 HERE = Path(__file__).resolve().parent
 PAGE, FIGURES = HERE.parent / "results.md", HERE.parent / "figures"
@@ -68,29 +68,16 @@ def _named(cells: Cells, group: str, method: str) -> Cells:
     return [cell for cell in cells if (cell["group"], cell["row"]) == (group, name)]
 
 
-def _beside(first: Cells, other: Cells) -> str:
-    """Return by how much the first is ahead, with the number of common seeds if that is not the first's."""
-    if not other:
-        return ""
-    common = len({cell["seed"] for cell in first} & {cell["seed"] for cell in other})
-    return ahead(first, other) + (f" ({common})" if common != len(first) else "")
-
-
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, ("---",) * len(header), *rows))
 
 
 def regimes(kind: str) -> str:
-    """The differences of each regime."""
-    cells, rows = cells_of(kind), []
-    others = [name for name in COMPARED if any(_named(cells, regime, name) for regime in REGIMES)]
-    for regime in REGIMES:
-        if own := _named(cells, regime, "PVLR"):
-            values = [_beside(own, _named(cells, regime, name)) for name in others]
-            rows.append(
-                (regime.removesuffix(" labels"), str(len(own)), mean_and_deviation(c["mAP"] for c in own), *values)
-            )
-    return _table(("labels known", "seeds", "PVLR", *(f"ahead of {name}" for name in others)), rows)
+    """The differences of each regime: the table of the report, of some methods and in an order of its own."""
+    cells = cells_of(kind)
+    return regime_table(
+        [cell for regime in REGIMES for name in ("PVLR", *COMPARED) for cell in _named(cells, regime, name)]
+    )
 
 
 def methods(kind: str) -> str:
@@ -100,7 +87,8 @@ def methods(kind: str) -> str:
     for name in dict.fromkeys(cell["row"] for cell in cells):
         found = _named(cells, ALL, name)
         rows.append((
-            name, mean_and_deviation(cell["mAP"] for cell in found), "" if found == own else _beside(own, found),
+            name, mean_and_deviation(cell["mAP"] for cell in found),
+            "" if found == own else ahead(own, found, counted=True),
             f"{found[0]['parameters']:,}", f"{mean(cell['seconds'] for cell in found):.0f}",
             f"{1000 * mean(cell['inference'] for cell in found):.2f}", str(len(found)),
         ))  # fmt: skip
@@ -122,7 +110,7 @@ def unseen(kind: str) -> str:
         rows.append((
             name.partition(",")[0], str(len(found)),
             *(mean_and_deviation(cell[part] for cell in found) for part in ("seen", "unseen", "harmonic")),
-            "" if name == names[0] else _beside(own, found),
+            "" if name == names[0] else ahead(own, found, counted=True),
         ))  # fmt: skip
     header = (f"{names[0].partition(', ')[2]} in training", "seeds", "seen", "unseen", "harmonic", "PVLR is ahead by")
     return _table(header, rows)
@@ -136,7 +124,9 @@ def parts(kind: str) -> str:
         group = "parts" if regime == ALL else regime
         found = [_named(cells, group, WITH_ALL.get(name, name) if regime == ALL else name) for name in PARTS]
         if own and any(found):
-            rows.append((regime.removesuffix(" labels"), *(_beside(own, other) for other in found)))
+            rows.append(
+                (regime.removesuffix(" labels"), *(ahead(own, other, counted=True) if other else "" for other in found))
+            )
     return _table(("labels known", *PARTS), rows)
 
 

@@ -197,7 +197,7 @@ class _Outputs:
         self, stack: ExitStack, recognizer: Recognizer, places: Places, threshold: float | None, top: int | None
     ) -> None:
         decision, labels = recognizer.decision, recognizer.labels
-        self.labels, self.places, self.sidecars = labels, places, places.xmp
+        self.labels, self.places = labels, places
         self.tagged = self.failed = self.refused = self.left_out = 0
         self.videos: set[str] = set()  # Those that some output has no place for.
         self.threshold = decision.least if top else threshold
@@ -222,13 +222,13 @@ class _Outputs:
     @property
     def is_silent(self) -> bool:
         """True if tags are written to files, and not printed."""
-        return bool(self.file or self.page or self.exports or self.sidecars)
+        return bool(self.file or self.page or self.exports or self.places.xmp)
 
     def todo(self, paths: Iterator[str]) -> Iterator[str]:
         """Yield the paths to tag: those that --out has already only if another output needs them."""
         for path in paths:
             done = self.file is not None and path in self.file.done
-            if not done or self.exports or self.sidecars or (self.page is not None and not self.page.is_full):
+            if not done or self.exports or self.places.xmp or (self.page is not None and not self.page.is_full):
                 yield path
             elif self.page is not None:
                 self.page.skip()
@@ -246,7 +246,7 @@ class _Outputs:
         elif self.exports and one.video not in self.videos:
             self.videos.add(one.video)
             self.leave_out(one.video, f"{one.video}: expected a picture for --label_studio or --fiftyone, got a video")
-        if self.sidecars and Path(one.file).is_file():
+        if self.places.xmp and Path(one.file).is_file():
             try:
                 write_sidecar(Path(one.file), (self.labels.readable[tag.name] for tag in one.tags))
             except DataError as err:
@@ -276,7 +276,7 @@ class _Outputs:
         """Print how many pictures have no tags, and on a terminal how many have, and return the exit code."""
         if self.is_silent and sys.stdout.isatty():
             files = [getattr(self.places, name) for name in ("out", "html", "label_studio", "fiftyone")]
-            written = [*(str(file) for file in files if file is not None), *(["sidecars"] if self.sidecars else [])]
+            written = [*(str(file) for file in files if file is not None), *(["sidecars"] if self.places.xmp else [])]
             print(f"{self.tagged:,} picture{'' if self.tagged == 1 else 's'} tagged: {', '.join(written)}")
         counts = ((self.refused, "unreadable"), (self.left_out, "left out"))
         said = " and ".join(f"{count} {what}" for count, what in counts if count)

@@ -177,18 +177,18 @@ def read_table(
         chosen = [row for row, part in enumerate(parts) if part == split]
         entries, data = [entries[row] for row in chosen], data.select(chosen)
     if check_files:
-        _check_files(data, entries, Finder(root, format, entries, leave=leave_missing), root)
+        _check_files(data, Finder(root, format, entries, leave=leave_missing))
     data.name = name or (path.stem if split is None else f"{path.stem} {split}")
     return data.with_transform(transform)
 
 
-def _check_files(data: LabelledImages, entries: list[Entry], finder: Finder, root: Path) -> None:
+def _check_files(data: LabelledImages, finder: Finder) -> None:
     """Check that every picture exists, and take the files that were found in another spelling."""
-    data.paths = tuple(require_files(entries, root, find=finder))
+    data.paths = tuple(require_files(finder.rows, finder.root, find=finder))
     if note := finder.note():
         data.note = ", ".join(part for part in (data.note, note) if part)
         places: dict[object, str] = {}
-        for source, entry in zip(data.paths, entries, strict=True):
+        for source, entry in zip(data.paths, finder.rows, strict=True):
             if source in places:
                 raise DataError(
                     f"{entry.place}: expected every picture once, found {source} again, after {places[source]}"

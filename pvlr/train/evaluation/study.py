@@ -141,7 +141,11 @@ def study(
     wanted = set(study.only or ())
     asked = [cell for cell in cells if not wanted or {cell.group, cell.row} & wanted]
     _share(cells, asked)
-    todo = list({cell.digest: cell for cell in reversed(asked) if cell.found() is None}.values())[::-1]
+    first: dict[str, _Cell] = {}
+    for cell in asked:
+        if cell.found() is None:
+            first.setdefault(cell.digest, cell)
+    todo = list(first.values())
     say(f"{len(cells)} cells, {len(todo)} to train")
     for cell in todo:
         text_sources(cell.sections["model"])  # Raises an error for missing files before anything is trained.

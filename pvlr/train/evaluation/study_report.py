@@ -106,20 +106,20 @@ def regime_table(cells: Cells) -> str:
     lines.append("|" + "---|" * (3 + len(others)))
     for regime, rows in regimes.items():
         first = rows[methods[0]]
-        values = [ahead(first, rows[name]) if name in rows else "" for name in others]
-        counts = [sum(a["seed"] == b["seed"] for a in first for b in rows.get(name, ())) for name in others]
-        told = [
-            f"{value} ({count})" if 0 < count < len(first) else value
-            for value, count in zip(values, counts, strict=True)
-        ]
+        told = [ahead(first, rows[name], counted=True) if name in rows else "" for name in others]
         own = mean_and_deviation(cell["mAP"] for cell in first)
         start = f"| {'all' if regime == ALL else regime} | {len(first)} | {own} |"
         lines.append(f"{start} {' | '.join(told)} |")
     return "\n".join(lines)
 
 
-def ahead(first: Cells, other: Cells) -> str:
+def ahead(first: Cells, other: Cells, *, counted: bool = False) -> str:
     """Return the mean difference over the common seeds and its interval, in points; a dash without a common seed.
+
+    Args:
+        first: Cells of a row.
+        other: Those of the row it is compared with.
+        counted: Whether the number of common seeds is added where the first has more.
 
     Example:
         >>> ahead([{"seed": 0, "mAP": 0.5, "drawn": [0.5]}], [{"seed": 0, "mAP": 0.25, "drawn": [0.25]}])
@@ -127,7 +127,11 @@ def ahead(first: Cells, other: Cells) -> str:
     """
     found = paired_difference(first, other)
     # Rounded before it is printed, so that there is no -0.0.
-    return "–" if found is None else "{:.1f} [{:.1f}, {:.1f}]".format(*(round(value, 1) + 0.0 for value in found))
+    if found is None:
+        return "–"
+    value, low, high = (round(value, 1) + 0.0 for value in found)
+    common = sum(a["seed"] == b["seed"] for a in first for b in other)
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]" + (f" ({common})" if counted and common < len(first) else "")
 
 
 def paired_difference(first: Cells, other: Cells) -> tuple[float, float, float] | None:

@@ -170,6 +170,19 @@ def test_the_diagram_shows_points_where_they_are() -> None:
     assert not blue[margin + side // 2, margin + 10]
 
 
+def fitted_on(names: tuple[str, ...], logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> Decision:
+    """What is decided of a model that has these logits."""
+
+    class Model:
+        labels, config = LabelSet(names), PVLRConfig(learn=False)
+        mixture = Mixture(parts=3)
+
+    found = Predictions(logits, target, known, torch.arange(len(logits)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pvlr.train.evaluation.calibration.predict_logits", lambda *_, **__: found)
+        return calibrate(Model(), [], CalibrationConfig(), fitted_on="x").decision
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_labels_with_one_or_two_positives_share_a_threshold() -> None:
     generator = torch.Generator().manual_seed(0)
@@ -180,14 +193,7 @@ def test_labels_with_one_or_two_positives_share_a_threshold() -> None:
     target[[1, 2, 3], 3] = 1.0
     known = torch.ones(60, 4, dtype=torch.bool)
 
-    class Model:
-        labels, config = LabelSet(("many", "one", "two", "three")), PVLRConfig(learn=False)
-        mixture = Mixture(parts=3)
-
-    with pytest.MonkeyPatch.context() as patch:
-        found = Predictions(logits, target, known, torch.arange(60))
-        patch.setattr("pvlr.train.evaluation.calibration.predict_logits", lambda *_, **__: found)
-        decision = calibrate(Model(), [], CalibrationConfig(), fitted_on="x").decision
+    decision = fitted_on(("many", "one", "two", "three"), logits, target, known)
     scaled = (logits / decision.temperature).sigmoid()
     own = fit_thresholds(scaled, target)
     together = fit_thresholds(scaled[:, 1:3].reshape(-1, 1), target[:, 1:3].reshape(-1, 1)).item()
@@ -206,20 +212,11 @@ def test_labels_without_both_answers_decide_nothing() -> None:
     known = torch.ones(40, 3, dtype=torch.bool)
     known[:, 2] = False
 
-    class Model:
-        labels, config = LabelSet(("a", "b", "c")), PVLRConfig(learn=False)
-        mixture = Mixture(parts=3)
-
-    def fitted(target: torch.Tensor, known: torch.Tensor) -> Decision:
-        found = Predictions(logits, target, known, torch.arange(40))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pvlr.train.evaluation.calibration.predict_logits", lambda *_, **__: found)
-            return calibrate(Model(), [], CalibrationConfig(), fitted_on="x").decision
-
-    decision = fitted(target, known)
+    names = ("a", "b", "c")
+    decision = fitted_on(names, logits, target, known)
     alone = torch.zeros_like(known)
     alone[:, 0] = True
     assert decision.temperature == fit_temperature(logits, target, alone)
     assert set(decision.thresholds) == {"a"}
-    nothing = fitted(torch.ones(40, 3), known)
+    nothing = fitted_on(names, logits, torch.ones(40, 3), known)
     assert (nothing.temperature, nothing.thresholds) == (1.0, {})

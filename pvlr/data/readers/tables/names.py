@@ -112,9 +112,22 @@ class Finder:
         Raises:
             DataError: naming the picture, if no file or several fit, and the option that would find one.
         """
-        parts = PurePosixPath(entry.name).parts
+        found = self._search(entry, path)
+        if found is None:
+            hint = self._hint(entry.name)
+            if self.leave and not hint:
+                return None
+            raise DataError(f"{path}: expected the picture of {entry.place}, found {NOTHING}{hint or self._others()}")
+        actual = found.relative_to(self.root).as_posix()
+        if unicodedata.normalize("NFC", actual) == unicodedata.normalize("NFC", entry.name):
+            self.forms += 1
+        else:
+            self.endings += 1
+        return found
+
+    def _search(self, entry: Entry, path: Path) -> Path | None:
         found = self.root
-        for part in parts:
+        for part in PurePosixPath(entry.name).parts:
             names = self._names(found).get(_spelling(part), [])
             if part in names:
                 names = [part]
@@ -122,18 +135,8 @@ class Finder:
                 listed = " and ".join(map(repr, names))
                 raise DataError(f"{path}: expected the picture of {entry.place}, found {listed} in {found}")
             if not names:
-                hint = self._hint(entry.name)
-                if self.leave and not hint:
-                    return None
-                raise DataError(
-                    f"{path}: expected the picture of {entry.place}, found {NOTHING}{hint or self._others(entry)}"
-                )
+                return None
             found = found / names[0]
-        actual = found.relative_to(self.root).as_posix()
-        if unicodedata.normalize("NFC", actual) == unicodedata.normalize("NFC", entry.name):
-            self.forms += 1
-        else:
-            self.endings += 1
         return found
 
     def note(self) -> str:
@@ -154,15 +157,10 @@ class Finder:
             self._listed[folder] = names
         return self._listed[folder]
 
-    def _others(self, entry: Entry) -> str:
+    def _others(self) -> str:
         """The number of other pictures that are missing, and how to go on without them."""
-        self.leave = True
-        missing = (
-            self(row, row.source) is None
-            for row in self.rows
-            if isinstance(row.source, Path) and not row.source.exists()
-        )
-        more = sum(missing) - 1
+        sources = ((row, row.source) for row in self.rows)
+        more = sum(isinstance(path, Path) and self._search(row, path) is None for row, path in sources) - 1
         if more < 1:
             return ""
         are = "is" if more == 1 else "are"
