@@ -102,7 +102,7 @@ class LabelRows(NamedTuple):
         return cls(fused, name, own, *(x.squeeze(-1) for x in rest))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Learned:
     """The trained blocks that relate and compare images and labels."""
 
@@ -112,7 +112,8 @@ class Learned:
     head: SimilarityHead
 
 
-@dataclass(frozen=True)
+# No equality of tensors; and a hash of fields is asked by torch.compile (2.11) while the object is still being made.
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """The last part of every forward pass: base scores, learned scores, and both as one logit.
 
