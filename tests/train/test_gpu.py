@@ -55,7 +55,13 @@ def test_a_run_trains_as_on_the_cpu(more: dict[str, object], voc: Path, tower: P
     here, there = (run_on(name, voc, tower, tmp_path / name, **LABELS, **more) for name in ("cpu", "cuda"))
     assert list(here) == list(there)
     for name, value in here.items():
-        torch.testing.assert_close(there[name], value, rtol=1e-3, atol=1e-4, msg=name)
+        one, other = value.clone(), there[name].clone()
+        if name.endswith(
+            "attn.in_proj_bias"
+        ):  # What all keys have in common changes nothing: its gradient is rounding.
+            keys = slice(len(one) // 3, 2 * len(one) // 3)
+            one[keys] = other[keys] = 0.0
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4, msg=name)
     assert map_of(tmp_path / "cuda") == pytest.approx(map_of(tmp_path / "cpu"), abs=1e-6)
     assert torch.cuda.get_device_name() in (tmp_path / "cuda" / "run.json").read_text()
 
