@@ -7,9 +7,10 @@ import functools
 import os
 from typing import Any
 
+from pvlr.cli.checks import require_whole
 from pvlr.cli.help import Usage
 from pvlr.core.arguments import ConfigError
-from pvlr.data.images import decode_rgb
+from pvlr.data.images import MAX_PIXELS, decode_rgb
 from pvlr.data.overlay import overlay
 from pvlr.inference.recognizer import Recognizer
 
@@ -20,8 +21,8 @@ MAPS = 12
 """Most tags whose map is shown."""
 
 
-def build(recognizer: Recognizer) -> Any:
-    """Build the page for a recognizer, as gradio's ``Blocks``."""
+def build(recognizer: Recognizer, *, max_pixels: int = MAX_PIXELS) -> Any:
+    """Build the page for a recognizer, as gradio's ``Blocks``; `max_pixels` as in :meth:`Recognizer.prepare`."""
     import gradio
 
     @functools.lru_cache(maxsize=8)
@@ -34,8 +35,8 @@ def build(recognizer: Recognizer) -> Any:
             return [], [], "Drop a picture first."
         try:
             chosen = for_labels(text)
-            every = chosen.tag(path, threshold=chosen.decision.least)
-            picture = decode_rgb(path, side=512)
+            every = chosen.tag(path, threshold=chosen.decision.least, max_pixels=max_pixels)
+            picture = decode_rgb(path, side=512, max_pixels=max_pixels)
         except ValueError as err:  # All refusals, one sentence each; of the path only the name is the user's.
             return [], [], f"**Refused:** {str(err).replace(f'{os.path.dirname(path)}/', '')}"
         thresholds = {tag.name: chosen.decision.threshold(tag.name) if own else least for tag in every}
@@ -89,6 +90,7 @@ def demo(
     labels: str | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
+    max_pixels: int = MAX_PIXELS,
     device: str = "cpu",
 ) -> None:
     """Serve a page that tags pictures, until Ctrl-C.
@@ -102,6 +104,7 @@ def demo(
             the run's own, or coco.
         host: Address to listen on; 0.0.0.0 lets other machines in.
         port: Port to listen on.
+        max_pixels: Largest width times height of a picture.
         device: Device of the model: auto, cpu, cuda or cuda:<number>.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -109,7 +112,8 @@ def demo(
         import gradio
     except ImportError:
         raise ConfigError("the page needs the package gradio: pip install 'pvlr[demo]'") from None
-    page = build(Recognizer.open(run, tower, weights=weights, labels=labels, device=device))
+    require_whole(1, max_pixels=max_pixels)
+    page = build(Recognizer.open(run, tower, weights=weights, labels=labels, device=device), max_pixels=max_pixels)
     # Fonts of the visitor's own machine: the page loads nothing from elsewhere.
     theme = gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     page.launch(server_name=host, server_port=port, share=False, max_file_size="50mb", ssr_mode=False, theme=theme)

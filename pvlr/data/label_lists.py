@@ -37,6 +37,8 @@ def labels_of(text: str) -> LabelSet:
         return LabelSet(tuple(listed.splitlines()))
     if text.startswith("@"):
         return _from_file(Path(text[1:]))
+    if Path(text).suffix.lower() in (".txt", ".csv") and Path(text).is_file():
+        raise LabelError(f"labels: expected names with commas between, got the file {text!r}; @{text} reads its lines")
     names = _pieces(text)
     if '"' in text:
         raise LabelError(
@@ -48,7 +50,10 @@ def labels_of(text: str) -> LabelSet:
             f"labels: expected names with commas between, @FILE with one a line, or one of {', '.join(LISTS)}, "
             f"got {text!r}"
         )
-    return LabelSet(names)
+    try:
+        return LabelSet(names)
+    except LabelError as err:
+        raise LabelError(f"labels: {str(err).removeprefix('names: ')}") from None
 
 
 def require_apart(text: str, known: LabelSet) -> None:
@@ -100,4 +105,4 @@ def _from_file(path: Path) -> LabelSet:
     try:
         return LabelSet(tuple(places))
     except LabelError as err:
-        raise DataError(f"{path}: {err}") from None
+        raise DataError(f"{path}: {str(err).removeprefix('names: ')}") from None

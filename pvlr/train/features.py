@@ -146,8 +146,8 @@ def _opened(folder: Path, **content: Any) -> FeatureStore:
     if store.renewed:
         say(f"features in {folder} were of another tower, preprocessing or pictures: computed anew")
     if not store.complete:
-        gigabytes, cached = store.bytes_needed / 1e9, f", {store.done:,} are there" if store.done else ""
-        say(f"computing the features of {store.rows:,} pictures into {folder}: {gigabytes:.2f} GB{cached}")
+        megabytes, cached = store.bytes_needed / 1e6, f", {store.done:,} are there" if store.done else ""
+        say(f"computing the features of {store.rows:,} pictures into {folder}: {megabytes:,.1f} MB{cached}")
     return store
 
 

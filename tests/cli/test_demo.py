@@ -14,6 +14,7 @@ import pytest
 from helpers.browser import chromium
 from helpers.extras import require_extra
 from helpers.tagging_toys import NAMES, make_recognizer, write_pictures
+from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 90.0
@@ -42,6 +43,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     make_recognizer(folder / "tower").save_pretrained(folder / "model")
     port = free_port()
     command = [sys.executable, "-m", "pvlr", "demo", "--run", str(folder / "model"), "--port", str(port)]
+    command += ["--max_pixels", "1000"]
     with (folder / "log.txt").open("w") as log:
         server = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -132,6 +134,14 @@ def test_a_picture_that_cannot_be_read_is_refused_in_words(page: Any, tmp_path: 
         answer
         == "Refused: broken.jpg: expected a picture (JPEG, PNG, WEBP, BMP, GIF, TIFF, AVIF, HEIF), found something else"
     )
+
+
+def test_a_picture_of_more_pixels_than_allowed_is_refused_with_the_option_that_helps(page: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30)).save(tmp_path / "large.png")
+    page.refresh()
+    until(lambda: by(page, "#picture input[type=file]"), "the page")[0].send_keys(str(tmp_path / "large.png"))
+    answer = until(lambda: said(page), "a refusal")
+    assert answer.startswith("Refused: large.png: expected at most 1,000 pixels, got 40 x 30; set max_pixels to 1200")
 
 
 def test_without_a_model_the_command_says_so_in_one_line(tmp_path: Path) -> None:

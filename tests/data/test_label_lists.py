@@ -37,7 +37,7 @@ def test_names_with_commas_and_names_in_a_file(tmp_path: Path) -> None:
         (b"\n \n", "expected one label a line, found none"),
         (b"cat\ndog\ncat\n", "line 3: expected each label once, 'cat' is in line 1 too"),
         (b"cat\n\xff\xfe\n", "line 2: expected a file of labels, one a line in UTF-8, found other bytes"),
-        (b"a\tb\n", "names: expected a text without control characters, got 'a\\tb'"),
+        (b"a\tb\n", "expected a text without control characters, got 'a\\tb'"),
     ],
 )
 def test_a_file_of_labels_is_refused_by_its_line(content: bytes, message: str, tmp_path: Path) -> None:
@@ -55,8 +55,14 @@ def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
             LabelError, match="expected names with commas between, @FILE with one a line, or one of voc,"
         ):
             labels_of(text)
-    with pytest.raises(LabelError, match="expected unique labels, got 'cat' more than once"):
+    with pytest.raises(LabelError, match=r"^labels: expected unique labels, got 'cat' more than once"):
         labels_of("cat, cat")
+    path = tmp_path / "mine.TXT"
+    assert labels_of(str(path)).names == (str(path),), "a name like any other while there is no such file"
+    path.write_text("cat")
+    message = f"labels: expected names with commas between, got the file '{path}'; @{path} reads its lines"
+    with pytest.raises(LabelError, match=f"^{re.escape(message)}$"):
+        labels_of(str(path))
 
 
 def test_a_name_that_holds_a_comma_is_never_taken_apart_unnoticed() -> None:
