@@ -37,25 +37,27 @@ class Blocks(nn.Module):
 
 
 class Complete(Blocks):
-    """All of PVLR after the towers: with base, adapter, visual vectors and feed-forwards, as `PVLRConfig` has them."""
+    """All of PVLR after the towers, compared as its forward pass does, with the sizes that `PVLRConfig` has."""
 
     def __init__(self, labels: int) -> None:
         super().__init__(labels, maps=False, feedforward=512)
         from pvlr.core import Mixture, SemanticPooling, VisualAdapter
 
-        self.adapter, self.semantic = VisualAdapter(dim=WIDTH), SemanticPooling(dim=WIDTH)
+        self.adapter, self.semantic = VisualAdapter(dim=WIDTH), SemanticPooling(dim=WIDTH, feedforward=512)
         self.mixture = Mixture(parts=3)
+        self.own, self.bias = nn.Parameter(torch.randn(labels, WIDTH)), nn.Parameter(torch.zeros(labels))
 
     def forward(self, patches: Tensor, labels: Tensor | None = None) -> Tensor:
         """Logits ``b c``."""
-        from pvlr.core import base_scores
+        from pvlr.core.models.output import Comparison, LabelRows, Learned
 
-        base = base_scores(patches, patches[:, 0], self.fixed, scale=10.0)
-        vectors, patches = self.label_vectors() if labels is None else labels, self.adapter(patches)
-        out = self.attention(vectors, patches)
-        visual = self.semantic(patches, self.fixed, out.gathered)
-        learned = self.head(out.patches, vectors, looked=out.labels, visual=visual)
-        return self.mixture(base, learned)
+        vectors, ones = self.label_vectors() if labels is None else labels, torch.ones_like(self.bias)
+        compare = Comparison(
+            mixture=self.mixture, parts=("competition", "focused", "pooled"), scale=10.0, anchors=self.fixed,
+            sees="both", learned=Learned(self.adapter, self.attention, self.semantic, self.head),
+        )  # fmt: skip
+        rows = LabelRows(vectors, self.fixed, self.own, self.bias, 10 * ones, ones)
+        return compare(torch.cat([patches[:, :1], patches], dim=1), rows).logits
 
 
 class OneDirection(nn.Module):

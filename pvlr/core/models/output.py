@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pvlr.core.adapter import VisualAdapter
 from pvlr.core.attention import DualModalAttention, DualModalOutput, RelationMap
@@ -21,6 +22,12 @@ __all__ = ["Comparison", "LabelParts", "LabelRows", "Learned", "PVLROutput", "we
 
 HALF_FROM = 10.0
 """Positives of a label from which on its patches have more weight than the whole image (docs/results.md)."""
+VECTORS_AT_ONCE = 16_384
+"""Vectors, one of each label for each image, that are computed at a time where there are more of them."""
+VECTORS_KEPT = 65_536
+"""Vectors whose intermediate values are kept for a backward pass; of more, each part is computed once more there."""
+
+_Compared = tuple[Tensor | None, tuple[Tensor, ...], DualModalOutput | None]
 
 
 class PVLROutput(NamedTuple):
@@ -143,7 +150,7 @@ class Comparison:
             rows: The labels.
             maps: Whether to return the attention maps too.
         """
-        base, answers, attended = self._compare(regions, rows, maps)
+        base, answers, attended = self._by_images(regions, rows, maps)
         if attended is None:
             patches = split_regions(regions, self.sees, self.source_dim).patches
             labels = rows.name.expand(regions.shape[0], -1, -1)
@@ -165,11 +172,31 @@ class Comparison:
         self, regions: Float[Tensor, "b m d"], rows: LabelRows
     ) -> tuple[Tensor | None, tuple[Float[Tensor, "b c"], ...]]:
         """Return the base, and each learned score: of patches and labels, then of the whole image's features."""
-        return self._compare(regions, rows, False)[:2]
+        return self._by_images(regions, rows, False)[:2]
 
-    def _compare(
-        self, regions: Tensor, rows: LabelRows, maps: bool
-    ) -> tuple[Tensor | None, tuple[Tensor, ...], DualModalOutput | None]:
+    def _by_images(self, regions: Tensor, rows: LabelRows, maps: bool) -> _Compared:
+        """Compare a few images at a time where labels are many, which bounds the memory of all that is in between."""
+        count, with_gradient = len(rows.name), torch.is_grad_enabled()
+        images = max(1, VECTORS_AT_ONCE // count)
+        few = len(regions) <= images or (with_gradient and len(regions) * count <= VECTORS_KEPT)
+        if few or torch.compiler.is_compiling():  # A traced graph must be valid for any number of either.
+            return self._compare(regions, rows, maps)
+        parts: list[_Compared] = [
+            checkpoint(self._compare, part, rows, maps, use_reentrant=False, preserve_rng_state=False)
+            if with_gradient
+            else self._compare(part, rows, maps)
+            for part in regions.split(images)  # type: ignore[no-untyped-call]
+        ]
+        bases, answers, attended = zip(*parts, strict=True)
+        base = None if bases[0] is None else torch.cat(bases)
+        each = tuple(torch.cat(answer) for answer in zip(*answers, strict=True))
+        if attended[0] is None:
+            return base, each, None
+        labels, patches, label_maps, patch_maps, _ = zip(*attended, strict=True)
+        first, second = (tuple(map(torch.cat, zip(*found, strict=True))) for found in (label_maps, patch_maps))
+        return base, each, DualModalOutput(torch.cat(labels), torch.cat(patches), first, second)
+
+    def _compare(self, regions: Tensor, rows: LabelRows, maps: bool) -> _Compared:
         seen = split_regions(regions, self.sees, self.source_dim)
         pooled = regions[:, 0] if seen.pooled is None else seen.pooled
         base = None

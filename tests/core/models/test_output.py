@@ -1,6 +1,7 @@
 """The comparison of images and labels, part by part: each answer, and how they become one logit."""
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch.testing import assert_close
 from pvlr.core import PVLR
 from pvlr.core.base import base_scores
 from pvlr.core.functional import standardise
-from pvlr.core.models.output import Comparison, LabelRows, weigh_answers
+from pvlr.core.models import output
+from pvlr.core.models.output import Comparison, LabelRows, PVLROutput, weigh_answers
 from pvlr.core.protocols import split_regions
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -204,6 +206,51 @@ def test_it_reads_no_source_and_learns_nothing_unless_told() -> None:
     compare = Comparison(given.mixture, given.parts, given.scale, given.anchors, "all")
     rows, regions = rows_of(model), regions_for(model, Draw(1), 3, 4)
     assert torch.equal(compare(regions, rows).logits, given(regions, rows).logits)
+
+
+@given(
+    draws(), st.integers(1, 5), st.integers(1, 12), st.integers(0, 20), st.booleans(), st.booleans(),
+    st.sampled_from(["both", "labels", "none"]), st.sampled_from([0, 5]),
+    st.sampled_from([(), ("competition", "focused", "pooled")]),
+)  # fmt: skip
+def test_with_many_labels_a_few_images_are_compared_at_a_time(
+    draw: Draw,
+    b: int,
+    most: int,
+    kept: int,
+    learn: bool,
+    training: bool,
+    direction: str,
+    source_dim: int,
+    base: tuple[str, ...],
+) -> None:
+    model = made(base=base if learn else ("pooled",), learn=learn, direction=direction, source_dim=source_dim)
+    model.train(training)
+    regions = regions_for(model, draw, b, 4).requires_grad_()
+    weights = [regions, *(p for p in model.parameters() if p.requires_grad)]
+
+    def found(maps: bool) -> tuple[PVLROutput, list[Tensor | None]]:
+        torch.manual_seed(0)  # In training a picture may be drawn without its base.
+        out = model.forward_features(regions, maps=maps)
+        return out, list(torch.autograd.grad(out.logits.square().sum(), weights, allow_unused=True))
+
+    (whole, slopes), (_, slopes_of_maps) = found(False), found(True)
+    calls = mock.patch.object(output, "checkpoint", wraps=output.checkpoint)
+    with mock.patch.multiple(output, VECTORS_AT_ONCE=most, VECTORS_KEPT=kept), calls as called:
+        parts, slopes_of_parts = found(True)
+        count = len(model.labels)
+        images = max(1, most // count)
+        assert called.call_count == (-(-b // images) if b > images and b * count > kept else 0)
+        assert_close(parts._replace(label_maps=(), patch_maps=()), whole, **EXACT)
+        for one, other, wanted in zip(slopes_of_parts, slopes_of_maps, slopes, strict=True):
+            assert (one is None) == (other is None) == (wanted is None)
+            assert one is None or torch.allclose(one, wanted, **EXACT)
+        twice = called.call_count
+        with torch.no_grad():
+            torch.manual_seed(0)
+            assert_close(model.forward_features(regions, maps=True), parts, **EXACT)
+        assert called.call_count == twice, "without gradients nothing is computed twice"
+    assert_close(model.forward_features(regions, maps=True).label_maps, parts.label_maps, **EXACT)
 
 
 @given(draws(), st.integers(1, 4), st.integers(1, 5), st.sampled_from([0, 1, 4, 7]))
