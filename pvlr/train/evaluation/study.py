@@ -31,6 +31,7 @@ from pvlr.core.metrics.ranking import average_precision, mean_average_precision
 from pvlr.core.models.baselines import BaselineConfig, BaselineModel
 from pvlr.core.models.network import PVLR, PVLRConfig
 from pvlr.core.models.texts import text_sources
+from pvlr.core.protocols import Regions
 from pvlr.core.towers import build_towers
 from pvlr.data.batch import DataError
 from pvlr.files import write_atomically
@@ -375,19 +376,35 @@ def _rounded(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
 
 
-def _regions(model: PVLR | BaselineModel, sections: Sections) -> tuple[Tensor, LabelSet, Tensor, Tensor]:
+_Seen = tuple[Tensor, LabelSet, Tensor, Tensor]
+_KEPT: dict[str, _Seen] = {}
+"""What the last two kinds of models have seen: most rows differ in training alone, and reading costs as much again."""
+
+
+def _regions(model: PVLR | BaselineModel, sections: Sections) -> _Seen:
     """Return the model's inputs for every test picture, and names, targets and known mask of all labels."""
-    tower, data = sections["tower"], replace(sections["data"], unseen=None)
-    towers = build_towers(tower)
-    test = data.splits(sections["loop"].seed).test
+    data, tower, loop = replace(sections["data"], unseen=None), sections["tower"], sections["loop"]
     own = sections["baseline"].patches == "own"
-    folder = feature_folder(Path(tower.feature_folder), "test", own=own)
+    # What is hidden in training changes no test picture.
+    of_test = replace(data, shots=None, keep_labels=None)
+    key = repr((of_test, tower, loop.seed, loop.precision, model.sees, own))
+    if key not in _KEPT:
+        if len(_KEPT) > 1:
+            del _KEPT[next(iter(_KEPT))]
+        _KEPT[key] = _read_regions(of_test, tower, loop, model.sees, own)
+    return _KEPT[key]
+
+
+def _read_regions(data: DataConfig, tower: TowerConfig, loop: LoopConfig, sees: Regions, own: bool) -> _Seen:
+    towers = build_towers(tower)
+    test = data.splits(loop.seed).test
+    folder = feature_folder(Path(str(tower.feature_folder)), "test", own=own)  # A study always has one.
     transform = transform_config(towers.preprocess, data)
-    settings = FeatureSettings(dtype=tower.feature_dtype, precision=sections["loop"].precision, own=own)
+    settings = FeatureSettings(dtype=tower.feature_dtype, precision=loop.precision, own=own)
     cached = cache_features(
         test, towers.image, folder, fingerprint=towers.fingerprint, transform=transform, settings=settings
     )
-    shown = cached.with_regions(model.sees)
+    shown = cached.with_regions(sees)
     if len(shown) == 0:
         raise DataError(f"{folder}: expected features of the test pictures, found none")
     return torch.stack([shown[row].image for row in range(len(shown))]), test.labels, test.target, test.known

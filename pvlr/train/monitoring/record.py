@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def environment() -> dict[str, Any]:
         ['changed', 'commit', 'machine', 'versions']
     """
     loaded = {name.partition(".")[0] for name in sys.modules}
-    packages = {owner for name, owners in packages_distributions().items() if name in loaded for owner in owners}
+    packages = {owner for name, owners in _owners().items() if name in loaded for owner in owners}
     code = str(Path(__file__).parents[2])  # The whole package.
     # Of the folder of the code and not of the working folder; and only if the code is tracked by git: an installed copy
     # may be in the checkout of another project.
@@ -55,6 +56,12 @@ def environment() -> dict[str, Any]:
             "cuda": torch.version.cuda if torch.cuda.is_available() else None,
         },
     }
+
+
+@cache
+def _owners() -> Mapping[str, list[str]]:
+    """Return the packages that each module's name is of: read once in a process, which takes half a second."""
+    return packages_distributions()
 
 
 def started(folder: Path, *, step: int, last: str | None = None) -> dict[str, Any]:

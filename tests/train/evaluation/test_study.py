@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 import yaml
 from helpers.messages import pinned
+from helpers.model_toys import Switches, build
 from helpers.tower_models import write_folder
 from helpers.training_toys import write_voc
 from PIL import Image
+from torch import Tensor
 
 from pvlr.cli.command import command
-from pvlr.core.labels import LabelError
+from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.models.baselines import BaselineConfig
 from pvlr.core.models.network import PVLRConfig
 from pvlr.core.towers import load_towers
@@ -30,6 +33,7 @@ from pvlr.train.config import (
     config_to_json,
 )
 from pvlr.train.data_config import VOCData
+from pvlr.train.evaluation import study as study_module
 from pvlr.train.evaluation.study import RESAMPLES, StudyConfig, _Cell, study
 from pvlr.train.evaluation.study_report import learning_curve, regime_table, study_table, write_report
 
@@ -307,3 +311,34 @@ def test_a_row_may_read_the_patches_own_features(config: Path, tmp_path: Path) -
     assert command(study, [f"--config={config}"], data=VOCData) == 0
     found = cells(tmp_path / "study")
     assert found["own", 0]["parameters"] - found["joint", 0]["parameters"] == 8 * (image.own_dim - image.dim) > 0
+
+
+def test_test_pictures_are_read_once_for_the_rows_that_see_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[tuple[Any, ...]] = []
+
+    def read_regions(*of: Any) -> tuple[Tensor, LabelSet, Tensor, Tensor]:
+        read.append(of)
+        return torch.tensor(len(read)), LabelSet(("red",)), torch.zeros(1), torch.ones(1)
+
+    monkeypatch.setattr(study_module, "_KEPT", {})
+    monkeypatch.setattr(study_module, "_read_regions", read_regions)
+    model = build(Switches())
+    data, tower, loop = VOCData(root="voc"), TowerConfig(feature_folder="features"), LoopConfig()
+    sections: dict[str, Any] = {"data": data, "tower": tower, "loop": loop, "baseline": BaselineConfig()}
+
+    def found(**changed: Any) -> int:
+        return int(study_module._regions(model, sections | changed)[0])
+
+    assert found() == 1
+    for of_training in ({"keep_labels": 0.5}, {"shots": 4}, {"unseen": ("red",)}):
+        assert found(data=replace(data, **of_training)) == 1
+    assert found(loop=replace(loop, seed=1)) == 2  # Test pictures may be drawn by the seed.
+    assert found() == 1, "two are kept"
+    assert found(baseline=BaselineConfig(kind="ml_decoder", patches="own")) == 3
+    assert found(loop=replace(loop, seed=1)) == 2
+    assert found() == 4, "of three the first is forgotten"
+    model = build(Switches(learn=False, base=("pooled",)))  # Reads the pooled vectors alone.
+    assert found() == 5
+    assert found(data=replace(data, difficult="negative")) == 6
