@@ -52,7 +52,8 @@ class BaselineConfig:
             features it is made of, if the tower provides them). `coop`: a learnable prompt, compared with the pooled
             vector. `dualcoop`: positive and negative prompts, compared with the patches. `query2label`: a decoder with
             a query per label. `ml_decoder`: a decoder with a query per group of labels.
-        base: Whether PVLR's base is added to the logits, by the same mixture.
+        base: Whether PVLR's base is added to the logits, by the same mixture. The two prompts of `dualcoop` are then
+            equal at the start, and its logits 0.
         shrinkage: Shrinkage of that mixture, see :class:`~pvlr.core.mixture.Mixture`.
         context_tokens: Learnable tokens of each prompt (`coop`, `dualcoop`).
         width: Width of the decoder.
@@ -332,6 +333,10 @@ class BaselineModel(TowerModel):
         self._set_labels(labels)
         if config.base:
             self.register_buffer("anchors", self.names, persistent=False)
+        if config.base and config.kind == "dualcoop":
+            # Alike at the start, and so nothing is added to the base: two contexts drawn apart differ by a hundred
+            # times a cosine, and drown it.
+            self.head.negative.load_state_dict(self.head.positive.state_dict())
 
     @classmethod
     def from_towers(cls, config: BaselineConfig, labels: LabelSet, towers: Towers) -> "BaselineModel":

@@ -230,6 +230,21 @@ def test_with_the_base_it_is_mixed_as_pvlr_is(kind: str, source_dim: int) -> Non
     assert_close(model.train()(images).logits, base + alone.train()(images).logits, rtol=1e-5, atol=1e-4)
 
 
+def test_on_the_base_both_prompts_of_a_label_begin_alike() -> None:
+    torch.manual_seed(0)
+    chosen: dict[str, Any] = {"kind": "dualcoop", **SMALL}
+    towers, images = (ToyText().float(), ToyImage()), pictures()
+    model, alone = (BaselineModel(BaselineConfig(base=base, **chosen), LABELS, *towers) for base in (True, False))
+    base = model.eval()(images).logits  # No positive is known: what is learned does not count.
+    model.set_known_positives(torch.full((len(LABELS),), 9.0))
+    assert_close(model(images).logits, base, rtol=0, atol=1e-4)
+    model.mixture.drop = 0.0
+    model.train()(images).logits.square().sum().backward()
+    assert model.head.positive.context.grad.abs().max() > 0
+    assert model.head.negative.context.grad.abs().max() > 0
+    assert not torch.equal(alone.head.positive.context, alone.head.negative.context)
+
+
 @pytest.mark.parametrize("kind", PROMPTED)
 def test_other_labels_keep_the_base_they_have(kind: str) -> None:
     model, images = build(kind, base=True), pictures()
