@@ -333,10 +333,6 @@ class BaselineModel(TowerModel):
         self._set_labels(labels)
         if config.base:
             self.register_buffer("anchors", self.names, persistent=False)
-        if config.base and config.kind == "dualcoop":
-            # Alike at the start, and so nothing is added to the base: two contexts drawn apart differ by a hundred
-            # times a cosine, and drown it.
-            self.head.negative.load_state_dict(self.head.positive.state_dict())
 
     @classmethod
     def from_towers(cls, config: BaselineConfig, labels: LabelSet, towers: Towers) -> "BaselineModel":
@@ -472,7 +468,12 @@ def _make_head(config: BaselineConfig, labels: LabelSet, text: TextTower, image:
         case "coop":
             return PromptedCosine(width=text.width, dim=text.dim, context_tokens=config.context_tokens)
         case "dualcoop":
-            return DualPrompter(width=text.width, dim=text.dim, context_tokens=config.context_tokens)
+            pair = DualPrompter(width=text.width, dim=text.dim, context_tokens=config.context_tokens)
+            if config.base:
+                # Alike at the start, and so nothing is added to the base: two contexts drawn apart differ by a hundred
+                # times a cosine, and drown it.
+                pair.negative.load_state_dict(pair.positive.state_dict())
+            return pair
         case "query2label":
             layers: Any = {"encoder_layers": config.encoder_layers, "decoder_layers": config.decoder_layers}
             return LabelDecoder(grid=image.grid, **shared, **layers)
