@@ -178,7 +178,7 @@ def test_the_benchmark_prints_a_table(
         (["--workers", "0"], "--workers: expected a whole number of at least 1, got 0"),
         (["--device", "cuda:99"], "device: expected a device of this machine, 'cuda:99' is not there"),
         (["--device", "tpu"], "device: expected 'auto', 'cpu', 'cuda' or 'cuda:<number>', got 'tpu'"),
-        (["--labels", "zebra,zebra"], "names: expected unique labels, got 'zebra' more than once"),
+        (["--labels", "zebra,zebra"], "labels: expected unique labels, got 'zebra' more than once"),
         (["--labels", "zebra,"], "labels: expected names with commas between, @FILE with one a line, or one of"),
         (["--out", "tags.txt"], "tags.txt: expected a file that ends in .jsonl or .csv"),
         (["--fiftyone", "no/x.json"], "--fiftyone: expected a file in a folder that is there, got no/x.json"),

@@ -176,10 +176,11 @@ class Comparison:
 
     def _by_images(self, regions: Tensor, rows: LabelRows, maps: bool) -> _Compared:
         """Compare a few images at a time where labels are many, which bounds the memory of all that is in between."""
+        if torch.compiler.is_compiling():  # A traced graph must be valid for any number of either, so none is read.
+            return self._compare(regions, rows, maps)
         count, with_gradient = len(rows.name), torch.is_grad_enabled()
         images = max(1, VECTORS_AT_ONCE // count)
-        few = len(regions) <= images or (with_gradient and len(regions) * count <= VECTORS_KEPT)
-        if few or torch.compiler.is_compiling():  # A traced graph must be valid for any number of either.
+        if len(regions) <= images or (with_gradient and len(regions) * count <= VECTORS_KEPT):
             return self._compare(regions, rows, maps)
         parts: list[_Compared] = [
             checkpoint(self._compare, part, rows, maps, use_reentrant=False, preserve_rng_state=False)
