@@ -56,9 +56,8 @@ def test_a_run_trains_as_on_the_cpu(more: dict[str, object], voc: Path, tower: P
     assert list(here) == list(there)
     for name, value in here.items():
         one, other = value.clone(), there[name].clone()
-        if name.endswith(
-            "attn.in_proj_bias"
-        ):  # What all keys have in common changes nothing: its gradient is rounding.
+        if name.endswith("attn.in_proj_bias"):
+            # What all keys have in common changes nothing: its gradient is rounding.
             keys = slice(len(one) // 3, 2 * len(one) // 3)
             one[keys] = other[keys] = 0.0
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4, msg=name)

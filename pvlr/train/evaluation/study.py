@@ -383,15 +383,14 @@ _KEPT: dict[str, _Seen] = {}
 
 def _regions(model: PVLR | BaselineModel, sections: Sections) -> _Seen:
     """Return the model's inputs for every test picture, and names, targets and known mask of all labels."""
-    data, tower, loop = replace(sections["data"], unseen=None), sections["tower"], sections["loop"]
-    own = sections["baseline"].patches == "own"
+    tower, loop, own = sections["tower"], sections["loop"], sections["baseline"].patches == "own"
     # What is hidden in training changes no test picture.
-    of_test = replace(data, shots=None, keep_labels=None)
-    key = repr((of_test, tower, loop.seed, loop.precision, model.sees, own))
+    data = replace(sections["data"], unseen=None, shots=None, keep_labels=None)
+    key = repr((data, tower, loop.seed, loop.precision, model.sees, own))
     if key not in _KEPT:
         if len(_KEPT) > 1:
             del _KEPT[next(iter(_KEPT))]
-        _KEPT[key] = _read_regions(of_test, tower, loop, model.sees, own)
+        _KEPT[key] = _read_regions(data, tower, loop, model.sees, own)
     return _KEPT[key]
 
 

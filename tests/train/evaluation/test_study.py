@@ -313,9 +313,7 @@ def test_a_row_may_read_the_patches_own_features(config: Path, tmp_path: Path) -
     assert found["own", 0]["parameters"] - found["joint", 0]["parameters"] == 8 * (image.own_dim - image.dim) > 0
 
 
-def test_test_pictures_are_read_once_for_the_rows_that_see_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_test_pictures_are_read_once_for_the_rows_that_see_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[Any, ...]] = []
 
     def read_regions(*of: Any) -> tuple[Tensor, LabelSet, Tensor, Tensor]:
