@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pvlr
 from pvlr.console import until_output_closes
+from pvlr.memory import keep_freed_memory
 from pvlr.packages import TRAIN, require_packages
 
 __all__ = ["COMMANDS", "KINDS", "Command", "main", "script"]
@@ -101,6 +102,7 @@ def _run(name: str, args: list[str], called: str, words: list[str], hidden: int 
         words: Words of that name that stand among the arguments of the process.
         hidden: Number of words of ``args`` that are no arguments of the process.
     """
+    keep_freed_memory()
     entry, kind = COMMANDS[name], None
     if entry.has_kinds:
         kind = args[0] if args and not args[0].startswith("-") else entry.kind

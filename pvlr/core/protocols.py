@@ -1,7 +1,9 @@
 """Protocols of text towers and image towers, independent of the library they come from."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, Protocol, cast, runtime_checkable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Literal, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +20,12 @@ __all__ = [
     "ZeroShot",
     "encode_images",
     "join_regions",
+    "side_by_side",
     "split_regions",
 ]
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 Regions = Literal["patches", "pooled", "both", "all", "own", "all_own"]
 """The vectors of an image that are read: its patches, its pooled vector alone, or both; or also the features that the
@@ -67,12 +73,16 @@ IMAGES_AT_ONCE = 4
 """Images that a CPU encodes at a time; memory of more is taken from the system page by page (docs/benchmarks.md)."""
 
 
-def encode_images(tower: Callable[[Tensor], ImageFeatures], images: Float[Tensor, "b 3 s s"]) -> ImageFeatures:
+def encode_images(
+    tower: Callable[[Tensor], ImageFeatures], images: Float[Tensor, "b 3 s s"], *, threads: bool = False
+) -> ImageFeatures:
     """Return a tower's features of images; on a CPU and without gradients, of a few images at a time, which is faster.
 
     Args:
         tower: The image tower; in training mode it is given all images at once, which batch norm may need.
         images: `b 3 s s`.
+        threads: Whether threads compute these parts side by side, if the tower is ``thread_safe``: faster while other
+            threads or processes read pictures. Counters of operations and profilers see only their own thread.
 
     Example:
         >>> class Mean(torch.nn.Module):
@@ -86,8 +96,55 @@ def encode_images(tower: Callable[[Tensor], ImageFeatures], images: Float[Tensor
     whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or images.device.type != "cpu"
     if whole or getattr(tower, "training", False) or len(images) <= IMAGES_AT_ONCE:
         return tower(images)
-    parts = [tower(part) for part in images.split(IMAGES_AT_ONCE)]  # type: ignore[no-untyped-call]
-    return ImageFeatures._make(None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True))
+    parts: Sequence[Tensor] = images.split(IMAGES_AT_ONCE)  # type: ignore[no-untyped-call]
+    autocasts, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    inference = torch.is_inference_mode_enabled()
+
+    def encode(part: Tensor) -> ImageFeatures:
+        with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", dtype, enabled=autocasts):
+            return tower(part)
+
+    several = threads and getattr(tower, "thread_safe", False)
+    found = side_by_side(encode, parts) if several else [tower(part) for part in parts]
+    return ImageFeatures._make(None if one[0] is None else torch.cat(one) for one in zip(*found, strict=True))
+
+
+def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
+    """Return the results of ``work`` for all parts, computed by several threads.
+
+    One operation on all cores ends when its slowest thread does, and until then the others busy-wait. Where threads
+    that read pictures need the cores too, that is most of the time; threads that compute different parts wait for
+    nobody (`docs/benchmarks.md`, *From file to tags*).
+
+    Args:
+        work: A function that may run in several threads at once. Each begins outside of the caller's contexts, such
+            as ``torch.no_grad``, ``torch.autocast`` or a counter of operations, and enters those it needs.
+        parts: What it is called with; there are as many threads as parts, but no more than torch uses for one
+            operation, which are shared out among them.
+
+    Raises:
+        Exception: the first that ``work`` raised, in the order of the parts.
+
+    Example:
+        >>> side_by_side(lambda part: part.sum(), torch.arange(6).split(2))
+        [tensor(1), tensor(5), tensor(9)]
+    """
+    cores = torch.get_num_threads()
+    count = min(cores, len(parts))
+    if count < 2:
+        return [work(part) for part in parts]
+    started = Barrier(count + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # A new thread's first question sets its number; whatever is set before that is lost.
+        torch.set_num_threads(cores // count)
+        started.wait()
+
+    with ThreadPoolExecutor(count, initializer=start) as pool:
+        results = pool.map(work, parts)
+        started.wait()
+        torch.set_num_threads(cores)  # A thread that is new takes the number that was set last, by any other.
+        return list(results)
 
 
 class Seen(NamedTuple):
@@ -244,7 +301,11 @@ class TextTower(Protocol):
 
 @runtime_checkable
 class ImageTower(Protocol):
-    """An image encoder into the joint space, in practice an ``nn.Module``. Its outputs are not normalised."""
+    """An image encoder into the joint space, in practice an ``nn.Module``. Its outputs are not normalised.
+
+    One with an attribute ``thread_safe`` that is true may be called by several threads at once: it keeps nothing of a
+    call.
+    """
 
     @property
     def dim(self) -> int:

@@ -114,7 +114,7 @@ def tag_images(
     Raises:
         ShapeError: if the images have another shape.
     """
-    features, sees, maps = model.features(images), model.sees, None
+    features, sees, maps = model.features(images, threads=True), model.sees, None
     regions = join_regions(features, sees)
     if isinstance(model, PVLR):
         output = model.forward_features(regions, maps=attention and sees != "pooled")

@@ -173,7 +173,7 @@ def _fill(
         if batch is None:  # The last batches may be fewer than the ranks.
             return {}
         with autocast(settings.device, settings.precision):
-            features = encode_images(tower, batch.image.to(settings.device))
+            features = encode_images(tower, batch.image.to(settings.device), threads=True)
         return {name: getattr(features, name).float().cpu() for name in store.files}
 
     def written(parts: list[dict[str, Tensor]], skipped: int) -> int:

@@ -1,5 +1,6 @@
 """The command `pvlr`: its table of commands, help that fits a screen, one spelling of options, refusals in a line."""
 
+import ctypes
 import inspect
 import os
 import re
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pvlr
+from pvlr import memory
 from pvlr.cli.command import command
 from pvlr.cli.help import topics
 from pvlr.cli.main import COMMANDS, KINDS, main
@@ -276,3 +278,58 @@ def test_another_broken_pipe_is_an_error(capsys: pytest.CaptureFixture[str]) -> 
     assert "a worker's pipe" in capsys.readouterr().err
     with pytest.raises(BrokenPipeError, match="a worker's pipe"):
         until_output_closes(fail)
+
+
+# Large enough that glibc, as it is, takes it from the system page by page.
+TOUCHED = """
+import resource, sys
+from pvlr.memory import keep_freed_memory
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+b"x" * 64_000_000
+before = faults()
+for _ in range(5):
+    b"x" * 64_000_000
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc alone")
+def test_memory_that_is_freed_is_kept_unless_somebody_has_chosen(tmp_path: Path) -> None:
+    def pages(how: str, **chosen: str) -> int:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | chosen
+        command = [sys.executable, "-c", TOUCHED, how]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+        return int(run.stdout)
+
+    given_back = pages("given back")
+    assert given_back > 5 * 64_000_000 / 4096 / 2
+    assert pages("kept") < given_back / 100
+    assert pages("kept", MALLOC_MMAP_THRESHOLD_="100000") > given_back / 2
+
+
+def test_processes_that_a_command_starts_keep_theirs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_here: dict[int, int] = {}
+
+    class Library:
+        @staticmethod
+        def mallopt(parameter: int, value: int) -> int:
+            set_here[parameter] = value
+            return 1
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: Library)
+    for name in memory.SETTINGS:
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "7")
+    memory.keep_freed_memory()
+    assert os.environ["MALLOC_TOP_PAD_"] == "7"
+    assert {name: os.environ[name] for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")} == {
+        "MALLOC_MMAP_THRESHOLD_": str(set_here[-3]),
+        "MALLOC_TRIM_THRESHOLD_": str(set_here[-1]),
+    }
+    assert -2 not in set_here
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())  # As of musl.
+    memory.keep_freed_memory()

@@ -16,7 +16,7 @@ HEAVY = (
 )  # fmt: skip
 # From the bottom to the top: a file imports files of its own rank and of lower ones, by the longest name that fits.
 RANKS = (
-    ("pvlr", "pvlr.console", "pvlr.files", "pvlr.packages", "pvlr.runs"),
+    ("pvlr", "pvlr.console", "pvlr.files", "pvlr.memory", "pvlr.packages", "pvlr.runs"),
     ("pvlr.core.arguments", "pvlr.core.labels", "pvlr.core.protocols", "pvlr.core.shapes"),
     ("pvlr.core.block", "pvlr.core.functional", "pvlr.core.metrics.masks"),
     ("pvlr.core.adapter", "pvlr.core.attention", "pvlr.core.base", "pvlr.core.losses", "pvlr.core.mixture"),

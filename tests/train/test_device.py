@@ -226,6 +226,28 @@ def test_a_run_asks_for_them_and_another_may_go_on_without(
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_a_run_from_the_cache_computes_on_all_cores(
+    monkeypatch: pytest.MonkeyPatch, voc: Path, tower: Path, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+
+    def fit(*given: Any, **named: Any) -> Any:
+        seen.append(torch.get_num_threads())
+        return original(*given, **named)
+
+    original, before = runs.fit, torch.get_num_threads()
+    monkeypatch.setattr(runs, "fit", fit)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: range(2), raising=False)
+    torch.set_num_threads(2)
+    try:
+        weights_of(voc, tower, tmp_path / "read")
+        weights_of(voc, tower, tmp_path / "cached", **CACHE)
+        assert seen == [1, 2]
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 1), (3, 2), (64, 4)])
 def test_a_core_is_left_free_unless_somebody_has_chosen(
     cores: int, threads: int, monkeypatch: pytest.MonkeyPatch

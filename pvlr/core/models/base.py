@@ -131,15 +131,19 @@ class TowerModel(nn.Module):
         """
         return join_regions(self.features(images), self.sees)
 
-    def features(self, images: Float[Tensor, "b 3 s s"]) -> ImageFeatures:
+    def features(self, images: Float[Tensor, "b 3 s s"], *, threads: bool = False) -> ImageFeatures:
         """Return the image tower's vectors.
+
+        Args:
+            images: `b 3 s s`, of the tower's size.
+            threads: See :func:`~pvlr.core.protocols.encode_images`.
 
         Raises:
             ShapeError: where the images are not of the tower's size.
         """
         size = self.image.image_size
         expect("images", images, "b rgb height width", dtype="float", rgb=3, height=size, width=size)
-        return encode_images(self.image, images)
+        return encode_images(self.image, images, threads=threads)
 
     def train(self: T, mode: bool = True) -> T:
         """Switch the mode, but not the text tower's, and clear the label vectors cached for evaluation."""

@@ -42,7 +42,10 @@ class OpenClipImageTower(nn.Module):
         trainable: ``"frozen"``, ``"all"`` or the number of last blocks that are trained.
         gradient_checkpointing: Whether the backward pass runs its blocks a second time: the same gradients from less
             memory.
+        thread_safe: Whether several threads may call it at once.
     """
+
+    thread_safe = True
 
     def __init__(self, visual: nn.Module, *, patch_features: PatchFeatures = "value") -> None:
         """Wrap an open_clip model's ``visual``.
