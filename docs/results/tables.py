@@ -130,7 +130,20 @@ def parts(kind: str) -> str:
     return _table(("labels known", *PARTS), rows)
 
 
-TABLES: dict[str, Callable[[str], str]] = {"regimes": regimes, "methods": methods, "unseen": unseen, "parts": parts}
+def switches(kind: str) -> str:
+    """Every part left out or put in another's place, with all labels."""
+    cells = [cell for cell in cells_of(kind) if cell["group"] == "parts"]
+    own, rows = _named(cells, "parts", "complete"), []
+    for name in dict.fromkeys(cell["row"] for cell in cells):
+        found = _named(cells, "parts", name)
+        than = "" if found == own else ahead(own, found, counted=True)
+        rows.append((name, mean_and_deviation(cell["mAP"] for cell in found), than, f"{found[0]['parameters']:,}"))
+    return _table(("all labels", "mAP", "the complete model is ahead by", "trained parameters"), rows)
+
+
+TABLES: dict[str, Callable[[str], str]] = {
+    "regimes": regimes, "methods": methods, "unseen": unseen, "parts": parts, "switches": switches,
+}  # fmt: skip
 
 
 def page(text: str) -> str:
