@@ -214,20 +214,27 @@ def _pyplot() -> Any:
 
 
 def _draw_curve(path: Path, curve: Mapping[str, Mapping[float, Sequence[float]]]) -> None:
+    """Draw a line per method, the first one thicker; ``method + addition`` has its method's colour, and dashes."""
     pyplot = _pyplot()
     positions = sorted({positives for values in curve.values() for positives in values})
-    figure, axis = pyplot.subplots(figsize=(6.4, 4.0))
+    figure, axis = pyplot.subplots(figsize=(8.0, 4.0))
+    kinds = list(dict.fromkeys(method.partition(" + ")[0] for method in curve))
     for number, (method, values) in enumerate(curve.items()):
+        kind, _, addition = method.partition(" + ")
         places = [positions.index(positives) for positives in values]
         means = [100 * mean(found) for found in values.values()]
         spread = [100 * stdev(found) if len(found) > 1 else 0.0 for found in values.values()]
-        colour = COLOURS[number % len(COLOURS)]
-        axis.errorbar(places, means, yerr=spread, label=method, color=colour, marker="o", markersize=4, capsize=2)
+        style = {"color": COLOURS[kinds.index(kind) % len(COLOURS)], "linestyle": "--" if addition else "-"}
+        style |= {"linewidth": 1.5 if number else 2.5}
+        axis.errorbar(places, means, yerr=spread, label=method, marker="o", markersize=4, capsize=2, **style)
     axis.set_xticks(range(len(positions)), ["all" if math.isinf(one) else f"{one:.0f}" for one in positions])
     axis.set_xlabel("known positives of each label")
     axis.set_ylabel("mAP in percent, mean ± sd over the seeds")
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
+    last = {method: mean(list(values.values())[-1]) for method, values in curve.items()}
+    lines = dict(zip(curve, axis.get_legend_handles_labels()[0], strict=True))
+    order = sorted(curve, key=lambda method: -last[method])  # As the lines end, from above.
+    axis.legend([lines[method] for method in order], order, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     with pyplot.rc_context({"svg.hashsalt": "pvlr"}):  # For reproducible bytes.
         figure.savefig(path, metadata={"Date": None})
