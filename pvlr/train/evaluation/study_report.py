@@ -224,9 +224,11 @@ def _draw_curve(path: Path, curve: Mapping[str, Mapping[float, Sequence[float]]]
         places = [positions.index(positives) for positives in values]
         means = [100 * mean(found) for found in values.values()]
         spread = [100 * stdev(found) if len(found) > 1 else 0.0 for found in values.values()]
-        style = {"color": COLOURS[kinds.index(kind) % len(COLOURS)], "linestyle": "--" if addition else "-"}
-        style |= {"linewidth": 1.5 if number else 2.5}
-        axis.errorbar(places, means, yerr=spread, label=method, marker="o", markersize=4, capsize=2, **style)
+        axis.errorbar(
+            places, means, yerr=spread, label=method, marker="o", markersize=4, capsize=2,
+            color=COLOURS[kinds.index(kind) % len(COLOURS)], linestyle="--" if addition else "-",
+            linewidth=1.5 if number else 2.5,
+        )  # fmt: skip
     axis.set_xticks(range(len(positions)), ["all" if math.isinf(one) else f"{one:.0f}" for one in positions])
     axis.set_xlabel("known positives of each label")
     axis.set_ylabel("mAP in percent, mean ± sd over the seeds")
