@@ -17,7 +17,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep memory that is freed, in this process and in those that it starts; elsewhere do nothing.
 
     By default glibc gives each large tensor back to the system, and takes memory for the next one page by page, which
-    takes a convolutional tower on a CPU a fifth to a quarter of its time (`docs/benchmarks.md`, *Images at a time on a
+    takes a convolutional tower on a CPU a quarter of its time or more (`docs/benchmarks.md`, *Images at a time on a
     CPU*). The price is that a process keeps the most memory that it ever had. Variables of the environment have
     precedence (`MALLOC_TRIM_THRESHOLD_` and its like, see ``man mallopt``).
     """

@@ -49,8 +49,8 @@ def seconds(command: list[str]) -> tuple[float, str]:
     took = time.perf_counter() - begin
     if run.returncode:
         raise RuntimeError(f"{command[0]} ended with {run.returncode}: {run.stderr[-1000:]}")
-    found = re.search(r"(?:PVLR|mAP)\s+(\d+\.\d+)", run.stdout)
-    return took, "–" if found is None else found[1]
+    found = re.findall(r"^(?:PVLR \(.*\)|mAP)\s+(\d+\.\d+)", run.stdout, re.MULTILINE)  # The last is of the test split.
+    return took, found[-1] if found else "–"
 
 
 def report(small: bool = False, *, photographs: Path, pictures: int | None = None) -> Iterator[str]:
