@@ -97,6 +97,13 @@ def encode_images(
     if whole or getattr(tower, "training", False) or len(images) <= IMAGES_AT_ONCE:
         return tower(images)
     parts: Sequence[Tensor] = images.split(IMAGES_AT_ONCE)  # type: ignore[no-untyped-call]
+    several = threads and getattr(tower, "thread_safe", False)
+    found = _in_threads(tower, parts) if several else [tower(part) for part in parts]
+    return ImageFeatures._make(None if one[0] is None else torch.cat(one) for one in zip(*found, strict=True))
+
+
+def _in_threads(tower: Callable[[Tensor], ImageFeatures], parts: Sequence[Tensor]) -> list[ImageFeatures]:
+    """Encode parts side by side, in the caller's mode."""
     autocasts, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
     inference = torch.is_inference_mode_enabled()
 
@@ -104,9 +111,7 @@ def encode_images(
         with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", dtype, enabled=autocasts):
             return tower(part)
 
-    several = threads and getattr(tower, "thread_safe", False)
-    found = side_by_side(encode, parts) if several else [tower(part) for part in parts]
-    return ImageFeatures._make(None if one[0] is None else torch.cat(one) for one in zip(*found, strict=True))
+    return side_by_side(encode, parts)
 
 
 def side_by_side(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights_of(voc: Path, tower: Path, run: Path, **options: object) -> dict[str, torch.Tensor]:
     assert command(train, tiny_options(voc, tower, run, **PLAIN, **options), data=VOCData) == 0
     return load_file(run / "model.safetensors")
+
+
+def seen_while_fitting(monkeypatch: pytest.MonkeyPatch, look: Callable[[], Any]) -> list[Any]:
+    """Return a list that gets what ``look`` returns when each run begins to fit."""
+    seen: list[Any] = []
+
+    def fit(*given: Any, **named: Any) -> Any:
+        seen.append(look())
+        return original(*given, **named)
+
+    original = runs.fit
+    monkeypatch.setattr(runs, "fit", fit)
+    return seen
 
 
 # Compiled as always, but the graphs run as they are: code for each would take a minute to generate. In a process of its
@@ -212,14 +226,7 @@ def test_deterministic_algorithms_are_asked_for_and_given_up_again(monkeypatch: 
 def test_a_run_asks_for_them_and_another_may_go_on_without(
     monkeypatch: pytest.MonkeyPatch, voc: Path, tower: Path, tmp_path: Path
 ) -> None:
-    seen: list[bool] = []
-
-    def fit(*given: Any, **named: Any) -> Any:
-        seen.append(torch.are_deterministic_algorithms_enabled())
-        return original(*given, **named)
-
-    original = runs.fit
-    monkeypatch.setattr(runs, "fit", fit)
+    seen = seen_while_fitting(monkeypatch, torch.are_deterministic_algorithms_enabled)
     first = weights_of(voc, tower, tmp_path / "run", loop__deterministic="true")
     assert all(torch.equal(value, first[name]) for name, value in weights_of(voc, tower, tmp_path / "run").items())
     assert seen == [True, False]
@@ -229,14 +236,7 @@ def test_a_run_asks_for_them_and_another_may_go_on_without(
 def test_a_run_from_the_cache_computes_on_all_cores(
     monkeypatch: pytest.MonkeyPatch, voc: Path, tower: Path, tmp_path: Path
 ) -> None:
-    seen: list[int] = []
-
-    def fit(*given: Any, **named: Any) -> Any:
-        seen.append(torch.get_num_threads())
-        return original(*given, **named)
-
-    original, before = runs.fit, torch.get_num_threads()
-    monkeypatch.setattr(runs, "fit", fit)
+    seen, before = seen_while_fitting(monkeypatch, torch.get_num_threads), torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: range(2), raising=False)
     torch.set_num_threads(2)
