@@ -3,13 +3,15 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.shapes import ShapeError, expect, expect_broadcast
@@ -32,7 +34,9 @@ __all__ = [
 ]
 
 ROWS_AT_ONCE = 1024
-"""Maximum number of labels or patches computed at once without gradients, see :func:`by_rows`."""
+"""Labels or patches that are computed at a time where there are more of them, see :func:`by_rows`."""
+ROWS_KEPT = 2048
+"""The same with gradients, where each part is computed once more for the backward pass: only of more than these."""
 
 
 def upcast(tensor: Tensor) -> Tensor:
@@ -206,11 +210,12 @@ def _check_mask(mask: Tensor, query: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.where(mask.isinf(), narrow, narrow.clamp(limits.min, limits.max))
 
 
-def by_rows(compute: Callable[..., Tensor], *inputs: Float[Tensor, "... rows _"], join: int = -2) -> Tensor:
-    """Return ``compute(*inputs)``, computed for at most :data:`ROWS_AT_ONCE` rows at a time without gradients.
+def by_rows(compute: Callable[..., Tensor], *inputs: Shaped[Tensor, "... rows _"], join: int = -2) -> Tensor:
+    """Return ``compute(*inputs)``, computed for at most :data:`ROWS_AT_ONCE` rows at a time.
 
-    Exact where ``compute`` treats each row (of axis −2: a label, a patch) independently; then ten thousand labels need
-    the memory of a thousand.
+    With gradients only of more than :data:`ROWS_KEPT` rows, and each part once more in the backward pass. Exact where
+    ``compute`` treats each row (of axis −2: a label, a patch) independently; then ten thousand labels need the memory
+    of a thousand.
 
     Args:
         compute: Function of the same number of rows of each input; its result has an axis of these rows.
@@ -221,11 +226,13 @@ def by_rows(compute: Callable[..., Tensor], *inputs: Float[Tensor, "... rows _"]
         >>> by_rows(lambda x, y: x + y, torch.ones(2000, 1), torch.ones(2000, 1)).shape
         torch.Size([2000, 1])
     """
-    # Gradients would hold every part in memory; a traced graph must be valid for any number of labels.
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or inputs[0].shape[-2] <= ROWS_AT_ONCE:
+    # A traced graph must be valid for any number of labels.
+    count, with_gradient = inputs[0].shape[-2], torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or count <= (ROWS_KEPT if with_gradient else ROWS_AT_ONCE):
         return compute(*inputs)
+    run = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False) if with_gradient else compute
     parts = zip(*(x.split(ROWS_AT_ONCE, dim=-2) for x in inputs), strict=True)  # type: ignore[no-untyped-call]
-    return torch.cat([compute(*part) for part in parts], dim=join)
+    return torch.cat([run(*part) for part in parts], dim=join)
 
 
 def gate(logits: Float[Tensor, "..."], a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

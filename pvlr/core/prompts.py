@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pvlr.core.arguments import require_choice, require_int, require_number
 from pvlr.core.attention import LabelRelation, RelationMap
 from pvlr.core.block import Block
-from pvlr.core.functional import upcast, without_autocast
+from pvlr.core.functional import by_rows, upcast, without_autocast
 from pvlr.core.labels import LabelError, LabelSet
 from pvlr.core.protocols import PromptTokens, TextTower
 from pvlr.core.shapes import expect
@@ -299,8 +299,13 @@ class ContextPrompter(Block):
         expect("prompts.end", prompts.end, "c", dtype="int", device=device, c=labels)
         if prompts.length != self.context_tokens:
             raise ValueError(f"prompts: expected {self.context_tokens} positions for the context, got {prompts.length}")
-        vectors = text.encode_context(self.context, prompts)
-        expect("text.encode_context", vectors, "c d", dtype="float", device=device, c=labels, d=self.dim)
+
+        def encode(ids: Tensor, end: Tensor) -> Tensor:
+            found = text.encode_context(self.context, prompts._replace(ids=ids, end=end.squeeze(-1)))
+            expect("text.encode_context", found, "c d", dtype="float", device=device, c=len(ids), d=self.dim)
+            return found
+
+        vectors = by_rows(encode, prompts.ids, prompts.end.unsqueeze(-1))
         with without_autocast(vectors):
             return F.normalize(upcast(vectors), dim=-1)
 

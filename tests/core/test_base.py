@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from pvlr.core import functional
 from pvlr.core.base import base_scores
-from pvlr.core.functional import ROWS_AT_ONCE, cosine_scores
+from pvlr.core.functional import ROWS_AT_ONCE, ROWS_KEPT, cosine_scores
 from pvlr.core.shapes import ShapeError
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -160,7 +160,7 @@ def test_no_vector_has_to_be_normalised(s: Sizes, draw: Draw, parts: list[str]) 
 
 @pytest.mark.parametrize("rivals", ["labels", "anchors", "members"])
 def test_thousands_of_labels_go_through_in_parts_and_that_is_exact(rivals: str) -> None:
-    draw, c, a = Draw(0), ROWS_AT_ONCE + 300, 2 * ROWS_AT_ONCE + 7
+    draw, c, a = Draw(0), ROWS_AT_ONCE + 300, ROWS_KEPT - 7
     patches, pooled, labels = draw.normal(2, 3, 4), draw.normal(2, 4), draw.normal(c, 4)
     form = {"parts": ALL, "scale": 3.0, "anchors": None if rivals == "labels" else draw.normal(a, 4)}
     form["members"] = members_of(draw, c, a) if rivals == "members" else None

@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers.contract_cases import BLOCKS, FUNCTIONS, OPEN, TOGETHER, Case
 from helpers.model_toys import HEADS, build, patches_for, switches
-from helpers.strategies import Draw, draws, first, tensors
+from helpers.strategies import Draw, draws, first, perturb, seeds, tensors
+from helpers.toy_text import LABELS, ToyTower, prompts_for
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,6 +21,7 @@ from pvlr.core.attention import DualModalAttention
 from pvlr.core.base import base_scores
 from pvlr.core.functional import by_rows
 from pvlr.core.head import SimilarityHead
+from pvlr.core.prompts import ContextPrompter, PromptBank
 from pvlr.core.semantic import SemanticPooling
 
 # The same sums of the same numbers; a matrix product of fewer rows may only add them in another order.
@@ -116,9 +118,72 @@ def test_the_number_of_parts_is_that_of_the_rows_on_the_side_that_looks() -> Non
 
 
 @pytest.mark.parametrize("case", IN_PARTS, ids=[case.name for case in IN_PARTS])
-def test_where_a_gradient_is_asked_for_there_are_no_parts(case: Case) -> None:
+def test_where_a_gradient_is_asked_for_few_rows_are_not_in_parts(case: Case) -> None:
     module, inputs = case.build(), case.inputs()
     assert counted(lambda: module(*inputs), 1)[1] == counted(lambda: module(*inputs), 99)[1]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("case", IN_PARTS, ids=[case.name for case in IN_PARTS])
+def test_parts_of_many_rows_are_computed_again_for_the_gradient_and_it_is_the_same(case: Case, rows: int) -> None:
+    module, inputs = case.build(), case.inputs(c=5, n=7)
+    values = [*(x.requires_grad_() for x in inputs if x.is_floating_point()), *module.parameters()]
+
+    def slopes() -> tuple[Tensor | None, ...]:
+        out = [x for x in module(*inputs) if x.requires_grad]
+        found = torch.autograd.grad(sum(x.square().sum() for x in out), values, allow_unused=True)
+        return tuple(found)
+
+    whole, once = counted(slopes, 1)
+    with mock.patch.object(functional, "ROWS_KEPT", 4):
+        parts, often = counted(slopes, rows)
+    for one, wanted in zip(parts, whole, strict=True):
+        assert (one is None) == (wanted is None)
+        assert one is None or torch.allclose(one, wanted, **SAME)
+    if case.name != "dual-none":
+        assert sum(often.values()) > 2 * sum(once.values())
+
+
+@given(draws(), st.integers(1, 9), st.integers(1, 4), st.integers(0, 9))
+def test_by_rows_with_gradients_has_parts_of_more_rows_than_it_keeps(
+    draw: Draw, count: int, rows: int, kept: int
+) -> None:
+    x, y, seen = draw.normal(2, count, 3).requires_grad_(), draw.normal(count, 1), []
+
+    def compute(x: Tensor, y: Tensor) -> Tensor:
+        seen.append(x.shape[-2])
+        return torch.sin(x * y)
+
+    with mock.patch.multiple(functional, ROWS_AT_ONCE=rows, ROWS_KEPT=kept):
+        found = by_rows(compute, x, y)
+        parts = [rows] * (count // rows) + [count % rows] * (count % rows > 0) if count > kept else [count]
+        assert seen == parts
+        (slope,) = torch.autograd.grad(found.sum(), x)
+    assert len(seen) == (1 if count <= kept else 2) * len(parts)
+    assert_close(found, torch.sin(x * y), **SAME)
+    assert_close(slope, torch.cos(x * y) * y, **SAME)
+
+
+@given(seeds(), draws(), st.integers(1, 4), st.sampled_from([0, 2, 3]))
+def test_many_prompts_are_encoded_in_parts_that_are_exact(seed: int, draw: Draw, rows: int, kept: int) -> None:
+    tower, prompter = ToyTower(seed=seed), perturb(ContextPrompter(width=6, dim=8, heads=2).double(), draw)
+    prompts = prompts_for(tower, PromptBank(LABELS))
+
+    def slope() -> tuple[Tensor, Tensor]:
+        found = prompter.encode(tower, prompts)
+        return found, torch.autograd.grad(found.sum(), prompter.context)[0]
+
+    whole, wanted = slope()
+    spy = mock.patch.object(tower, "encode_context", wraps=tower.encode_context)
+    with mock.patch.multiple(functional, ROWS_AT_ONCE=rows, ROWS_KEPT=kept), spy as called:
+        with torch.no_grad():
+            assert_close(prompter.encode(tower, prompts), whole.detach(), **SAME)
+        assert called.call_count == math.ceil(3 / rows)
+        called.reset_mock()
+        found, moved = slope()
+        assert called.call_count == (2 * math.ceil(3 / rows) if kept < 3 else 1)
+    assert_close(found, whole, **SAME)
+    assert_close(moved, wanted, **SAME)
 
 
 @pytest.mark.usefixtures("unchecked")

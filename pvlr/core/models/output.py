@@ -1,8 +1,9 @@
 """The output of PVLR, its label vectors, and the comparison of images and labels that computes it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -182,20 +183,16 @@ class Comparison:
         images = max(1, VECTORS_AT_ONCE // count)
         if len(regions) <= images or (with_gradient and len(regions) * count <= VECTORS_KEPT):
             return self._compare(regions, rows, maps)
-        parts: list[_Compared] = [
-            checkpoint(self._compare, part, rows, maps, use_reentrant=False, preserve_rng_state=False)
-            if with_gradient
-            else self._compare(part, rows, maps)
-            for part in regions.split(images)  # type: ignore[no-untyped-call]
-        ]
-        bases, answers, attended = zip(*parts, strict=True)
-        base = None if bases[0] is None else torch.cat(bases)
-        each = tuple(torch.cat(answer) for answer in zip(*answers, strict=True))
-        if attended[0] is None:
-            return base, each, None
-        labels, patches, label_maps, patch_maps, _ = zip(*attended, strict=True)
-        first, second = (tuple(map(torch.cat, zip(*found, strict=True))) for found in (label_maps, patch_maps))
-        return base, each, DualModalOutput(torch.cat(labels), torch.cat(patches), first, second)
+        compare: Callable[..., _Compared] = self._compare
+        if with_gradient:
+            compare = partial(checkpoint, self._compare, use_reentrant=False, preserve_rng_state=False)
+        joined: _Compared | None = None
+        for start in range(0, len(regions), images):
+            found = compare(regions[start : start + images], rows, maps)
+            if found[2] is not None:
+                found = (*found[:2], found[2]._replace(gathered=None))  # Only the comparison itself reads it.
+            joined = _write(joined, found, start, len(regions))
+        return cast(_Compared, joined)
 
     def _compare(self, regions: Tensor, rows: LabelRows, maps: bool) -> _Compared:
         seen = split_regions(regions, self.sees, self.source_dim)
@@ -225,6 +222,22 @@ class Comparison:
                 features = upcast(pooled if seen.source is None else seen.source)
                 answers.append(standardise(features) @ upcast(rows.own).transpose(0, 1))
             return base, tuple(answer + upcast(rows.bias) for answer in answers), attended
+
+
+def _write(joined: Any, part: Any, start: int, count: int) -> Any:
+    """Write the results of some images into those of all ``count``, which are made for the first of them.
+
+    Parts that were kept until they can be joined would lie in memory between what is computed for the next images, and
+    the allocator could give none of that back: with 10,000 labels it held three times what is needed.
+    """
+    if part is None:
+        return None
+    if isinstance(part, Tensor):
+        whole = part.new_empty(count, *part.shape[1:]) if joined is None else joined
+        whole[start : start + len(part)] = part
+        return whole
+    fields = [_write(joined and joined[i], value, start, count) for i, value in enumerate(part)]
+    return type(part)(*fields) if hasattr(part, "_fields") else tuple(fields)
 
 
 def weigh_answers(answers: Sequence[Float[Tensor, "b c"]], positives: Float[Tensor, " c"]) -> Float[Tensor, "b c"]:
