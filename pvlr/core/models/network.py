@@ -45,7 +45,7 @@ class PVLR(TowerModel):
 
     Args:
         config: The configuration.
-        labels: Labels to recognise. Their number enters no parameter (class-specific context excepted), so
+        labels: Labels to recognise. Their number enters the shape of no parameter but the labels' residuals, so
             :meth:`with_labels` takes any other list after training.
         text: Text tower, which is frozen.
         image: Image tower of the same joint width.
