@@ -33,6 +33,18 @@ def test_the_page_has_the_tables_of_its_cells(tables: ModuleType, monkeypatch: p
     assert tables.page(text) != text
 
 
+def test_each_figure_of_the_page_is_drawn_from_the_cells(tables: ModuleType, tmp_path: Path) -> None:
+    for path in (DOCS / "results").glob("*.jsonl"):
+        tables.draw(path.stem, tmp_path)
+    tables.draw_questions(tmp_path)
+    shown = re.findall(r"\]\(figures/(\w+\.svg)\)", (DOCS / "results.md").read_text(encoding="utf-8"))
+    assert {path.name for path in tmp_path.iterdir()} == set(shown)
+    words = ["knowledge prompts alone", "attention labels to patches", "scenes, 10 %", "VOC, 4 positives"]
+    assert all(word in (tmp_path / "parts.svg").read_text(encoding="utf-8") for word in words)
+    words = ["zero-shot", "DualCoOp", "COCO", "VOC", "scenes"]
+    assert all(word in (tmp_path / "unseen.svg").read_text(encoding="utf-8") for word in words)
+
+
 def test_a_cell_is_of_one_row_and_seed(tables: ModuleType) -> None:
     for path in (DOCS / "results").glob("*.jsonl"):
         cells = tables.cells_of(path.stem)

@@ -16,7 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pvlr.train.evaluation.study_report import ahead, mean_and_deviation, regime_table, write_report
+from pvlr.train.evaluation.study_report import (
+    ahead,
+    draw_ahead,
+    mean_and_deviation,
+    paired_difference,
+    regime_table,
+    write_report,
+)
 
 HERE = Path(__file__).resolve().parent
 PAGE, FIGURES = HERE.parent / "results.md", HERE.parent / "figures"
@@ -25,9 +32,7 @@ ALL = "all labels"
 REGIMES = (ALL, "50 %", "10 %", "one positive", "64 positives", "16 positives", "4 positives", "1 positive")
 WITH_BASE = ("linear probe + base", "ML-Decoder + base", "DualCoOp + base")
 COMPARED = (*WITH_BASE, "linear probe", "ML-Decoder", "DualCoOp", "zero-shot")
-PARTS = ("knowledge prompts alone", "learnable prompts alone", "labels look, patches do not", "no attention")
-# The names of these parts among those with all labels.
-WITH_ALL = {"labels look, patches do not": "attention labels to patches"}
+PARTS = ("knowledge prompts alone", "learnable prompts alone", "attention labels to patches", "no attention")
 
 Cells = list[dict[str, Any]]
 
@@ -116,17 +121,23 @@ def unseen(kind: str) -> str:
     return _table(header, rows)
 
 
+def without(kind: str) -> dict[str, tuple[Cells, list[Cells]]]:
+    """Return the cells of PVLR, and those without each of :data:`PARTS`, of every regime that has some."""
+    cells, kept = cells_of(kind), {}
+    for regime in REGIMES:
+        group = "parts" if regime == ALL else regime
+        found = [_named(cells, group, name) for name in PARTS]
+        if any(found):
+            kept[regime] = (_named(cells, regime, "PVLR"), found)
+    return kept
+
+
 def parts(kind: str) -> str:
     """Parts of PVLR left out, by regime."""
-    cells, rows = cells_of(kind), []
-    for regime in REGIMES:
-        own = _named(cells, regime, "PVLR")
-        group = "parts" if regime == ALL else regime
-        found = [_named(cells, group, WITH_ALL.get(name, name) if regime == ALL else name) for name in PARTS]
-        if own and any(found):
-            rows.append(
-                (regime.removesuffix(" labels"), *(ahead(own, other, counted=True) if other else "" for other in found))
-            )
+    rows = [
+        (regime.removesuffix(" labels"), *(ahead(own, other, counted=True) if other else "" for other in found))
+        for regime, (own, found) in without(kind).items()
+    ]
     return _table(("labels known", *PARTS), rows)
 
 
@@ -162,6 +173,25 @@ def draw(kind: str, folder: Path = FIGURES) -> None:
             (folder / f"{figure}_{kind}.svg").write_bytes(Path(name, f"{figure}.svg").read_bytes())
 
 
+def draw_questions(folder: Path = FIGURES) -> None:
+    """Write the figures of all studies: parts left out in each regime, and labels that were left out of training."""
+    scenes, voc = without("scenes"), without("voc")
+    compared: dict[str, dict[str, Any]] = {}
+    for regime in scenes:
+        for data, (own, found) in (("scenes", scenes[regime]), ("VOC", voc[regime])):
+            compared[f"{data}, {regime}"] = {
+                name: paired_difference(own, other) for name, other in zip(("PVLR", *PARTS), (own, *found), strict=True)
+            }
+    draw_ahead(folder / "parts.svg", compared)
+    compared = {}
+    for kind, data in (("scenes", "scenes"), ("voc", "VOC"), ("coco", "COCO")):
+        cells = [cell for cell in cells_of(kind) if cell["group"] == "unseen labels"]
+        names = list(dict.fromkeys(cell["row"] for cell in cells))
+        rows = {name.partition(",")[0]: _named(cells, "unseen labels", name) for name in names}
+        compared[data] = {name: paired_difference(rows["PVLR"], other) for name, other in rows.items()}
+    draw_ahead(folder / "unseen.svg", compared)
+
+
 def main() -> None:
     """Write tables and figures, or collect cells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,6 +205,7 @@ def main() -> None:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
         for path in sorted(HERE.glob("*.jsonl")):
             draw(path.stem)
+        draw_questions()
 
 
 if __name__ == "__main__":

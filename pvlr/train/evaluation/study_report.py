@@ -14,6 +14,7 @@ from pvlr.files import write_atomically
 
 __all__ = [
     "ahead",
+    "draw_ahead",
     "learning_curve",
     "mean_and_deviation",
     "paired_difference",
@@ -172,7 +173,7 @@ def write_report(folder: Path, cells: Cells) -> Path:
             found = {row: paired_difference(first, other) for row, other in rows.items()}
             compared[group] = {row: difference for row, difference in found.items() if difference is not None}
     if compared:
-        _draw_ahead(folder / "ahead.svg", compared)
+        draw_ahead(folder / "ahead.svg", compared)
     curve = learning_curve(cells)
     if curve:
         _draw_curve(folder / "curve.svg", curve)
@@ -243,8 +244,13 @@ def _draw_curve(path: Path, curve: Mapping[str, Mapping[float, Sequence[float]]]
     pyplot.close(figure)
 
 
-def _draw_ahead(path: Path, compared: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> None:
-    """Draw a panel per group: how far its first row is ahead of each other one, which is 0 for the first itself."""
+def draw_ahead(path: Path, compared: Mapping[str, Mapping[str, tuple[float, float, float]]]) -> None:
+    """Draw a panel per group: how far its first row is ahead of each other one, which is 0 for the first itself.
+
+    Args:
+        path: File to write, in a format that matplotlib knows by its extension.
+        compared: Group to row to its difference from the first, of :func:`paired_difference`.
+    """
     pyplot = _pyplot()
     columns = min(2, len(compared))
     lines = math.ceil(len(compared) / columns)
@@ -265,7 +271,8 @@ def _draw_ahead(path: Path, compared: Mapping[str, Mapping[str, tuple[float, flo
         axis.grid(axis="x", alpha=0.3)
     for axis in list(axes.flat)[len(compared) :]:
         axis.axis("off")
-    for axis in axes[-1]:
+    for axis in list(axes.flat)[: len(compared)][-columns:]:  # The lowest of each column.
+        axis.tick_params(labelbottom=True)
         axis.set_xlabel("points of mAP (unseen labels: harmonic mean), 95 %", fontsize=8)
     figure.tight_layout()
     with pyplot.rc_context({"svg.hashsalt": "pvlr"}):  # For reproducible bytes.
