@@ -16,7 +16,7 @@ SIZES = {
     "labels": (80, 1_000, 10_000),
     "pictures": (5_011, 24_000, 119_000),
     "pictures of a batch": (8, 32, 128),
-    "pixels of a side": (224, 336, 448),
+    "pixels of a side": (224, 320, 448),  # Multiples of the patch size, 32.
 }
 SMALL = {"labels": (4, 8), "pictures": (32, 64), "pictures of a batch": (4, 8), "pixels of a side": (64, 128)}
 WHAT = {

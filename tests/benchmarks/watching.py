@@ -97,7 +97,7 @@ def row(
             target=torch.randint(2, (IMAGES, labels)).float(),
         )  # fmt: skip
         views = Views(
-            monitor.board, model, pictures, transform_config(towers.preprocess), device=torch.device("cpu"),
+            monitor.trackers, model, pictures, transform_config(towers.preprocess), device=torch.device("cpu"),
             precision="float32",
         )  # fmt: skip
         found = Predictions(torch.randn(IMAGES, labels), pictures.target, pictures.known, torch.arange(IMAGES))
