@@ -48,13 +48,13 @@ def doubtful(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> None:
-    """List the annotated labels that a trained model contradicts most: where people may have erred.
+    """List the annotated labels that a trained model contradicts most: possible annotation errors.
 
     Args:
         run: Folder of a finished run.
         data: Configuration file, or a recipe's name, with other data than the run's.
         data_kind: Kind of these data, if their fields fit several.
-        tower: Where the run's towers lie now.
+        tower: Current location of the run's towers.
         out: File for a page of thumbnails.
         csv: File for a table.
         top: Pictures per label, at least 1.

@@ -54,14 +54,14 @@ def evaluate(
     Args:
         run: Folder of a finished run.
         scores: File of scores and targets of any model, .npz or .csv.
-        tower: With data: towers without training. With run: where its towers lie now.
+        tower: With data: towers without training. With run: current location of its towers.
         weights: Weights of the tower, if several are published: a tag, or a file.
         kind: The kind of scores in the file.
         data: Configuration file, or a recipe's name, with other data than the run's.
         data_kind: Kind of these data, if their fields fit several.
         split: Name of another split than the configuration's test split.
         device: Device of the model: auto, cpu, cuda or cuda:<number>.
-        threshold: Least probability of a label that is predicted, in [0, 1].
+        threshold: Lowest probability of a predicted label, in [0, 1].
         resamples: Sets of images that are drawn for the interval of the mAP; 0 for none.
         seed: Seed of their draw, at least 0.
         json: File for all numbers.

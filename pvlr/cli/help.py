@@ -27,7 +27,7 @@ NAMES: dict[Any, str] = {
 CONFIG = Option(
     "config", Literal["FILE"], None, "Configuration file in YAML, or a recipe's name (pvlr recipes); may be repeated."
 )
-PRINT_CONFIG = Option("print_config", None, None, "Print the whole configuration as YAML, and end.")
+PRINT_CONFIG = Option("print_config", None, None, "Print the whole configuration as YAML and exit.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def help_text(function: Callable[..., Any], usage: Usage, topic: str | None = No
 
     Args:
         function: Function of the command.
-        usage: Name and examples of the command, and the options that people set.
+        usage: Name and examples of the command, and the common options.
         topic: A section, or ``all``; None for the short help.
     """
     width = min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns)
@@ -80,7 +80,7 @@ def help_text(function: Callable[..., Any], usage: Usage, topic: str | None = No
     named = {option.name: option for option in (*every, CONFIG)}
     common = [named[name] for name in ("config", *usage.common) if name in named]
     wide = max(len(option.name) for option in common) + 4
-    lines += ["options that people set:", *(_short(option, wide, width) for option in common), ""]
+    lines += ["common options:", *(_short(option, wide, width) for option in common), ""]
     lines += ["sections, each shown by --help SECTION, everything by --help all:"]
     for name in sections[:-1]:
         lines.append(_row(name, named[name].help, wide, width))

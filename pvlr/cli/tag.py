@@ -84,22 +84,22 @@ def tag(
     every: float = EVERY,
     device: str = "cpu",
 ) -> int:
-    """Tag pictures with a trained model, or without training by what towers know of names.
+    """Tag pictures with a trained model, or without training with pre-trained towers.
 
     Args:
         pictures: File, folder, pattern, or - for paths from standard input.
         run: Folder of a run or a saved model, or hf-hub:OWNER/NAME.
         tower: Without a run: pvlr:photos, a folder, hf-hub:OWNER/NAME or a name of open_clip's (pvlr towers lists
-            them). With one: where its towers lie now.
+            them). With one: current location of its towers.
         weights: Weights of the tower, if several are published: a tag, or a file.
         labels: Labels to look for: names separated by commas, @FILE with one per line, voc, coco or imagenet; null for
             the run's own, or coco.
-        threshold: Least probability of a tag, in [0, 1]; null for each label's own.
-        top: Number of most probable labels, whatever their probability, in place of a threshold.
-        out: File for the tags, .jsonl or .csv; one that is there already is gone on with.
-        format: Format of this file, whatever its ending.
+        threshold: Lowest probability of a tag, in [0, 1]; null for each label's own.
+        top: Number of most probable labels, regardless of their probability, instead of a threshold.
+        out: File for the tags, .jsonl or .csv; an existing one is continued.
+        format: Format of this file, regardless of its extension.
         html: File for a page of thumbnails, tags and where they are.
-        html_limit: Most pictures on this page.
+        html_limit: Maximum number of pictures on this page.
         xmp: Add the tags to an XMP sidecar beside each picture, for photo programs.
         label_studio: File for tasks with predictions for Label Studio.
         image_prefix: Text before each path in this file, such as /data/local-files/?d=.
@@ -108,7 +108,7 @@ def tag(
         batch_size: Pictures per forward pass; null for 4 on a CPU, 32 elsewhere.
         workers: Threads that read pictures.
         max_pixels: Largest width times height of a picture.
-        every: Least seconds between the frames of a video that are tagged.
+        every: Minimum seconds between the tagged frames of a video.
         device: Device of the model: auto, cpu, cuda or cuda:<number>.
 
     Returns:
