@@ -34,7 +34,7 @@ class TowerModel(nn.Module):
     (``_encode_labels``), and computes logits of vectors (``forward_features``); the rest is here.
 
     Args:
-        labels: Labels to be trained on.
+        labels: Labels to be trained on, or their names.
         text: Text tower, which is frozen.
         image: Image tower.
     """
@@ -47,15 +47,15 @@ class TowerModel(nn.Module):
     _prompt_start: int
     _prompt_used: int
 
-    def __init__(self, labels: LabelSet, text: TextTower, image: ImageTower) -> None:
+    def __init__(self, labels: LabelSet | Sequence[str], text: TextTower, image: ImageTower) -> None:
         super().__init__()
-        self.labels = self.trained = labels
+        self.labels = self.trained = LabelSet.of(labels)
         self.text, self.image = text, image
         if isinstance(text, nn.Module):
             text.requires_grad_(False).eval()
         self.origin: TowerOrigin | None = None
         self._cache: Cache[Any] = Cache()
-        self.register_buffer("known_positives", torch.zeros(len(labels)))
+        self.register_buffer("known_positives", torch.zeros(len(self.labels)))
 
     @property
     def sees(self) -> Regions:

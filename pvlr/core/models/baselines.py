@@ -297,7 +297,7 @@ class BaselineModel(TowerModel):
 
     Args:
         config: The method and its sizes.
-        labels: Labels to recognise. All methods but `coop` and `dualcoop` are bound to their number.
+        labels: Labels to recognise, or their names. All methods but `coop` and `dualcoop` are bound to their number.
         text: Text tower, which is frozen; read by those two alone, and for the base.
         image: Image tower.
         logit_scale: The tower's own scale, that of the base.
@@ -320,7 +320,7 @@ class BaselineModel(TowerModel):
     def __init__(
         self,
         config: BaselineConfig,
-        labels: LabelSet,
+        labels: LabelSet | Sequence[str],
         text: TextTower,
         image: ImageTower,
         *,
@@ -328,19 +328,19 @@ class BaselineModel(TowerModel):
     ) -> None:
         super().__init__(labels, text, image)
         self.config, self.base_scale = config, logit_scale
-        self.head: Any = _make_head(config, labels, text, image)
+        self.head: Any = _make_head(config, self.labels, text, image)
         self.mixture = Mixture(parts=len(BASE), shrinkage=config.shrinkage) if config.base else None
-        self._set_labels(labels)
+        self._set_labels(self.labels)
         if config.base:
             self.register_buffer("anchors", self.names, persistent=False)
 
     @classmethod
-    def from_towers(cls, config: BaselineConfig, labels: LabelSet, towers: Towers) -> "BaselineModel":
+    def from_towers(cls, config: BaselineConfig, labels: LabelSet | Sequence[str], towers: Towers) -> "BaselineModel":
         """Return a new, untrained model that records the origin of its towers, and so can be saved.
 
         Args:
             config: The method and its sizes.
-            labels: Labels to recognise.
+            labels: Labels to recognise, or their names.
             towers: Both towers of one model.
         """
         model = cls(config, labels, towers.text, towers.image, logit_scale=towers.logit_scale)

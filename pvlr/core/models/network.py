@@ -45,8 +45,8 @@ class PVLR(TowerModel):
 
     Args:
         config: The configuration.
-        labels: Labels to recognise. Their number enters the shape of no parameter but the labels' residuals, so
-            :meth:`with_labels` takes any other list after training.
+        labels: Labels to recognise, or their names. Their number enters the shape of no parameter but the labels'
+            residuals, so :meth:`with_labels` takes any other list after training.
         text: Text tower, which is frozen.
         image: Image tower of the same joint width.
         logit_scale: The tower's own scale, that of the base.
@@ -80,7 +80,7 @@ class PVLR(TowerModel):
     def __init__(
         self,
         config: PVLRConfig,
-        labels: LabelSet,
+        labels: LabelSet | Sequence[str],
         text: TextTower,
         image: ImageTower,
         *,
@@ -95,7 +95,7 @@ class PVLR(TowerModel):
         self.config = config
         self._encoder = None if encoder is None else HeldEncoder(encoder)
         self._extra_descriptions = extra_descriptions
-        self._set_labels(labels)
+        self._set_labels(self.labels)
         self._extra_descriptions = True  # From here on the file may contain more labels than the given ones.
         self.text_digests = digests(config)
         self.base_scale = logit_scale if config.base_scale is None else config.base_scale
@@ -143,7 +143,7 @@ class PVLR(TowerModel):
     def from_towers(
         cls,
         config: PVLRConfig,
-        labels: LabelSet,
+        labels: LabelSet | Sequence[str],
         towers: Towers,
         *,
         encoder: SentenceEncoder | None = None,
@@ -153,7 +153,7 @@ class PVLR(TowerModel):
 
         Args:
             config: The configuration.
-            labels: Labels to recognise.
+            labels: Labels to recognise, or their names.
             towers: Both towers of one model.
             encoder: As for the constructor.
             extra_descriptions: As for the constructor.

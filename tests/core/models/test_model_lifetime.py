@@ -12,7 +12,8 @@ import torch
 from helpers.messages import pinned
 from torch import Tensor
 
-from pvlr.core import PVLR, LabelSet, PretrainedError, PVLRConfig, TowerSpec, asymmetric_loss, build_towers
+from pvlr.core import PVLR, LabelError, LabelSet, PretrainedError, PVLRConfig, TowerSpec, asymmetric_loss, build_towers
+from pvlr.core.models.baselines import BaselineConfig, BaselineModel
 from pvlr.inference.recognizer import Recognizer
 
 NAMES = ("red circle", "blue square", "star")
@@ -213,6 +214,20 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PretrainedError, match=r"model: expected a folder to write the model to, but "):
         save(model_of(), tmp_path / "model")
     assert (tmp_path / "model").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_model_is_made_for_labels_or_for_their_names() -> None:
+    towers, names = build_towers(TowerSpec(name="pvlr:scenes-clip")), ["red_circle", "blue_square"]
+    for made in (
+        lambda labels: PVLR.from_towers(PVLRConfig(), labels, towers),
+        lambda labels: BaselineModel.from_towers(BaselineConfig(kind="linear_probe"), labels, towers),
+    ):
+        model = made(names)
+        assert model.labels == model.trained == LabelSet(tuple(names))
+        assert model.eval()(torch.zeros(1, 3, 128, 128)).logits.shape == (1, 2)
+        with pytest.raises(LabelError, match="names"):
+            made("red_circle")
 
 
 def test_other_labels_than_those_described_are_saved_and_loaded(tmp_path: Path) -> None:
