@@ -111,6 +111,15 @@ def test_in_half_precision_it_is_close_and_stays_in_it(width: torch.dtype, hidde
     assert_close(found.float(), wanted, rtol=0.05, atol=0.05)
 
 
+def test_without_a_feed_forward_vectors_need_not_have_the_dtype_of_the_sharpness() -> None:
+    draw, block = Draw(4), SemanticPooling(dim=8, feedforward=0)
+    inputs = draw.normal(2, 7, 8), draw.normal(5, 8)
+    assert block.log_sharpness.dtype == torch.float32
+    assert inputs[0].dtype == block(*inputs).dtype == torch.float64
+    with pytest.raises(ShapeError, match="dtype"):
+        SemanticPooling(dim=8, feedforward=6)(*inputs)
+
+
 # --- refusal
 
 X = torch.zeros

@@ -50,7 +50,7 @@ TESTS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "fusion": (["test_fusion", *_BLOCK], _WHOLE),
     "head": (["test_head", *_BLOCK], ["test_rows", *_WHOLE]),
-    "prompts": (["test_prompts", "test_prompt_bank", *_BLOCK], _WHOLE),
+    "prompts": (["test_prompts", "test_prompt_bank", *_BLOCK], ["test_rows", *_WHOLE]),
     "base": (["test_base"], ["test_rows", *_WHOLE]),
     "mixture": (["test_mixture", *_BLOCK], _WHOLE),
     "adapter": (["test_adapter", *_BLOCK], _WHOLE),

@@ -188,10 +188,7 @@ class Comparison:
             compare = partial(checkpoint, self._compare, use_reentrant=False, preserve_rng_state=False)
         joined: _Compared | None = None
         for start in range(0, len(regions), images):
-            found = compare(regions[start : start + images], rows, maps)
-            if found[2] is not None:
-                found = (*found[:2], found[2]._replace(gathered=None))  # Only the comparison itself reads it.
-            joined = _write(joined, found, start, len(regions))
+            joined = _write(joined, compare(regions[start : start + images], rows, maps), start, len(regions))
         return cast(_Compared, joined)
 
     def _compare(self, regions: Tensor, rows: LabelRows, maps: bool) -> _Compared:
@@ -221,7 +218,8 @@ class Comparison:
             if rows.own.shape[-1]:
                 features = upcast(pooled if seen.source is None else seen.source)
                 answers.append(standardise(features) @ upcast(rows.own).transpose(0, 1))
-            return base, tuple(answer + upcast(rows.bias) for answer in answers), attended
+            # What labels gathered is as large as they are, and nothing after this reads it.
+            return base, tuple(answer + upcast(rows.bias) for answer in answers), attended._replace(gathered=None)
 
 
 def _write(joined: Any, part: Any, start: int, count: int) -> Any:
