@@ -300,13 +300,13 @@ class ContextPrompter(Block):
         expect("prompts.end", prompts.end, "c", dtype="int", device=device, c=labels)
         if prompts.length != self.context_tokens:
             raise ValueError(f"prompts: expected {self.context_tokens} positions for the context, got {prompts.length}")
-        vectors = by_rows(partial(self._rows, text, prompts), prompts.ids, prompts.end.unsqueeze(-1))
+        vectors = by_rows(partial(self._rows, text, prompts), prompts.ids, prompts.end.unsqueeze(1))
         with without_autocast(vectors):
             return F.normalize(upcast(vectors), dim=-1)
 
     def _rows(self, text: TextTower, prompts: PromptTokens, ids: Tensor, end: Tensor) -> Float[Tensor, "c d"]:
         """Encode the prompts of some labels, whose ends are ``c 1``."""
-        vectors = text.encode_context(self.context, prompts._replace(ids=ids, end=end.squeeze(-1)))
+        vectors = text.encode_context(self.context, prompts._replace(ids=ids, end=end.squeeze(1)))
         sizes = {"c": ids.shape[0], "d": self.dim}
         expect("text.encode_context", vectors, "c d", dtype="float", device=self.context.device, **sizes)  # type: ignore[arg-type]
         return vectors
