@@ -68,7 +68,7 @@ def _rows(kind: str) -> list[tuple[str, str]]:
 
 def _named(cells: Cells, group: str, method: str) -> Cells:
     """Return a method's cells in a regime."""
-    name = method if group in (ALL, "parts", "unseen labels") else f"{group}, {method}"
+    name = method if group in (ALL, "parts") else f"{group}, {method}"
     return [cell for cell in cells if (cell["group"], cell["row"]) == (group, name)]
 
 
@@ -103,21 +103,28 @@ def methods(kind: str) -> str:
     return _table(header, rows)
 
 
+def of_unseen(kind: str) -> dict[str, Cells]:
+    """Return the cells in which labels were left out of training, by row; the first row is PVLR's."""
+    rows: dict[str, Cells] = {}
+    for cell in cells_of(kind):
+        if cell["group"] == "unseen labels":
+            rows.setdefault(cell["row"], []).append(cell)
+    return rows
+
+
 def unseen(kind: str) -> str:
     """Labels that were left out of training."""
-    cells = [cell for cell in cells_of(kind) if cell["group"] == "unseen labels"]
-    names = list(dict.fromkeys(cell["row"] for cell in cells))
-    if not names:
+    named, rows = of_unseen(kind), []
+    if not named:
         return ""
-    own, rows = _named(cells, "unseen labels", names[0]), []
-    for name in names:
-        found = _named(cells, "unseen labels", name)
+    first, own = next(iter(named.items()))
+    for name, found in named.items():
         rows.append((
             name.partition(",")[0], str(len(found)),
             *(mean_and_deviation(cell[part] for cell in found) for part in ("seen", "unseen", "harmonic")),
-            "" if name == names[0] else ahead(own, found, counted=True),
+            "" if name == first else ahead(own, found, counted=True),
         ))  # fmt: skip
-    header = (f"{names[0].partition(', ')[2]} in training", "seeds", "seen", "unseen", "harmonic", "PVLR is ahead by")
+    header = (f"{first.partition(', ')[2]} in training", "seeds", "seen", "unseen", "harmonic", "PVLR is ahead by")
     return _table(header, rows)
 
 
@@ -185,9 +192,7 @@ def draw_questions(folder: Path = FIGURES) -> None:
     draw_ahead(folder / "parts.svg", compared)
     compared = {}
     for kind, data in (("scenes", "scenes"), ("voc", "VOC"), ("coco", "COCO")):
-        cells = [cell for cell in cells_of(kind) if cell["group"] == "unseen labels"]
-        names = list(dict.fromkeys(cell["row"] for cell in cells))
-        rows = {name.partition(",")[0]: _named(cells, "unseen labels", name) for name in names}
+        rows = {name.partition(",")[0]: found for name, found in of_unseen(kind).items()}
         compared[data] = {name: paired_difference(rows["PVLR"], other) for name, other in rows.items()}
     draw_ahead(folder / "unseen.svg", compared)
 
